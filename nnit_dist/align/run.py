@@ -1,0 +1,242 @@
+"""The alignment stage: distil the teachers into one hypernetwork, with DAgger.
+
+Round 0 trains on states of the teachers' noised rollouts; every later round adds
+states that generated networks visited, labelled by their teacher.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.numpy import save_file
+
+from nnit_dist.align.distill import DistillConfig, distill_worker, load_states
+from nnit_dist.align.ghn import GHN, GHNConfig
+from nnit_dist.align.latents import TeacherLatents
+from nnit_dist.align.sampler import AlignedSampler
+from nnit_dist.artifacts import write_atomic
+from nnit_dist.envs.sim import TRAIN_SEEDS
+from nnit_dist.envs.tasks import TaskInfo
+from nnit_dist.errors import NnitError
+from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool
+from nnit_dist.normalization import InputNorm
+from nnit_dist.policy import Policy
+from nnit_dist.progress import StageProgress
+from nnit_dist.topology import Hidden
+from nnit_dist.training import fit, read_metrics
+from nnit_dist.zoo import Member
+
+MODEL = "ghn.safetensors"
+TEACHER_NOISE = (0.0, 0.1, 0.3)
+
+
+class AlignConfig(BaseModel):
+    """The hypernetwork and its training."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    min_success: float = Field(
+        0.9, ge=0, le=1, description="trials whose best snapshot is below this teach nothing"
+    )
+    ghn: GHNConfig = GHNConfig()
+    distill: DistillConfig = DistillConfig()
+
+
+class Placement(BaseModel):
+    """Where training runs: workers of Ray Train and what each of them gets."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    workers: int = Field(1, gt=0)
+    gpu: bool = Field(False, description="one GPU a worker")
+    cpus: int = Field(2, gt=0, description="CPUs a worker")
+
+
+def run_align(
+    config: AlignConfig,
+    members: list[Member],
+    task: TaskInfo,
+    seen: list[Hidden],
+    out: Path,
+    placement: Placement,
+    seed: int,
+    actors: int | None,
+) -> dict[str, Any]:
+    """Train the hypernetwork; returns the stage's figures.
+
+    Reads the teachers. Writes `out/ghn.safetensors`, `out/metrics.jsonl`, and a file of
+    states and one of the trainer's state per round, from which it resumes.
+
+    Raises:
+        NnitError: no teacher is good enough, or training fails.
+    """
+    taught = [member for member in members if member.success_once >= config.min_success]
+    if not taught:
+        best = max((member.success_once for member in members), default=0.0)
+        raise NnitError(
+            f"no policy of the population reaches align.min_success={config.min_success} (best "
+            f"{best:.2f}). Raise population.recipe.env_steps or lower align.min_success."
+        )
+    stage = _Alignment(config, [m.policy for m in taught], task, seen, out, placement, seed, actors)
+    stage.run()
+    rows = read_metrics(out / "metrics.jsonl")
+    return {
+        "teachers": {member.policy.id: member.success_once for member in taught},
+        "action_mse": rows[-1]["action_mse"],
+        "steps": config.distill.steps,
+        "dagger_episodes": stage.episodes,
+        "parameters": stage.parameters,
+    }
+
+
+class _Alignment:
+    """The rounds of the stage. Every file it writes is a point to resume from."""
+
+    def __init__(
+        self,
+        config: AlignConfig,
+        teachers: list[Policy],
+        task: TaskInfo,
+        seen: list[Hidden],
+        out: Path,
+        placement: Placement,
+        seed: int,
+        actors: int | None,
+    ) -> None:
+        self.config, self.teachers, self.task, self.seen = config, teachers, task, seen
+        self.out, self.placement, self.seed, self.actors = out, placement, seed, actors
+        self.max_width = max(max(hidden) for hidden in seen)
+        self.episodes = 0
+        self.parameters = 0
+
+    def run(self) -> None:
+        distill = self.config.distill
+        rounds = distill.dagger_rounds + 1
+        with StageProgress("align", unit="steps") as view:
+            view.add("distil", total=distill.steps)
+            for index in range(rounds):
+                self._ensure_states(index)
+                if not self._result(index).exists():
+                    self._train(index, distill.steps * (index + 1) // rounds, (view, "distil"))
+        self._sampler(rounds - 1).save(self.out / MODEL)
+
+    def _states(self, index: int) -> Path:
+        return self.out / f"states-{index}.safetensors"
+
+    def _result(self, index: int) -> Path:
+        return self.out / f"round-{index}.pt"
+
+    def _ensure_states(self, index: int) -> None:
+        distill, count = self.config.distill, len(self.teachers)
+        per_round = distill.dagger_networks * distill.dagger_episodes
+        self.episodes = count * distill.teacher_episodes + index * per_round
+        if self._states(index).exists():
+            return
+        if index == 0:
+            jobs = [(i, job) for i in range(count) for job in self._teacher_jobs(i)]
+            collected = self._collect(jobs)
+            norm = InputNorm.fit(np.concatenate(collected))
+            obs = [norm.apply(states) for states in collected]
+        else:
+            norm = self._norm()
+            before, _ = load_states(self._states(index - 1))
+            collected = self._collect(self._dagger_jobs(index))
+            obs = [
+                np.concatenate([old, norm.apply(new)]) if len(new) else old
+                for old, new in zip(before, collected, strict=True)
+            ]
+        self._save_states(index, obs, norm)
+
+    def _teacher_jobs(self, teacher: int) -> list[Job]:
+        """Recorded episodes of one teacher at several noise levels, a few seeds a job."""
+        first = self.seed * 100_000 + teacher * 1_000
+        jobs = []
+        for start in range(0, self.config.distill.teacher_episodes, 4):
+            stop = min(start + 4, self.config.distill.teacher_episodes)
+            noise = TEACHER_NOISE[(start // 4) % len(TEACHER_NOISE)]
+            seeds = tuple((first + k) % TRAIN_SEEDS for k in range(start, stop))
+            jobs.append(Job(self.teachers[teacher], seeds, noise, record=True))
+        return jobs
+
+    def _dagger_jobs(self, index: int) -> list[tuple[int, Job]]:
+        """Generated networks of random seen topologies, each with its teacher."""
+        distill, sampler = self.config.distill, self._sampler(index - 1)
+        rng = np.random.default_rng((self.seed, index))
+        jobs = []
+        for number in range(distill.dagger_networks):
+            hidden = self.seen[int(rng.integers(len(self.seen)))]
+            teacher = number % len(self.teachers)
+            policy = sampler.policies(hidden, teacher + 1, int(rng.integers(2**31)))[teacher]
+            policy.id = f"dagger_{index}_{number}"
+            start = int(rng.integers(TRAIN_SEEDS - distill.dagger_episodes))
+            seeds = tuple(range(start, start + distill.dagger_episodes))
+            jobs.append((teacher, Job(policy, seeds, record=True)))
+        return jobs
+
+    def _collect(self, jobs: list[tuple[int, Job]]) -> list[np.ndarray]:
+        """Visited observations per teacher, in the order of the jobs whoever ran them first."""
+        teacher_of = {(job.policy.id, job.seeds): teacher for teacher, job in jobs}
+        states: dict[tuple, np.ndarray] = {}
+        with SimulatorPool(self.task.name, self.task.control_mode, self.actors) as pool:
+            for outcome in pool.run([job for _, job in jobs]):
+                if isinstance(outcome, Failure):
+                    raise NnitError(f"recording states failed: {outcome.reason}.")
+                job, rollouts = outcome
+                assert rollouts.observations is not None
+                states[(job.policy.id, job.seeds)] = rollouts.observations
+        empty = np.zeros((0, self.task.obs_dim), np.float32)
+        grouped: list[list[np.ndarray]] = [[empty] for _ in self.teachers]
+        for key, teacher in teacher_of.items():
+            grouped[teacher].append(states[key])
+        return [np.concatenate(parts) for parts in grouped]
+
+    def _save_states(self, index: int, obs: list[np.ndarray], norm: InputNorm) -> None:
+        arrays = {"norm.mean": norm.mean, "norm.std": norm.std}
+        for i, (teacher, states) in enumerate(zip(self.teachers, obs, strict=True)):
+            raw = states * norm.std + norm.mean
+            arrays[f"obs.{i}"] = np.ascontiguousarray(states, dtype=np.float32)
+            arrays[f"target.{i}"] = np.ascontiguousarray(teacher.forward(raw), dtype=np.float32)
+        write_atomic(self._states(index), lambda partial: save_file(arrays, partial))
+
+    def _norm(self) -> InputNorm:
+        from safetensors.numpy import load_file
+
+        arrays = load_file(self._states(0))
+        return InputNorm(arrays["norm.mean"], arrays["norm.std"])
+
+    def _train(self, index: int, until: int, view: tuple[StageProgress, str]) -> None:
+        fit(
+            distill_worker,
+            {
+                "distill": self.config.distill.model_dump(),
+                "ghn": self.config.ghn.model_dump(),
+                "topologies": json.dumps(self.seen),
+                "max_width": self.max_width,
+                "states": str(self._states(index).absolute()),
+                "start_from": str(self._result(index - 1).absolute()) if index else None,
+                "result": str(self._result(index).absolute()),
+                "until": until,
+                "seed": self.seed,
+                "workers": self.placement.workers,
+            },
+            self.out,
+            f"round-{index}",
+            view,
+            self.placement.workers,
+            self.placement.gpu,
+            self.placement.cpus,
+        )
+
+    def _sampler(self, index: int) -> AlignedSampler:
+        saved = torch.load(self._result(index), weights_only=True, map_location="cpu")
+        ghn = GHN(self.config.ghn, self.task.obs_dim, self.task.act_dim, self.max_width)
+        ghn.load_state_dict(saved["ghn"])
+        latents = TeacherLatents(len(self.teachers), self.config.ghn.latent_dim)
+        latents.load_state_dict(saved["latents"])
+        self.parameters = sum(p.numel() for p in ghn.parameters())
+        return AlignedSampler(
+            ghn.eval(), latents.eval(), self._norm(), self.task, self.max_width, self.seen
+        )

@@ -1,0 +1,131 @@
+"""The aligned sampler: a trained hypernetwork as a source of policies for any topology."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nnit_dist.align.ghn import GHN, GHNConfig, Layers
+from nnit_dist.align.latents import TeacherLatents
+from nnit_dist.artifacts import write_atomic
+from nnit_dist.envs.tasks import TaskInfo
+from nnit_dist.errors import NnitError
+from nnit_dist.normalization import InputNorm
+from nnit_dist.policy import Policy
+from nnit_dist.topology import Topology
+
+FORMAT = "nnit.ghn/1"
+
+
+@dataclass
+class AlignedSampler:
+    """(topology, latent) -> weights. `norm` folds networks to raw observations.
+
+    Networks come as torch layers for whitened inputs (`layers`) or as policies (`policies`).
+    """
+
+    ghn: GHN
+    latents: TeacherLatents
+    norm: InputNorm
+    task: TaskInfo
+    max_width: int
+    seen: list[tuple[int, ...]]
+
+    @property
+    def teachers(self) -> int:
+        return len(self.latents.mean)
+
+    def topology(self, hidden: tuple[int, ...]) -> Topology:
+        return Topology(self.task.obs_dim, hidden, self.task.act_dim)
+
+    @torch.no_grad()
+    def layers(self, topology: Topology, teachers: Tensor, generator: torch.Generator) -> Layers:
+        """One network per teacher index [B], its latent drawn around that teacher's."""
+        noise = torch.randn(len(teachers), self.latents.mean.shape[1], generator=generator)
+        return self.ghn([(topology, self.latents.sample(teachers, noise))])[0]
+
+    def policies(self, hidden: tuple[int, ...], count: int, seed: int) -> list[Policy]:
+        """`count` policies of one topology, teachers in turn."""
+        generator = torch.Generator().manual_seed(seed)
+        topology = self.topology(hidden)
+        teachers = torch.arange(count) % self.teachers
+        layers = self.layers(topology, teachers, generator)
+        return [
+            Policy(
+                topology,
+                self.norm.fold(_numpy_layers(layers, i)),
+                self.task.name,
+                "ghn",
+                self.task.control_mode,
+                f"ghn_{topology.name}_{seed}_{i}",
+                {"teacher": str(int(teachers[i]))},
+            )
+            for i in range(count)
+        ]
+
+    def save(self, path: Path) -> Path:
+        """Write one safetensors file."""
+        state = {f"ghn.{k}": v.contiguous() for k, v in self.ghn.state_dict().items()}
+        state |= {f"latents.{k}": v for k, v in self.latents.state_dict().items()}
+        state |= {
+            "norm.mean": torch.from_numpy(self.norm.mean),
+            "norm.std": torch.from_numpy(self.norm.std),
+        }
+        metadata = {
+            "format": FORMAT,
+            "config": self.ghn.config.model_dump_json(),
+            "task": json.dumps(vars(self.task)),
+            "max_width": str(self.max_width),
+            "seen": json.dumps(self.seen),
+        }
+        return write_atomic(path, lambda partial: save_file(state, partial, metadata))
+
+    @classmethod
+    def load(cls, path: Path) -> "AlignedSampler":
+        """Read what `save` wrote; NnitError if it is something else."""
+        metadata, state = read_model(path, FORMAT)
+        task = TaskInfo(**json.loads(metadata["task"]))
+        config, max_width = GHNConfig.model_validate_json(metadata["config"]), int(
+            metadata["max_width"]
+        )
+        ghn = GHN(config, task.obs_dim, task.act_dim, max_width)
+        ghn.load_state_dict(_part(state, "ghn."))
+        latents = TeacherLatents(len(state["latents.mean"]), config.latent_dim)
+        latents.load_state_dict(_part(state, "latents."))
+        norm = InputNorm(state["norm.mean"].numpy(), state["norm.std"].numpy())
+        seen = [tuple(hidden) for hidden in json.loads(metadata["seen"])]
+        return cls(ghn.eval(), latents.eval(), norm, task, max_width, seen)
+
+
+def read_model(path: Path, expected: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a model file.
+
+    Raises:
+        NnitError: it is missing, damaged, or of another format.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise NnitError(f"there is no model file {path}.") from None
+    except (SafetensorError, OSError) as error:
+        raise NnitError(f"{path} is not a readable model file ({error}).") from None
+    if metadata.get("format") != expected:
+        raise NnitError(
+            f"{path} has format {metadata.get('format', 'none')!r}; expected {expected!r}."
+        )
+    return metadata, state
+
+
+def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _numpy_layers(layers: Layers, index: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(weight[index].numpy(), bias[index].numpy()) for weight, bias in layers]

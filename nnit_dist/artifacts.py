@@ -1,0 +1,118 @@
+"""Artefacts on disk: files that are whole or absent, and the manifest that vouches for a stage."""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nnit_dist.errors import NnitError
+
+MANIFEST = "manifest.json"
+_VERSIONED = ("nnit_dist", "torch", "ray", "mani_skill", "sapien", "gymnasium", "numpy")
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
+    """Call `write(temporary path)`, flush to disk, then rename to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        return partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise NnitError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+def write_json(path: Path, value: Any) -> Path:
+    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+    return write_atomic(path, lambda partial: partial.write_text(text))
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise NnitError(f"there is no {path}.") from None
+    except ValueError as error:
+        raise NnitError(f"{path} is damaged: {error}. Delete it to redo its stage.") from None
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 over a file, or over the names and contents below a directory."""
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for file in files:
+        digest.update(str(file.relative_to(path)).encode() + b"\0")
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+class Stage:
+    """A directory that one stage fills, and the manifest written last.
+
+    The manifest holds what the stage was made from (its key). A stage whose manifest has
+    the same key is done; one without a manifest is unfinished and goes on; one with
+    another key belongs to another run and is never overwritten.
+    """
+
+    def __init__(self, name: str, directory: Path, config: dict, inputs: dict[str, Path]) -> None:
+        self.name = name
+        self.directory = Path(directory)
+        self.key: dict[str, Any] = {
+            "config": config,
+            "inputs": {label: content_hash(path) for label, path in inputs.items()},
+        }
+        self._started = time.time()
+
+    def is_done(self) -> bool:
+        """Whether the stage is finished for exactly this config and these inputs.
+
+        Raises:
+            NnitError: the directory belongs to another config or other inputs.
+        """
+        for path in (self.directory / MANIFEST, self.directory / ".key.json"):
+            if path.exists() and read_json(path)["key"] != self.key:
+                raise NnitError(
+                    f"{self.directory} holds the {self.name} stage of another run "
+                    f"({_difference(read_json(path)['key'], self.key)}). Choose another output "
+                    "directory (`--out`), or delete this one to start again."
+                )
+        return (self.directory / MANIFEST).exists()
+
+    def begin(self) -> None:
+        """Claim the directory for this key."""
+        if not (self.directory / ".key.json").exists():
+            write_json(self.directory / ".key.json", {"key": self.key, "started": self._started})
+
+    def finish(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """Write the manifest; from now on the stage counts as done."""
+        started = read_json(self.directory / ".key.json")["started"]
+        manifest = {
+            "stage": self.name,
+            "key": self.key,
+            "figures": figures,
+            "seconds": round(time.time() - started, 1),
+            "versions": {package: version(package) for package in _VERSIONED},
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        }
+        write_json(self.directory / MANIFEST, manifest)
+        return manifest
+
+
+def _difference(old: dict, new: dict, path: str = "") -> str:
+    """The first place where two keys differ, as `config.seed: 0, now 1`."""
+    for name in sorted(set(old) | set(new)):
+        a, b = old.get(name), new.get(name)
+        if a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            return _difference(a, b, f"{path}{name}.")
+        return f"{path}{name}: {a}, now {b}"
+    return "unchanged"

@@ -1,0 +1,248 @@
+"""The `nnit` command: parses, calls, and prints one clear line when something is wrong."""
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from nnit_dist.errors import NnitError
+from nnit_dist.progress import console
+
+app = typer.Typer(
+    help="Writes working robot policies for any MLP topology instead of training them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+zoo_app = typer.Typer(help="Look into a population.", no_args_is_help=True)
+app.add_typer(zoo_app, name="zoo")
+
+Config = Annotated[Path, typer.Argument(help="YAML configuration, e.g. configs/quickstart.yaml")]
+Out = Annotated[Path | None, typer.Option(help="run directory; runs/NAME by default")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="override a key, e.g. --set nnit.steps=500")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
+
+
+def main() -> None:
+    """Entry point: an expected error is one readable message and exit code 1."""
+    try:
+        app(standalone_mode=True)
+    except NnitError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        console.print(f"[bold red]error:[/] {error}", markup=True, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("\ninterrupted; run the same command to go on.")
+        sys.exit(130)
+
+
+@app.command()
+def run(config: Config, out: Out = None, set_: Overrides = None, debug: Debug = False) -> None:
+    """The whole chain: population, align, train, generate, evaluate, report."""
+    the_run = _load(config, out, set_)
+    the_run.all()
+    _summary(the_run)
+
+
+def _stage_command(name: str, text: str) -> None:
+    def command(
+        config: Config, out: Out = None, set_: Overrides = None, debug: Debug = False
+    ) -> None:
+        getattr(_load(config, out, set_), name)()
+
+    app.command(name, help=text)(command)
+
+
+_stage_command("population", "Train the population with RLlib; fills the zoo.")
+_stage_command("align", "Distil the population into one aligned hypernetwork.")
+_stage_command("train", "Train NNiT, the diffusion transformer over weights.")
+_stage_command("report", "Write the report of a finished run.")
+
+
+@app.command()
+def generate(
+    out: Annotated[Path, typer.Option(help="directory for the policy files")],
+    task: Annotated[str, typer.Option(help="ManiSkill3 task")] = "PushCube-v1",
+    hidden: Annotated[str | None, typer.Option(help="hidden widths, e.g. 40x56")] = None,
+    samples: Annotated[int, typer.Option(min=1)] = 1,
+    seed: Annotated[int, typer.Option()] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 16,
+    model: Annotated[
+        Path | None, typer.Option(help="trained model, or a run directory; shipped one by default")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write policy files for a topology, or for architectures that the model draws itself."""
+    from nnit_dist.nnit.run import draw_topologies, generate_policies
+    from nnit_dist.pretrained import load_model
+    from nnit_dist.topology import parse_hidden
+
+    nnit = load_model(task, model)
+    if hidden:
+        widths = parse_hidden(hidden)
+        nnit.check(widths, task)
+        figures = generate_policies(nnit, [widths], samples, out, seed, steps)
+    else:
+        figures = {"networks": 0, "milliseconds_a_network": 0.0}
+        for i, widths in enumerate(draw_topologies(nnit, samples, seed)):
+            figures = generate_policies(nnit, [widths], 1, out, seed + i, steps)
+        figures["networks"] = samples
+    console.print(
+        f"wrote {figures['networks']} policies to {out} "
+        f"({figures['milliseconds_a_network']} ms each)"
+    )
+
+
+@app.command()
+def evaluate(
+    policies: Annotated[Path, typer.Argument(help="a policy file or a directory of them")],
+    episodes: Annotated[int, typer.Option(help="episodes a policy")] = 100,
+    out: Annotated[
+        Path | None, typer.Option(help="where results are kept; POLICIES/evaluation by default")
+    ] = None,
+    actors: Annotated[int | None, typer.Option(min=1, help="simulator processes")] = None,
+    address: Annotated[str | None, typer.Option(help="a running Ray cluster")] = None,
+    debug: Debug = False,
+) -> None:
+    """Roll policies out in ManiSkill3 and store and print their success."""
+    from nnit_dist.artifacts import write_json
+    from nnit_dist.evaluate.run import evaluate as measure
+    from nnit_dist.evaluate.run import summarize
+    from nnit_dist.pipeline import quiet_stderr
+    from nnit_dist.policy import load_policies
+    from nnit_dist.ray_session import ray_session
+
+    loaded = load_policies(policies)
+    base = policies if policies.is_dir() else policies.parent
+    target = out or base / "evaluation"
+    with quiet_stderr(target / "evaluate.log"), ray_session(address):
+        result = measure(loaded, episodes, target, actors)
+    rows = result.rows()
+    summary = summarize(rows) if rows else None
+    write_json(
+        target / "results.json",
+        {"summary": summary, "policies": rows, "failures": result.failures},
+    )
+    _print_policies(rows)
+    if summary:
+        console.print(
+            f"mean success_once {summary['success_once']:.3f} "
+            f"[{summary['low']:.3f}, {summary['high']:.3f}] over {summary['networks']} policies; "
+            f"results in {target}"
+        )
+    for policy_id, reason in result.failures.items():
+        console.print(f"[red]not measured:[/] {policy_id}: {reason}")
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine can do, and what to install for more."""
+    from nnit_dist.doctor import examine
+
+    table = Table(show_header=False, box=None)
+    for name, value in examine():
+        table.add_row(f"[bold]{name}[/]", value)
+    console.print(table)
+
+
+Zoo = Annotated[Path, typer.Argument(help="a zoo, e.g. runs/quickstart/population/zoo")]
+
+
+@zoo_app.command("ls")
+def zoo_ls(path: Zoo, debug: Debug = False) -> None:
+    """List the policies of a zoo."""
+    from nnit_dist.topology import hidden_name
+
+    table = Table("id", "hidden", "env steps", "success_once", "success_at_end", "return")
+    for row in _zoo(path).rows():
+        table.add_row(
+            row["id"], hidden_name(row["hidden"]), f"{row['env_steps']:,}",
+            f"{row['success_once']:.2f}", f"{row['success_at_end']:.2f}", f"{row['return']:.1f}",
+        )
+    console.print(table)
+
+
+@zoo_app.command("show")
+def zoo_show(path: Zoo, policy_id: str, debug: Debug = False) -> None:
+    """Show one policy of a zoo."""
+    row = _zoo(path).get(policy_id).row()
+    weights = row.pop("weights")
+    for name, value in row.items():
+        console.print(f"{name:>15}  {value}")
+    console.print(f"{'weights':>15}  {len(weights):,}, rms {float((weights**2).mean()) ** 0.5:.3f}")
+
+
+@zoo_app.command("verify")
+def zoo_verify(path: Zoo, debug: Debug = False) -> None:
+    """Check every file and row of a zoo."""
+    problems = _zoo(path).verify()
+    for problem in problems:
+        console.print(f"[red]•[/] {problem}", soft_wrap=True)
+    if problems:
+        raise NnitError(f"{len(problems)} problems in {path}.")
+    console.print(f"{path}: {len(_zoo(path).rows())} policies, no problems")
+
+
+@zoo_app.command("export")
+def zoo_export(
+    path: Zoo,
+    out: Annotated[Path, typer.Option(help="directory for the policy files")],
+    policy_id: Annotated[str | None, typer.Option("--id", help="one policy only")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write policies of a zoo as policy files."""
+    from nnit_dist.policy import SUFFIX, save_policy
+
+    zoo = _zoo(path)
+    members = [zoo.get(policy_id)] if policy_id else list(zoo.members())
+    for member in members:
+        save_policy(member.policy, out / f"{member.policy.id}{SUFFIX}")
+    console.print(f"wrote {len(members)} policies to {out}")
+
+
+def _zoo(path: Path):
+    from nnit_dist.zoo import Zoo
+
+    zoo = Zoo(path)
+    if not zoo.files():
+        raise NnitError(f"{path} is no zoo: it holds no Parquet files.")
+    return zoo
+
+
+def _load(config: Path, out: Path | None, overrides: list[str] | None):
+    from nnit_dist.config import load_config
+    from nnit_dist.pipeline import Run
+
+    loaded = load_config(config, overrides)
+    return Run(loaded, out or Path("runs") / loaded.name)
+
+
+def _print_policies(rows: list[dict]) -> None:
+    from nnit_dist.topology import hidden_name
+
+    table = Table("policy", "hidden", "success_once", "95%", "success_at_end", "return")
+    for row in rows:
+        table.add_row(
+            row["policy_id"], hidden_name(row["hidden"]), f"{row['success_once']:.2f}",
+            f"{row['success_once_low']:.2f} to {row['success_once_high']:.2f}",
+            f"{row['success_at_end']:.2f}", f"{row['return']:.1f}",
+        )
+    console.print(table)
+
+
+def _summary(the_run) -> None:
+    figures = the_run.manifest("evaluate")["figures"]
+    table = Table("method", "topologies", "success_once", "95%", "networks", "episodes")
+    for row in figures["summaries"]:
+        table.add_row(
+            row["method"], row["kind"], f"{row['success_once']:.3f}",
+            f"{row['low']:.3f} to {row['high']:.3f}", str(row["networks"]), f"{row['episodes']:,}",
+        )
+    console.print(table)
+    console.print(f"report: {the_run.out / 'report' / 'report.html'}")

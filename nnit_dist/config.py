@@ -1,0 +1,144 @@
+"""The configuration of a run: one YAML file, validated before anything starts."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nnit_dist.align.run import AlignConfig, Placement
+from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE
+from nnit_dist.errors import NnitError, nearest
+from nnit_dist.nnit.train import NNiTConfig
+from nnit_dist.population.run import PopulationConfig
+from nnit_dist.topology import TopologySplit, UnseenKind, split_topologies
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TopologiesConfig(_Model):
+    """The grid of topologies, and what of it is kept unseen."""
+
+    widths: list[int] = Field([16, 32, 48, 64], min_length=1)
+    depths: list[int] = Field([1, 2, 3], min_length=1)
+    unseen_widths: list[int] = [24, 40, 56]
+    unseen: dict[UnseenKind, int] = Field(
+        {"combination": 12, "width": 12}, description="held-out topologies of each kind"
+    )
+
+
+class EvaluateConfig(_Model):
+    """What is measured at the end."""
+
+    samples: int = Field(2, gt=0, description="networks a topology, all of them counted")
+    episodes: int = Field(20, gt=0, description="episodes a network")
+    seen_topologies: int = Field(12, ge=0, description="seen topologies measured for comparison")
+    sampler_steps: int = Field(16, gt=0)
+
+
+class LoggingConfig(_Model):
+    wandb: Literal["off", "offline", "online"] = "off"
+
+
+class RayConfig(_Model):
+    """Where the stages run."""
+
+    address: str | None = Field(None, description="a running cluster; a local Ray by default")
+    num_cpus: int | None = Field(None, gt=0, description="logical CPUs of a local Ray")
+    actors: int | None = Field(None, gt=0, description="simulator processes of a pool")
+
+
+class RunConfig(_Model):
+    """One run, from population to report."""
+
+    name: str
+    task: str
+    control_mode: str = DEFAULT_CONTROL_MODE
+    seed: int = 0
+    topologies: TopologiesConfig = TopologiesConfig()
+    population: PopulationConfig = PopulationConfig()
+    align: AlignConfig = AlignConfig()
+    nnit: NNiTConfig = NNiTConfig()
+    training: Placement = Placement()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    logging: LoggingConfig = LoggingConfig()
+    ray: RayConfig = RayConfig()
+
+    def split(self) -> TopologySplit:
+        t = self.topologies
+        return split_topologies(t.widths, t.depths, t.unseen_widths, t.unseen, self.seed)
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML configuration and `key.path=value` overrides.
+
+    Raises:
+        NnitError: the file is missing or no YAML, a key is unknown (with its full path and the
+            nearest valid name), or a value is out of range.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise NnitError(f"there is no configuration {path}.") from None
+    except yaml.YAMLError as error:
+        raise NnitError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise NnitError(f"{path} holds no configuration: expected keys such as name and task.")
+    for override in overrides or []:
+        _override(data, override)
+    try:
+        config = RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise NnitError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
+    _check_widths(config, path)
+    return config
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise NnitError(f"cannot read the override {text!r}; write it as key.path=value.")
+    *parents, last = path.split(".")
+    for name in parents:
+        data = data.setdefault(name, {})
+        if not isinstance(data, dict):
+            raise NnitError(f"the override {text!r} goes into {name!r}, which is a value.")
+    data[last] = yaml.safe_load(value)
+
+
+def _explain(error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    path = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {path!r}.{nearest(location[-1], _keys_at(location[:-1]))}"
+    if error["type"] == "missing":
+        return f"{path!r} is missing"
+    return f"{path!r}: {error['msg']}, got {error['input']!r}"
+
+
+def _keys_at(location: list[str]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for name in location:
+        annotation = model.model_fields[name].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def _check_widths(config: RunConfig, path: Path) -> None:
+    patch = config.nnit.patch
+    wanted = {
+        "topologies.widths": config.topologies.widths,
+        "topologies.unseen_widths": config.topologies.unseen_widths,
+    }
+    for key, widths in wanted.items():
+        for width in widths:
+            if width % patch or width < 1:
+                low = max(patch, width // patch * patch)
+                raise NnitError(
+                    f"{path}: {key} has {width}, which is no multiple of nnit.patch={patch}. "
+                    f"Nearest: {low}, {low + patch}."
+                )

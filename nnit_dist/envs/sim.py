@@ -1,0 +1,112 @@
+"""One ManiSkill3 environment a process, on CPU, as a plain gymnasium environment in numpy.
+
+State observations; an episode always runs its full length (ManiSkill's
+`ignore_terminations` protocol), because every step's reward is positive and an
+episode that ended on success would punish success.
+"""
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from nnit_dist.envs import headless
+from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE, TaskInfo, check_task
+from nnit_dist.errors import NnitError
+
+# Seeds below start training episodes only, so no evaluation start is ever trained on.
+TRAIN_SEEDS = 2**30
+VALIDATION_SEED = 2**30
+TEST_SEED = 2**30 + 2**28
+
+
+class SimEnv(gym.Env):
+    """A ManiSkill3 task on one CPU core.
+
+    Observations are float32 [obs_dim], actions float32 [act_dim] in [-1, 1], rewards
+    ManiSkill's normalised dense reward (0 with `reward=False`, which is faster), and
+    `info["success"]` a bool.
+
+    Raises:
+        NnitError: the task or the control mode cannot be used here (see `check_task`).
+    """
+
+    def __init__(
+        self, task: str, control_mode: str = DEFAULT_CONTROL_MODE, reward: bool = True, render=False
+    ) -> None:
+        torch.set_num_threads(1)
+        self._max_steps = check_task(task)
+        self._env = _make(task, control_mode, reward, render)
+        obs, _ = self._env.reset(seed=0)
+        action_space = self._env.single_action_space
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, obs.shape[1:], np.float32)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, action_space.shape, np.float32)
+        self.info = TaskInfo(
+            task, control_mode, obs.shape[1], action_space.shape[0], self._max_steps
+        )
+        self._elapsed = 0
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        """Start an episode; without a seed, one of the training seeds is drawn."""
+        super().reset(seed=seed)
+        if seed is None:
+            seed = int(self.np_random.integers(TRAIN_SEEDS))
+        obs, _ = self._env.reset(seed=seed)
+        self._elapsed = 0
+        return _numpy(obs), {}
+
+    def step(self, action: np.ndarray):
+        obs, reward, _, _, info = self._env.step(action)
+        self._elapsed += 1
+        truncated = self._elapsed >= self._max_steps
+        return _numpy(obs), float(reward), False, truncated, {"success": bool(info["success"])}
+
+    def render(self) -> np.ndarray:
+        """RGB picture of the scene, uint8 [height, width, 3]; needs `render=True`."""
+        return self._env.render_rgb_array()[0].cpu().numpy()
+
+    def positions(self) -> dict[str, np.ndarray]:
+        """Positions [3] in metres of the tool and of every movable or marked actor."""
+        scene = self._env.scene
+        actors = {
+            name: actor.pose.p[0].numpy()
+            for name, actor in scene.actors.items()
+            if not name.startswith(("table", "ground"))
+        }
+        return {"tool": self._env.agent.tcp.pose.p[0].numpy(), **actors}
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def task_info(task: str, control_mode: str = DEFAULT_CONTROL_MODE) -> TaskInfo:
+    """Sizes of a task, read from a real environment (a few seconds)."""
+    env = SimEnv(task, control_mode, reward=False)
+    env.close()
+    return env.info
+
+
+def _make(task: str, control_mode: str, reward: bool, render: bool):
+    if not headless.has_render_device():
+        if render:
+            raise NnitError("no Vulkan device to render with; see `nnit doctor`.")
+        headless.install_stand_ins()
+    try:
+        env = gym.make(
+            task,
+            obs_mode="state",
+            control_mode=control_mode,
+            reward_mode="normalized_dense" if reward else "none",
+            sim_backend="physx_cpu",
+            render_backend="gpu" if render else "none",
+            render_mode="rgb_array" if render else None,
+        )
+    except (AssertionError, KeyError) as error:
+        raise NnitError(
+            f"{task} cannot be built with control mode {control_mode!r} ({error}). "
+            f"Most tasks have {DEFAULT_CONTROL_MODE} and pd_ee_delta_pos."
+        ) from None
+    return env.unwrapped
+
+
+def _numpy(obs: torch.Tensor) -> np.ndarray:
+    return obs[0].numpy().astype(np.float32)

@@ -1,0 +1,65 @@
+"""Which ManiSkill3 tasks can be used here, and why others cannot."""
+
+import os
+from dataclasses import dataclass
+
+from nnit_dist.errors import NnitError, nearest
+
+# Without it, building an environment may wait for input on a terminal that is not there.
+os.environ.setdefault("MS_SKIP_ASSET_DOWNLOAD_PROMPT", "1")
+
+DEFAULT_CONTROL_MODE = "pd_joint_delta_pos"
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What a policy for a task must fit: sizes of observation and action, and episode length."""
+
+    name: str
+    control_mode: str
+    obs_dim: int
+    act_dim: int
+    max_episode_steps: int
+
+
+def check_task(task: str) -> int:
+    """Episode length of `task` in env steps.
+
+    Raises:
+        NnitError: ManiSkill has no such task, it needs an asset download, or it has no
+            dense reward to train on.
+    """
+    import mani_skill.envs  # noqa: F401  (registers the tasks)
+    from mani_skill.utils import assets
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    spec = REGISTERED_ENVS.get(task)
+    if spec is None:
+        raise NnitError(
+            f"ManiSkill3 has no task {task!r}.{nearest(task, list(REGISTERED_ENVS))} "
+            "Tasks that need no download include PushCube-v1, PullCube-v1 and PickCube-v1."
+        )
+    missing = _missing_assets(spec.asset_download_ids or [], assets)
+    if missing:
+        raise NnitError(
+            f"{task} needs assets that are not on this machine ({', '.join(missing)}). "
+            f"Run `python -m mani_skill.utils.download_asset {task}` first."
+        )
+    if "dense" not in spec.cls.SUPPORTED_REWARD_MODES:
+        raise NnitError(
+            f"{task} has no dense reward (only {', '.join(spec.cls.SUPPORTED_REWARD_MODES)}), so "
+            "PPO cannot train a population on it. Choose a task with a dense reward."
+        )
+    if spec.max_episode_steps is None:
+        raise NnitError(f"{task} has no episode length, so its success cannot be measured.")
+    return spec.max_episode_steps
+
+
+def _missing_assets(ids: list[str], assets) -> list[str]:
+    sources = []
+    for asset_id in ids:
+        if asset_id in assets.DATA_GROUPS:
+            sources += assets.expand_data_group_into_individual_data_source_ids(asset_id)
+        else:
+            sources.append(asset_id)
+    return [source for source in sources if not assets.is_data_source_downloaded(source)]

@@ -1,0 +1,80 @@
+"""The NNiT stage (training) and the generate stage (writing policy files)."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from nnit_dist.align.run import Placement
+from nnit_dist.errors import NnitError
+from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.nnit.train import NNiTConfig, nnit_worker
+from nnit_dist.policy import SUFFIX, save_policy
+from nnit_dist.progress import StageProgress
+from nnit_dist.topology import Hidden
+from nnit_dist.training import fit, read_metrics
+
+MODEL = "nnit.safetensors"
+
+
+def run_nnit(
+    config: NNiTConfig, ghn: Path, out: Path, placement: Placement, seed: int
+) -> dict[str, Any]:
+    """Train the transformer on the aligned sampler; returns the stage's figures.
+
+    Reads the hypernetwork `ghn`. Writes `out/nnit.safetensors` and `out/metrics.jsonl`.
+    """
+    with StageProgress("train", unit="steps") as view:
+        view.add("nnit", total=config.steps)
+        fit(
+            nnit_worker,
+            {
+                "nnit": config.model_dump(),
+                "ghn": str(ghn.absolute()),
+                "result": str((out / MODEL).absolute()),
+                "seed": seed,
+                "workers": placement.workers,
+            },
+            out,
+            "train",
+            (view, "nnit"),
+            placement.workers,
+            placement.gpu,
+            placement.cpus,
+        )
+    rows = read_metrics(out / "metrics.jsonl")
+    return {
+        "steps": config.steps,
+        "flow_loss": rows[-1]["flow"],
+        "parameters": NNiTModel.load(out / MODEL).parameters,
+    }
+
+
+def generate_policies(
+    model: NNiTModel, topologies: list[Hidden], samples: int, out: Path, seed: int, steps: int
+) -> dict[str, Any]:
+    """Write `samples` policy files of every topology into `out`; returns figures.
+
+    File names carry topology, seed and sample, so the same call writes the same files.
+    """
+    written, spent = 0, 0.0
+    with StageProgress("generate", unit="networks") as view:
+        view.add("generate", total=len(topologies) * samples)
+        for hidden in topologies:
+            began = time.perf_counter()
+            policies = model.generate(hidden, samples, seed, steps)
+            spent += time.perf_counter() - began
+            for policy in policies:
+                save_policy(policy, out / f"{policy.id}{SUFFIX}")
+            written += len(policies)
+            view.update("generate", written)
+    return {"networks": written, "milliseconds_a_network": round(1e3 * spent / max(written, 1), 2)}
+
+
+def draw_topologies(model: NNiTModel, count: int, seed: int) -> list[Hidden]:
+    """`count` architectures that the model itself proposes."""
+    drawn: list[Hidden] = []
+    for attempt in range(20):
+        drawn += model.draw_architectures(count, seed + 1_000_003 * attempt)
+        if len(drawn) >= count:
+            return drawn[:count]
+    raise NnitError("the model draws no valid architectures; it is not trained far enough.")

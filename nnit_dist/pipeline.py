@@ -1,0 +1,230 @@
+"""The stages in order: what each reads and writes, and when it is skipped."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from nnit_dist.artifacts import Stage, read_json
+from nnit_dist.config import RunConfig
+from nnit_dist.errors import NnitError
+from nnit_dist.progress import console
+from nnit_dist.ray_session import ray_session
+from nnit_dist.topology import Hidden
+
+STAGES = ("population", "align", "train", "generate", "evaluate", "report")
+
+
+class Run:
+    """One run in the directory `out`, one subdirectory a stage.
+
+    Every stage method does its stage unless it is done, and returns its manifest.
+    """
+
+    def __init__(self, config: RunConfig, out: Path) -> None:
+        self.config, self.out = config, Path(out)
+        self.split = config.split()
+
+    def all(self) -> dict[str, Any]:
+        """Every stage; returns the manifests by stage."""
+        return {stage: getattr(self, stage)() for stage in STAGES}
+
+    def population(self) -> dict[str, Any]:
+        from nnit_dist.envs.tasks import check_task
+        from nnit_dist.population.run import run_population
+
+        c = self.config
+        check_task(c.task)
+        config = self._about("task", "control_mode", "population")
+        return self._stage(
+            "population",
+            config,
+            {},
+            lambda out: run_population(c.population, c.task, c.control_mode, out),
+            self.config.ray.num_cpus,
+        )
+
+    def align(self) -> dict[str, Any]:
+        from nnit_dist.align.run import run_align
+        from nnit_dist.envs.sim import task_info
+        from nnit_dist.population.run import teachers
+
+        c, zoo = self.config, self._of("population", "zoo")
+        config = self._about("task", "control_mode", "align", "topologies", "seed")
+        return self._stage(
+            "align",
+            config,
+            {"zoo": zoo},
+            lambda out: run_align(
+                c.align,
+                teachers(zoo.parent),
+                task_info(c.task, c.control_mode),
+                self.split.seen,
+                out,
+                c.training,
+                c.seed,
+                c.ray.actors,
+            ),
+        )
+
+    def train(self) -> dict[str, Any]:
+        from nnit_dist.nnit.run import run_nnit
+
+        c, ghn = self.config, self._of("align", "ghn.safetensors")
+        return self._stage(
+            "train",
+            self._about("nnit", "seed"),
+            {"ghn": ghn},
+            lambda out: run_nnit(c.nnit, ghn, out, c.training, c.seed),
+        )
+
+    def generate(self) -> dict[str, Any]:
+        from nnit_dist.nnit.model import NNiTModel
+        from nnit_dist.nnit.run import generate_policies
+
+        c, model = self.config, self._of("train", "nnit.safetensors")
+        return self._stage(
+            "generate",
+            self._about("topologies", "evaluate", "seed"),
+            {"model": model},
+            lambda out: generate_policies(
+                NNiTModel.load(model),
+                self.measured_topologies(),
+                c.evaluate.samples,
+                out / "policies",
+                c.seed,
+                c.evaluate.sampler_steps,
+            ),
+            ray=False,
+        )
+
+    def evaluate(self) -> dict[str, Any]:
+        from nnit_dist.evaluate.compare import run_evaluation
+
+        c = self.config
+        inputs = {
+            "policies": self._of("generate", "policies"),
+            "ghn": self._of("align", "ghn.safetensors"),
+            "zoo": self._of("population", "zoo"),
+        }
+        return self._stage(
+            "evaluate",
+            self._about("topologies", "evaluate", "seed"),
+            inputs,
+            lambda out: run_evaluation(
+                inputs["policies"],
+                inputs["ghn"],
+                inputs["zoo"].parent,
+                self.split,
+                self.measured_topologies(),
+                c.evaluate.samples,
+                c.evaluate.episodes,
+                c.align.min_success,
+                c.seed,
+                out,
+                c.ray.actors,
+            ),
+        )
+
+    def report(self) -> dict[str, Any]:
+        from nnit_dist.report.build import build_report
+
+        inputs = {
+            "results": self._of("evaluate", "results.json"),
+            "model": self._of("train", "nnit.safetensors"),
+        }
+        return self._stage(
+            "report", {"name": self.config.name}, inputs, lambda out: build_report(self, out), ray=False
+        )
+
+    def measured_topologies(self) -> list[Hidden]:
+        """Unseen topologies of every kind, and an even choice of seen ones beside them."""
+        seen, count = self.split.seen, self.config.evaluate.seen_topologies
+        chosen = [seen[i * len(seen) // count] for i in range(min(count, len(seen)))]
+        return [hidden for held in self.split.unseen.values() for hidden in held] + chosen
+
+    def manifest(self, stage: str) -> dict[str, Any]:
+        return read_json(self.out / stage / "manifest.json")
+
+    def _about(self, *keys: str) -> dict[str, Any]:
+        return self.config.model_dump(mode="json", include=set(keys))
+
+    def _of(self, stage: str, name: str) -> Path:
+        """A finished stage's artefact."""
+        directory = self.out / stage
+        if not (directory / "manifest.json").exists():
+            raise NnitError(
+                f"the {stage} stage of {self.out} is not finished; run `nnit {stage}` with the same "
+                "configuration first, or `nnit run` for the whole chain."
+            )
+        return directory / name
+
+    def _stage(
+        self,
+        name: str,
+        config: dict,
+        inputs: dict[str, Path],
+        work: Callable[[Path], dict[str, Any]],
+        num_cpus: int | None = None,
+        ray: bool = True,
+    ) -> dict[str, Any]:
+        stage = Stage(name, self.out / name, config, inputs)
+        if stage.is_done():
+            console.print(f"[green]✓[/] {name:<11} already done: {stage.directory}")
+            return self.manifest(name)
+        stage.begin()
+        console.print(f"[bold]•[/] {name}")
+        session = (
+            ray_session(self.config.ray.address, num_cpus or self.config.ray.num_cpus)
+            if ray
+            else contextlib.nullcontext()
+        )
+        with quiet_stderr(self.out / "logs" / f"{name}.log"), session:
+            figures = work(stage.directory)
+        manifest = stage.finish(figures)
+        self._log(name, figures)
+        console.print(
+            f"[green]✓[/] {name:<11} {_minutes(manifest['seconds'])}, wrote {stage.directory}"
+        )
+        return manifest
+
+    def _log(self, stage: str, figures: dict[str, Any]) -> None:
+        """Figures to Weights & Biases, grouped by run, when it is switched on."""
+        if self.config.logging.wandb == "off":
+            return
+        import wandb
+
+        numbers = {f"{stage}/{k}": v for k, v in figures.items() if isinstance(v, int | float)}
+        run = wandb.init(
+            project="nnit_dist",
+            group=self.config.name,
+            name=f"{self.config.name}-{stage}",
+            mode=self.config.logging.wandb,
+            dir=str(self.out),
+            config=self.config.model_dump(mode="json"),
+            settings=wandb.Settings(silent=True),
+        )
+        run.log(numbers)
+        run.finish()
+
+
+@contextlib.contextmanager
+def quiet_stderr(log: Path) -> Iterator[None]:
+    """Send what libraries print on standard error to a log file (Ray, SAPIEN, ManiSkill)."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+            yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -1,0 +1,90 @@
+"""The PPO recipe of the population, as an RLlib algorithm (new API stack)."""
+
+from typing import Any
+
+import gymnasium as gym
+from pydantic import BaseModel, ConfigDict, Field
+from ray import tune
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from nnit_dist.population.module import ActorCriticModule
+from nnit_dist.topology import Hidden
+
+ENV_NAME = "nnit-maniskill"
+
+
+class Recipe(BaseModel):
+    """PPO settings of one task; RLlib's defaults do not fit ManiSkill3."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    env_steps: int = Field(400_000, gt=0, description="budget of one trial, in env steps")
+    success_bar: float = Field(0.95, ge=0, le=1, description="deterministic success to stop at")
+    lr: float = Field(1e-3, gt=0)
+    final_lr: float = Field(1e-4, gt=0, description="reached linearly at the end of the budget")
+    batch: int = Field(2048, gt=0, description="env steps an iteration")
+    minibatch: int = Field(512, gt=0)
+    epochs: int = Field(15, gt=0)
+    gamma: float = Field(0.8, ge=0, le=1)
+    gae_lambda: float = Field(0.9, ge=0, le=1)
+    clip: float = Field(0.2, gt=0)
+    grad_clip: float = Field(0.5, gt=0)
+    envs: int = Field(8, gt=0, description="environments stepped by a trial's process")
+    eval_every: int = Field(40_000, gt=0, description="env steps between measurements")
+    eval_episodes: int = Field(50, gt=0)
+
+
+def ppo_config(
+    recipe: Recipe, hidden: Hidden, task: str, control_mode: str, seed: int
+) -> PPOConfig:
+    """RLlib's configuration of one trial: sampling and learning share one process.
+
+    With everything in the trial's own process, no core waits for the slowest runner, and
+    as many trials as cores keep the whole machine busy.
+    """
+    tune.register_env(ENV_NAME, _make_env)
+    return (
+        PPOConfig()
+        .environment(
+            ENV_NAME,
+            env_config={"task": task, "control_mode": control_mode},
+            clip_actions=True,
+            normalize_actions=False,
+        )
+        .env_runners(
+            num_env_runners=0,
+            num_envs_per_env_runner=recipe.envs,
+            gym_env_vectorize_mode=gym.VectorizeMode.SYNC,
+            rollout_fragment_length="auto",
+            batch_mode="truncate_episodes",
+        )
+        .learners(num_learners=0)
+        .rl_module(
+            rl_module_spec=RLModuleSpec(
+                module_class=ActorCriticModule, model_config={"hidden": list(hidden)}
+            )
+        )
+        .training(
+            lr=[[0, recipe.lr], [recipe.env_steps, recipe.final_lr]],
+            train_batch_size_per_learner=recipe.batch,
+            minibatch_size=recipe.minibatch,
+            num_epochs=recipe.epochs,
+            gamma=recipe.gamma,
+            lambda_=recipe.gae_lambda,
+            clip_param=recipe.clip,
+            grad_clip=recipe.grad_clip,
+            grad_clip_by="global_norm",
+            use_kl_loss=False,
+            vf_clip_param=float("inf"),
+            vf_loss_coeff=0.5,
+            entropy_coeff=0.0,
+        )
+        .debugging(seed=seed, log_level="ERROR")
+    )
+
+
+def _make_env(env_config: dict[str, Any]) -> gym.Env:
+    from nnit_dist.envs.sim import SimEnv
+
+    return SimEnv(env_config["task"], env_config["control_mode"])

@@ -1,0 +1,133 @@
+"""The population stage: PPO trials under Ray Tune, their snapshots in the zoo."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import tune
+
+from nnit_dist.errors import NnitError
+from nnit_dist.population.ppo import Recipe
+from nnit_dist.population.trial import TrialSpec, read_progress, train_trial
+from nnit_dist.progress import StageProgress
+from nnit_dist.topology import Hidden
+from nnit_dist.zoo import Member, Zoo
+
+
+class PopulationConfig(BaseModel):
+    """Which policies are trained, and how."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    architectures: list[list[int]] = Field([[64, 64], [64, 48]], min_length=1)
+    seeds: list[int] = Field([0], min_length=1)
+    max_failures: int = Field(3, ge=0, description="retries of a trial that dies")
+    recipe: Recipe = Recipe()
+
+
+def trial_specs(config: PopulationConfig, task: str, control_mode: str) -> list[TrialSpec]:
+    """One trial per architecture and seed."""
+    return [
+        TrialSpec(task, control_mode, tuple(hidden), seed)
+        for seed in config.seeds
+        for hidden in config.architectures
+    ]
+
+
+def run_population(
+    config: PopulationConfig, task: str, control_mode: str, out: Path
+) -> dict[str, Any]:
+    """Train every unfinished trial; returns the stage's figures.
+
+    Reads nothing but `out`. Writes `out/zoo` (Parquet) and `out/trials` (checkpoints).
+
+    Raises:
+        NnitError: a trial failed more than `max_failures` times; finished ones are kept.
+    """
+    specs = trial_specs(config, task, control_mode)
+    open_specs = [spec for spec in specs if not _is_done(out, spec)]
+    if open_specs:
+        _run_trials(config, open_specs, out)
+    failed = [spec.id for spec in specs if not _is_done(out, spec)]
+    if failed:
+        raise NnitError(
+            f"{len(failed)} of {len(specs)} trials failed: {', '.join(failed)}. The others are "
+            f"kept; see the log in {out.parent / 'logs'} and run the same command to try again."
+        )
+    return _figures(out, specs)
+
+
+def teachers(out: Path) -> list[Member]:
+    """The best snapshot of every trial, by success, then return."""
+    best: dict[str, Member] = {}
+    for member in Zoo(out / "zoo").members():
+        rival = best.get(member.parent)
+        if rival is None or _merit(member) > _merit(rival):
+            best[member.parent] = member
+    return [best[parent] for parent in sorted(best)]
+
+
+def _merit(member: Member) -> tuple[float, float]:
+    return (member.success_once, member.mean_return)
+
+
+def _is_done(out: Path, spec: TrialSpec) -> bool:
+    progress = read_progress(out / "trials" / spec.id)
+    return progress is not None and progress.done
+
+
+def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Path) -> None:
+    with StageProgress("population", unit="env steps") as view:
+        tune.Tuner(
+            tune.with_resources(train_trial, {"cpu": 1}),
+            param_space={
+                "spec": tune.grid_search([vars(spec) for spec in specs]),
+                "recipe": config.recipe.model_dump(),
+                "out": str(out.absolute()),
+            },
+            tune_config=tune.TuneConfig(reuse_actors=False),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(out.absolute()),
+                failure_config=tune.FailureConfig(max_failures=config.max_failures),
+                verbose=0,
+                callbacks=[_Watch(view, specs, config.recipe.env_steps)],
+            ),
+        ).fit()
+
+
+class _Watch(tune.Callback):
+    """Feeds the progress view from the trials' reports."""
+
+    def __init__(self, view: StageProgress, specs: list[TrialSpec], budget: int) -> None:
+        self.view, self.budget = view, budget
+        for spec in specs:
+            view.add(spec.id, total=budget)
+
+    def __getstate__(self) -> dict:
+        return {}  # Tune pickles its callbacks; a live view stays in this process
+
+    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        note = f"success {result['success']:.2f}  return {result['return']:.1f}"
+        self.view.update(result["trial"], result["env_steps"], note)
+
+    def on_trial_complete(self, iteration, trials, trial, **info) -> None:
+        if trial.last_result and "trial" in trial.last_result:
+            self.view.finish(trial.last_result["trial"])
+
+
+def _figures(out: Path, specs: list[TrialSpec]) -> dict[str, Any]:
+    trials = {}
+    for spec in specs:
+        progress = read_progress(out / "trials" / spec.id)
+        assert progress is not None
+        trials[spec.id] = {
+            "env_steps": progress.env_steps,
+            "success_once": max(entry["success_once"] for entry in progress.history),
+            "history": progress.history,
+        }
+    return {
+        "trials": trials,
+        "env_steps": sum(trial["env_steps"] for trial in trials.values()),
+        "snapshots": len(Zoo(out / "zoo").rows()),
+    }

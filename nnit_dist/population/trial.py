@@ -1,0 +1,132 @@
+"""One member of the population: an RLlib PPO run that stops when its policy is good enough.
+
+Runs as a Ray Tune trial. Everything it needs to go on after a crash lies in its own
+directory, so a retry by Tune and a new `nnit population` continue in the same way.
+"""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nnit_dist.artifacts import read_json, write_json
+from nnit_dist.population.ppo import Recipe, ppo_config
+from nnit_dist.topology import Hidden, Topology, hidden_name
+from nnit_dist.zoo import Member, Zoo
+
+PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """What one trial trains: an actor of `hidden` widths, from `seed`."""
+
+    task: str
+    control_mode: str
+    hidden: Hidden
+    seed: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.task}_{hidden_name(self.hidden)}_s{self.seed}"
+
+
+@dataclass
+class Progress:
+    """How far a trial is. `history` holds one entry per measured snapshot."""
+
+    env_steps: int
+    success_once: float
+    done: bool
+    checkpoint: str
+    history: list[dict[str, float]]
+
+
+def read_progress(directory: Path) -> Progress | None:
+    path = directory / PROGRESS
+    return Progress(**read_json(path)) if path.exists() else None
+
+
+def train_trial(config: dict[str, Any]) -> None:
+    """Ray Tune function trainable: train until the success bar or the end of the budget."""
+    import torch
+    from ray import tune
+
+    torch.set_num_threads(1)
+    spec = TrialSpec(**{**config["spec"], "hidden": tuple(config["spec"]["hidden"])})
+    trial = Trial(spec, Recipe(**config["recipe"]), Path(config["out"]))
+    while not trial.progress.done:
+        tune.report({**trial.step(), "trial": spec.id})
+
+
+class Trial:
+    """Trains, measures and checkpoints one member."""
+
+    def __init__(self, spec: TrialSpec, recipe: Recipe, out: Path) -> None:
+        from nnit_dist.envs.sim import SimEnv
+
+        self.spec, self.recipe = spec, recipe
+        self.zoo = Zoo(out / "zoo")
+        self.directory = out / "trials" / spec.id
+        self.env = SimEnv(spec.task, spec.control_mode)
+        self.algo = ppo_config(
+            recipe, spec.hidden, spec.task, spec.control_mode, spec.seed
+        ).build_algo()
+        self.progress = read_progress(self.directory) or Progress(0, 0.0, False, "", [])
+        if self.progress.checkpoint:
+            self.algo.restore_from_path(str(self.directory / self.progress.checkpoint))
+        self.iterations = self.progress.env_steps // recipe.batch
+
+    def step(self) -> dict[str, Any]:
+        """One PPO iteration; every `eval_every` env steps also a measured, saved snapshot."""
+        result = self.algo.train()
+        self.iterations += 1
+        env_steps = self.iterations * self.recipe.batch
+        if env_steps - self.progress.env_steps >= self.recipe.eval_every:
+            self._snapshot(env_steps)
+        return {
+            "env_steps": env_steps,
+            "success": self.progress.success_once,
+            "return": result["env_runners"].get("episode_return_mean", 0.0),
+        }
+
+    def _snapshot(self, env_steps: int) -> None:
+        member = self._measure(env_steps)
+        self.zoo.append([member])
+        name = f"checkpoint-{env_steps:09d}"
+        self.algo.save_to_path(str((self.directory / name).absolute()))
+        entry = {
+            "env_steps": env_steps,
+            "success_once": member.success_once,
+            "return": member.mean_return,
+        }
+        previous = self.progress.checkpoint
+        self.progress = Progress(
+            env_steps,
+            member.success_once,
+            member.success_once >= self.recipe.success_bar or env_steps >= self.recipe.env_steps,
+            name,
+            [*self.progress.history, entry],
+        )
+        # The old checkpoint goes only once the progress file names the new one.
+        write_json(self.directory / PROGRESS, asdict(self.progress))
+        if previous:
+            shutil.rmtree(self.directory / previous, ignore_errors=True)
+
+    def _measure(self, env_steps: int) -> Member:
+        from nnit_dist.envs.sim import VALIDATION_SEED
+        from nnit_dist.evaluate.rollout import mean_success, run_episodes
+        from nnit_dist.policy import Policy
+
+        info = self.env.info
+        policy = Policy(
+            Topology(info.obs_dim, self.spec.hidden, info.act_dim),
+            self.algo.get_module().actor_layers(),
+            self.spec.task,
+            "rllib",
+            self.spec.control_mode,
+            f"{self.spec.id}_{env_steps:09d}",
+        )
+        seeds = range(VALIDATION_SEED, VALIDATION_SEED + self.recipe.eval_episodes)
+        once, at_end, mean_return = mean_success(run_episodes(self.env, policy.act, seeds))
+        return Member(policy, self.spec.id, self.spec.seed, env_steps, once, at_end, mean_return)

@@ -1,0 +1,35 @@
+"""Trained models that ship with the package, so that generating needs no training."""
+
+from pathlib import Path
+
+from nnit_dist.errors import NnitError
+from nnit_dist.nnit.model import NNiTModel
+
+_HERE = Path(__file__).resolve().parent
+_SHIPPED = {"PushCube-v1": "pushcube"}
+
+
+def load_model(task: str, path: Path | None = None) -> NNiTModel:
+    """The NNiT of a task: a model file, that of a run directory, or the shipped one.
+
+    Raises:
+        NnitError: there is no model there, or it writes policies for another task.
+    """
+    if path is None:
+        if task not in _SHIPPED:
+            raise NnitError(
+                f"no trained model for {task} is shipped (only {', '.join(_SHIPPED)}). Train one "
+                "with `nnit run`, then name its run directory with --model."
+            )
+        path = _HERE / _SHIPPED[task] / "nnit.safetensors"
+    if path.is_dir():
+        path = path / "train" / "nnit.safetensors"
+    model = NNiTModel.load(path)
+    if model.task.name != task:
+        raise NnitError(f"{path} writes policies for {model.task.name}, not for {task}.")
+    return model
+
+
+def shipped(task: str) -> Path:
+    """Directory of the artefacts shipped for a task: zoo, hypernetwork, NNiT, manifests."""
+    return _HERE / _SHIPPED[task]

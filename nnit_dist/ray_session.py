@@ -1,0 +1,65 @@
+"""Starting or joining Ray, quietly and with its token authentication on."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nnit_dist.errors import NnitError
+
+# Ray's own notices go to its log directory; a user sees progress and errors only.
+_QUIET = {
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+@contextmanager
+def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
+    """Start a local Ray (or join `address`) for the duration of a stage.
+
+    `num_cpus` is the number of logical CPUs of a local Ray; all cores by default.
+
+    Raises:
+        NnitError: Ray cannot be started or reached.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore")
+    for name in ("ray", "ray.train", "ray.tune", "ray.rllib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    # Workers must find the package also when it runs from a source tree.
+    root = str(Path(__file__).resolve().parent.parent)
+    env_vars = {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    local = {} if address else {"num_cpus": num_cpus, "include_dashboard": False}
+    try:
+        ray.init(
+            address=address or "local",
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            configure_logging=True,
+            runtime_env={"env_vars": env_vars | _QUIET},
+            **local,
+        )
+    except Exception as error:
+        where = f"at {address}" if address else "on this machine"
+        raise NnitError(
+            f"Ray could not be started {where}: {str(error).splitlines()[0]} "
+            "Check `nnit doctor`; a cluster that has a token needs it in RAY_AUTH_TOKEN."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,118 @@
+"""The report stage: one self-contained HTML page, plots included."""
+
+import base64
+import html
+import io
+import shutil
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+from nnit_dist.artifacts import write_atomic
+from nnit_dist.report import plots
+
+if TYPE_CHECKING:
+    from nnit_dist.pipeline import Run
+
+TEMPLATE = Path(__file__).with_name("template.html")
+
+
+def build_report(run: "Run", out: Path) -> dict[str, Any]:
+    """Write `out/report.html`, `out/results.json`, `out/results.parquet` and the pictures.
+
+    Reads the manifests and artefacts of every earlier stage.
+    """
+    rows = pq.read_table(run.out / "evaluate" / "results.parquet").to_pylist()
+    summaries = run.manifest("evaluate")["figures"]["summaries"]
+    for name in ("results.json", "results.parquet"):
+        shutil.copy(run.out / "evaluate" / name, out / name)
+    pictures = {
+        "success": plots.success_by_topology(rows),
+        "population": plots.population_curves(run.manifest("population")),
+        "training": plots.training_curves(run.out),
+        "matrices": plots.weight_matrices(run),
+    }
+    for name, figure in pictures.items():
+        figure.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight")
+    animation = plots.animate_policy(run, out / "policy.gif")
+    fields = {
+        "name": html.escape(run.config.name),
+        "task": html.escape(run.config.task),
+        "summary": _summary_table(summaries),
+        "stages": _stage_table(run),
+        "topologies": _topology_table(rows),
+        **{name: _image(out / f"{name}.png") for name in pictures},
+        "animation": _image(animation),
+    }
+    page = Template(TEMPLATE.read_text()).substitute(fields)
+    write_atomic(out / "report.html", lambda partial: partial.write_text(page))
+    return {"report": "report.html", "bytes": len(page)}
+
+
+def _image(path: Path) -> str:
+    kind = path.suffix.removeprefix(".")
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{path.stem}" src="data:image/{kind};base64,{data}">'
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    out = io.StringIO()
+    out.write("<table><tr>" + "".join(f"<th>{cell}</th>" for cell in header) + "</tr>")
+    for row in rows:
+        out.write("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
+    return out.getvalue() + "</table>"
+
+
+def _summary_table(summaries: list[dict[str, Any]]) -> str:
+    return _table(
+        ["method", "topologies", "success once", "95% interval", "success at end", "return",
+         "networks", "episodes"],
+        [
+            [
+                row["method"], row["kind"], f"{row['success_once']:.3f}",
+                f"{row['low']:.3f} to {row['high']:.3f}", f"{row['success_at_end']:.3f}",
+                f"{row['return']:.1f}", str(row["networks"]), f"{row['episodes']:,}",
+            ]
+            for row in summaries
+        ],
+    )
+
+
+def _stage_table(run: "Run") -> str:
+    rows = []
+    for stage in ("population", "align", "train", "generate", "evaluate"):
+        manifest = run.manifest(stage)
+        figures = manifest["figures"]
+        work = {
+            "population": f"{figures.get('env_steps', 0):,} env steps",
+            "align": f"{figures.get('steps', 0):,} steps, action MSE {figures.get('action_mse', 0):.4f}",
+            "train": f"{figures.get('steps', 0):,} steps, {figures.get('parameters', 0):,} parameters",
+            "generate": f"{figures.get('networks', 0)} networks, "
+            f"{figures.get('milliseconds_a_network', 0)} ms each",
+            "evaluate": f"{figures.get('networks', 0)} networks",
+        }[stage]
+        rows.append([stage, f"{manifest['seconds'] / 60:.1f} min", work, manifest["machine"]])
+    return _table(["stage", "time", "work", "machine"], rows)
+
+
+def _topology_table(rows: list[dict[str, Any]]) -> str:
+    cells: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in rows:
+        if row["kind"] == "teacher":
+            continue
+        key = (row["kind"], "x".join(map(str, row["hidden"])))
+        cells.setdefault(key, {}).setdefault(row["method"], []).append(row["success_once"])
+    methods = ["direct GHN query", "NNiT"]
+    return _table(
+        ["kind", "hidden", *methods],
+        [
+            [kind, hidden, *(_mean(found.get(method, [])) for method in methods)]
+            for (kind, hidden), found in sorted(cells.items())
+        ],
+    )
+
+
+def _mean(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.2f}" if values else "-"

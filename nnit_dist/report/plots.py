@@ -1,0 +1,171 @@
+"""The pictures of the report."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from nnit_dist.training import read_metrics
+
+if TYPE_CHECKING:
+    from nnit_dist.pipeline import Run
+
+COLOURS = {"NNiT": "#0969da", "direct GHN query": "#bf8700", "teachers": "#57606a"}
+
+
+def success_by_topology(rows: list[dict[str, Any]]) -> Figure:
+    """One dot a topology and method (mean over samples), seen and unseen kinds apart."""
+    kinds = [kind for kind in ("seen", "combination", "width", "deeper", "wider")
+             if any(row["kind"] == kind for row in rows)]
+    figure, axes = plt.subplots(figsize=(9, 3.6))
+    teachers = [row["success_once"] for row in rows if row["kind"] == "teacher"]
+    axes.axhline(np.mean(teachers), color=COLOURS["teachers"], ls="--", lw=1, label="teachers' mean")
+    rng = np.random.default_rng(0)
+    for offset, method in ((-0.18, "direct GHN query"), (0.18, "NNiT")):
+        for place, kind in enumerate(kinds):
+            groups: dict[tuple, list[float]] = {}
+            for row in rows:
+                if row["kind"] == kind and row["method"] == method:
+                    groups.setdefault(tuple(row["hidden"]), []).append(row["success_once"])
+            means = [float(np.mean(values)) for values in groups.values()]
+            x = place + offset + rng.uniform(-0.09, 0.09, len(means))
+            label = method if place == 0 else None
+            axes.scatter(x, means, s=22, alpha=0.7, color=COLOURS[method], label=label, lw=0)
+            axes.plot([place + offset - 0.13, place + offset + 0.13], [np.mean(means)] * 2,
+                      color=COLOURS[method], lw=2.5)
+    axes.set_xticks(range(len(kinds)), [k if k == "seen" else f"unseen: {k}" for k in kinds])
+    axes.set_ylabel("success once")
+    axes.set_ylim(-0.03, 1.03)
+    axes.legend(loc="lower left", frameon=False)
+    return _finish(figure)
+
+
+def population_curves(manifest: dict[str, Any]) -> Figure:
+    """Deterministic success of every trial against env steps."""
+    figure, axes = plt.subplots(figsize=(9, 3))
+    for name, trial in manifest["figures"]["trials"].items():
+        history = trial["history"]
+        axes.plot([h["env_steps"] / 1e3 for h in history], [h["success_once"] for h in history],
+                  marker="o", ms=3, label=name.split("_", 1)[1])
+    axes.set_xlabel("thousand env steps")
+    axes.set_ylabel("success once")
+    axes.set_title("population: deterministic success of the teachers", fontsize=10)
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    return _finish(figure)
+
+
+def training_curves(out: Path) -> Figure:
+    """Losses of the alignment and of NNiT against steps."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8))
+    for axes, stage, name, title in (
+        (left, "align", "action_mse", "alignment: action MSE"),
+        (right, "train", "flow", "NNiT: flow-matching loss"),
+    ):
+        rows = read_metrics(out / stage / "metrics.jsonl")
+        axes.semilogy([row["step"] for row in rows], [row[name] for row in rows], lw=1)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step")
+    return _finish(figure)
+
+
+def weight_matrices(run: "Run") -> Figure:
+    """The second layer of two teachers, of two aligned networks and of two NNiT samples."""
+    from nnit_dist.align.sampler import AlignedSampler
+    from nnit_dist.nnit.model import NNiTModel
+    from nnit_dist.population.run import teachers
+
+    sampler = AlignedSampler.load(run.out / "align" / "ghn.safetensors")
+    model = NNiTModel.load(run.out / "train" / "nnit.safetensors")
+    raw = [member.policy for member in teachers(run.out / "population")]
+    raw = [policy for policy in raw if policy.topology.depth > 1] or raw
+    width = max(max(hidden) for hidden in run.split.seen)
+    narrow = sorted({w for hidden in run.split.seen for w in hidden})[-2]
+    shapes = [(width, width), (narrow, narrow)]
+    columns = [
+        ("teacher (raw RL)", [raw[0], raw[-1]]),
+        ("aligned (GHN)", [sampler.policies(shape, 1, 0)[0] for shape in shapes]),
+        ("written by NNiT", [model.generate(shape, 1)[0] for shape in shapes]),
+    ]
+    figure, axes = plt.subplots(2, 3, figsize=(9, 6))
+    for column, (title, policies) in enumerate(columns):
+        for row, policy in enumerate(policies):
+            _show_matrix(axes[row, column], policy.layers[1][0], f"{title}, {policy.topology.name}")
+    return _finish(figure)
+
+
+def _show_matrix(axes, weight: np.ndarray, title: str) -> None:
+    limit = np.quantile(np.abs(weight), 0.99)
+    axes.imshow(weight, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    axes.set_title(title, fontsize=9)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def animate_policy(run: "Run", path: Path) -> Path:
+    """An animated picture of an NNiT sample of an unseen topology at work.
+
+    Rendered by ManiSkill where there is a Vulkan device; elsewhere drawn from above, from
+    the positions that the state holds.
+    """
+    from nnit_dist.envs.headless import has_render_device
+    from nnit_dist.envs.sim import TEST_SEED, SimEnv
+    from nnit_dist.nnit.model import NNiTModel
+
+    model = NNiTModel.load(run.out / "train" / "nnit.safetensors")
+    hidden = next((held[0] for held in run.split.unseen.values()), run.split.seen[0])
+    policy = model.generate(hidden, 1)[0]
+    rendered = has_render_device()
+    env = SimEnv(run.config.task, run.config.control_mode, reward=False, render=rendered)
+    frames = []
+    for episode in range(3):
+        obs, _ = env.reset(seed=TEST_SEED + episode)
+        truncated, step, trail, success = False, 0, [], False
+        while not truncated:
+            obs, _, _, truncated, info = env.step(policy.act(obs).astype(np.float32))
+            success = success or info["success"]
+            positions = env.positions()
+            trail.append(positions)
+            if step % 2 == 0 or truncated:
+                title = f"{policy.topology.name}, step {step + 1}{', success' if success else ''}"
+                frames.append(env.render() if rendered else _draw_from_above(trail, title))
+            step += 1
+    env.close()
+    images = [Image.fromarray(frame) for frame in frames]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=80, loop=0)
+    return path
+
+
+def _draw_from_above(trail: list[dict[str, np.ndarray]], title: str) -> np.ndarray:
+    """One frame: every actor's position in the table's plane, and the tool's path."""
+    figure, axes = plt.subplots(figsize=(4, 4), dpi=80)
+    path = np.array([positions["tool"][:2] for positions in trail])
+    axes.plot(path[:, 1], path[:, 0], color="#57606a", lw=1)
+    for name, position in trail[-1].items():
+        marker, size = {"tool": ("x", 60), "goal_region": ("o", 3200)}.get(name, ("s", 130))
+        alpha = 0.25 if name.startswith("goal") else 1.0
+        axes.scatter(position[1], position[0], marker=marker, s=size, alpha=alpha, label=name)
+    axes.set_xlim(-0.4, 0.4)
+    axes.set_ylim(-0.4, 0.4)
+    axes.set_aspect("equal")
+    axes.set_title(title, fontsize=9)
+    axes.legend(loc="lower right", fontsize=7, markerscale=0.3, frameon=False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    figure.tight_layout()
+    figure.canvas.draw()
+    frame = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    plt.close(figure)
+    return frame
+
+
+def _finish(figure: Figure) -> Figure:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,180 @@
+"""What the two trainers share: a resumable loop under Ray Train, and its live view.
+
+State is everything with `state_dict` and `load_state_dict`. Randomness is drawn
+from (seed, step, rank), so a resumed run takes the steps that an unbroken one
+would have taken.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnit_dist.errors import NnitError
+from nnit_dist.progress import StageProgress
+
+METRICS = "metrics.jsonl"
+_STATE = "state.pt"
+
+
+def fit(
+    train_fn: Callable[[dict], None],
+    config: dict[str, Any],
+    directory: Path,
+    name: str,
+    view: tuple[StageProgress, str],
+    workers: int,
+    use_gpu: bool,
+    threads: int,
+) -> None:
+    """Run `train_fn` under Ray Train until it returns; the same `name` resumes.
+
+    Reads and writes Ray Train's checkpoints in `directory/name`, metrics in
+    `directory/metrics.jsonl`.
+
+    Raises:
+        NnitError: training failed more often than its retries allow.
+    """
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    trainer = TorchTrainer(
+        train_fn,
+        train_loop_config=config | {"metrics": str((directory / METRICS).absolute())},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": threads, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(directory.absolute()),
+            failure_config=ray.train.FailureConfig(max_failures=3),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        with _follow(directory / METRICS, *view):
+            trainer.fit()
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
+        raise NnitError(
+            f"training in {directory} failed: {reason} The last checkpoint is kept; run the same "
+            "command to go on."
+        ) from error
+
+
+@contextlib.contextmanager
+def _follow(path: Path, view: StageProgress, bar: str) -> Iterator[None]:
+    """Show the newest line of a metrics file until the block ends."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            rows = read_metrics(path)
+            if rows:
+                note = "  ".join(
+                    f"{k} {v:.4g}" for k, v in rows[-1].items() if k not in ("step", "seconds")
+                )
+                view.update(bar, int(rows[-1]["step"]), note)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a metrics file by step; of a step that was repeated after a crash, the last."""
+    if not path.exists():
+        return []
+    rows: dict[float, dict[str, float]] = {}
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # a line that a killed process left half-written
+            row = json.loads(line)
+            rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+class Loop:
+    """The steps of one training worker: logging, checkpoints, resume."""
+
+    def __init__(
+        self, state: dict[str, Any], config: dict[str, Any], log_every: int, save_every: int
+    ) -> None:
+        import ray.train
+
+        self.train = ray.train
+        self.rank = ray.train.get_context().get_world_rank()
+        self.state, self.metrics_path = state, Path(config["metrics"])
+        self.log_every, self.save_every = log_every, save_every
+        self.start = self._restore()
+
+    def run(self, total: int, step_fn: Callable[[int], dict[str, float]]) -> None:
+        """Call `step_fn(step)` up to `total`, from where the last checkpoint stands."""
+        sums: dict[str, float] = {}
+        count, began = 0, time.monotonic()
+        for step in range(self.start, total):
+            for name, value in step_fn(step).items():
+                sums[name] = sums.get(name, 0.0) + value
+            count += 1
+            done = step + 1
+            if done % self.log_every == 0 or done == total:
+                means = {name: value / count for name, value in sums.items()}
+                self._log({"step": done, "seconds": time.monotonic() - began, **means})
+                sums, count = {}, 0
+            if done % self.save_every == 0 or done == total:
+                self._save(done)
+
+    def _log(self, row: dict[str, float]) -> None:
+        if self.rank == 0:
+            with self.metrics_path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def _save(self, step: int) -> None:
+        if self.rank != 0:
+            self.train.report({"step": step})
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            state = {name: part.state_dict() for name, part in self.state.items()}
+            torch.save({"step": step, **state}, Path(directory) / _STATE)
+            self.train.report(
+                {"step": step},
+                checkpoint=self.train.Checkpoint.from_directory(directory),
+                checkpoint_dir_name=f"step-{step:08d}",
+            )
+
+    def _restore(self) -> int:
+        checkpoint = self.train.get_checkpoint()
+        if checkpoint is None:
+            return 0
+        with checkpoint.as_directory() as directory:
+            saved = torch.load(Path(directory) / _STATE, weights_only=True, map_location="cpu")
+        for name, part in self.state.items():
+            part.load_state_dict(saved[name])
+        return saved["step"]
+
+
+def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
+    """Randomness of one step of one worker."""
+    return torch.Generator().manual_seed(hash((seed, step, rank)) % 2**63)
+
+
+def worker_setup() -> tuple[torch.device, int]:
+    """Device and rank of this worker; CPU threads follow its resources."""
+    import ray
+    import ray.train.torch
+
+    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+    torch.set_num_threads(max(1, min(int(cpus), os.cpu_count() or 1)))
+    return ray.train.torch.get_device(), ray.train.get_context().get_world_rank()
