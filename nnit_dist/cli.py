@@ -162,8 +162,12 @@ def zoo_ls(path: Zoo, debug: Debug = False) -> None:
     table = Table("id", "hidden", "env steps", "success_once", "success_at_end", "return")
     for row in _zoo(path).rows():
         table.add_row(
-            row["id"], hidden_name(row["hidden"]), f"{row['env_steps']:,}",
-            f"{row['success_once']:.2f}", f"{row['success_at_end']:.2f}", f"{row['return']:.1f}",
+            row["id"],
+            hidden_name(row["hidden"]),
+            f"{row['env_steps']:,}",
+            f"{row['success_once']:.2f}",
+            f"{row['success_at_end']:.2f}",
+            f"{row['return']:.1f}",
         )
     console.print(table)
 
@@ -229,9 +233,12 @@ def _print_policies(rows: list[dict]) -> None:
     table = Table("policy", "hidden", "success_once", "95%", "success_at_end", "return")
     for row in rows:
         table.add_row(
-            row["policy_id"], hidden_name(row["hidden"]), f"{row['success_once']:.2f}",
+            row["policy_id"],
+            hidden_name(row["hidden"]),
+            f"{row['success_once']:.2f}",
             f"{row['success_once_low']:.2f} to {row['success_once_high']:.2f}",
-            f"{row['success_at_end']:.2f}", f"{row['return']:.1f}",
+            f"{row['success_at_end']:.2f}",
+            f"{row['return']:.1f}",
         )
     console.print(table)
 
@@ -241,8 +248,12 @@ def _summary(the_run) -> None:
     table = Table("method", "topologies", "success_once", "95%", "networks", "episodes")
     for row in figures["summaries"]:
         table.add_row(
-            row["method"], row["kind"], f"{row['success_once']:.3f}",
-            f"{row['low']:.3f} to {row['high']:.3f}", str(row["networks"]), f"{row['episodes']:,}",
+            row["method"],
+            row["kind"],
+            f"{row['success_once']:.3f}",
+            f"{row['low']:.3f} to {row['high']:.3f}",
+            str(row["networks"]),
+            f"{row['episodes']:,}",
         )
     console.print(table)
     console.print(f"report: {the_run.out / 'report' / 'report.html'}")

@@ -19,7 +19,10 @@ def examine() -> list[tuple[str, str]]:
     memory = psutil.virtual_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return [
-        ("machine", f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"),
+        (
+            "machine",
+            f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        ),
         ("cores", f"{os.cpu_count()} ({psutil.cpu_count(logical=False)} physical)"),
         ("memory", f"{memory.total / 2**30:.0f} GiB, {memory.available / 2**30:.0f} GiB free"),
         ("GPU", _gpu(torch)),

@@ -136,7 +136,11 @@ class Run:
             "model": self._of("train", "nnit.safetensors"),
         }
         return self._stage(
-            "report", {"name": self.config.name}, inputs, lambda out: build_report(self, out), ray=False
+            "report",
+            {"name": self.config.name},
+            inputs,
+            lambda out: build_report(self, out),
+            ray=False,
         )
 
     def measured_topologies(self) -> list[Hidden]:
@@ -156,8 +160,8 @@ class Run:
         directory = self.out / stage
         if not (directory / "manifest.json").exists():
             raise NnitError(
-                f"the {stage} stage of {self.out} is not finished; run `nnit {stage}` with the same "
-                "configuration first, or `nnit run` for the whole chain."
+                f"the {stage} stage of {self.out} is not finished; run `nnit {stage}` with the "
+                "same configuration first, or `nnit run` for the whole chain."
             )
         return directory / name
 

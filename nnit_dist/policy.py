@@ -149,6 +149,8 @@ def _policy_from(tensors: dict, metadata: dict[str, str], path: Path) -> Policy:
             (tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"])
             for i in range(len(hidden) + 1)
         ]
+        if len(tensors) != 2 * len(layers):
+            raise NnitError(f"{len(tensors)} tensors for {len(layers)} layers of {hidden}.")
         topology = Topology(
             layers[0][0].shape[1], hidden, layers[-1][0].shape[0], metadata["activation"]
         )

@@ -7,6 +7,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -21,7 +22,7 @@ class StageProgress:
 
     def __init__(self, stage: str, unit: str) -> None:
         self.stage, self.unit = stage, unit
-        self._bars: dict[str, int] = {}
+        self._bars: dict[str, TaskID] = {}
         self._last_line = time.monotonic()
         self._progress = Progress(
             TextColumn("  {task.description}"),
@@ -44,9 +45,7 @@ class StageProgress:
         self._progress.stop()
 
     def add(self, name: str, total: int, completed: int = 0) -> None:
-        self._bars[name] = self._progress.add_task(
-            name, total=total, completed=completed, note=""
-        )
+        self._bars[name] = self._progress.add_task(name, total=total, completed=completed, note="")
 
     def update(self, name: str, completed: int, note: str = "") -> None:
         self._progress.update(self._bars[name], completed=completed, note=note)

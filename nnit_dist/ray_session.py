@@ -2,10 +2,12 @@
 
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from nnit_dist.errors import NnitError
 
@@ -40,10 +42,12 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
     if ray.is_initialized():
         yield
         return
+    if address:
+        _check_reachable(address)
     # Workers must find the package also when it runs from a source tree.
     root = str(Path(__file__).resolve().parent.parent)
     env_vars = {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    local = {} if address else {"num_cpus": num_cpus, "include_dashboard": False}
+    local: dict[str, Any] = {} if address else {"num_cpus": num_cpus, "include_dashboard": False}
     try:
         ray.init(
             address=address or "local",
@@ -63,3 +67,17 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Fail within seconds where Ray itself would retry for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return  # "auto" and the like: Ray finds the cluster itself
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise NnitError(
+            f"Ray could not be reached at {address}: {error.strerror or error}. Is the cluster up, "
+            "and is this its address (`ray status` on its head node)?"
+        ) from None

@@ -132,7 +132,8 @@ class Zoo:
 
     def verify(self) -> list[str]:
         """Problems found, one line each: unreadable files, wrong shapes, NaN, doubled ids."""
-        problems, owner = [], {}
+        problems: list[str] = []
+        owner: dict[str, str] = {}
         if not self.files():
             return [f"{self.path} holds no Parquet files"]
         for file in self.files():

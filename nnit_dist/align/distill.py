@@ -47,9 +47,7 @@ def load_states(path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Whitened observations [N, obs_dim] and teacher outputs [N, act_dim], per teacher."""
     arrays = load_file(path)
     count = len([name for name in arrays if name.startswith("obs.")])
-    return [arrays[f"obs.{i}"] for i in range(count)], [
-        arrays[f"target.{i}"] for i in range(count)
-    ]
+    return [arrays[f"obs.{i}"] for i in range(count)], [arrays[f"target.{i}"] for i in range(count)]
 
 
 def distill_worker(config: dict) -> None:
@@ -57,10 +55,11 @@ def distill_worker(config: dict) -> None:
     import ray.train.torch
 
     device, rank = worker_setup()
-    torch.manual_seed(config["seed"])
     trainer = Distiller(config, device)
-    trainer.ghn = ray.train.torch.prepare_model(trainer.ghn) if config["workers"] > 1 else (
-        trainer.ghn.to(device)
+    trainer.ghn = (
+        ray.train.torch.prepare_model(trainer.ghn)
+        if config["workers"] > 1
+        else (trainer.ghn.to(device))
     )
     start = config.get("start_from")
     loop = Loop(trainer.state(), config, log_every=25, save_every=trainer.config.checkpoint_every)
@@ -77,6 +76,7 @@ class Distiller:
     def __init__(self, config: dict, device: torch.device) -> None:
         self.config = DistillConfig(**config["distill"])
         self.device, self.seed = device, config["seed"]
+        torch.manual_seed(self.seed)
         topologies = json.loads(config["topologies"])
         obs, targets = load_states(Path(config["states"]))
         self.obs = [torch.from_numpy(array).to(device) for array in obs]

@@ -121,12 +121,14 @@ class SpatialDecoder(nn.Module):
             fan_in = out
         self.head = nn.Conv2d(fan_in, 2, 3, padding=1)
         nn.init.normal_(self.head.weight, std=1.5 / math.sqrt(fan_in * 9))
+        assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
 
     def forward(self, node: Tensor, kind: int, out: int, fan_in: int) -> tuple[Tensor, Tensor]:
         """node [B, D] -> field [B, out, in] and bias [B, out], of unit scale."""
         x = rearrange(self.stem(node), "b (c h w) -> b c h w", h=BASE, w=BASE)
         for block in self.blocks:
+            assert isinstance(block, DecoderBlock)
             step = self.size // block.side
             # One row and column more than needed, for the convolutions that follow.
             rows = min(block.side, math.ceil(out / step) + 1)

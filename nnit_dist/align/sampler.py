@@ -90,8 +90,9 @@ class AlignedSampler:
         """Read what `save` wrote; NnitError if it is something else."""
         metadata, state = read_model(path, FORMAT)
         task = TaskInfo(**json.loads(metadata["task"]))
-        config, max_width = GHNConfig.model_validate_json(metadata["config"]), int(
-            metadata["max_width"]
+        config, max_width = (
+            GHNConfig.model_validate_json(metadata["config"]),
+            int(metadata["max_width"]),
         )
         ghn = GHN(config, task.obs_dim, task.act_dim, max_width)
         ghn.load_state_dict(_part(state, "ghn."))

@@ -60,7 +60,7 @@ class SimEnv(gym.Env):
         truncated = self._elapsed >= self._max_steps
         return _numpy(obs), float(reward), False, truncated, {"success": bool(info["success"])}
 
-    def render(self) -> np.ndarray:
+    def render(self) -> np.ndarray:  # type: ignore[override]
         """RGB picture of the scene, uint8 [height, width, 3]; needs `render=True`."""
         return self._env.render_rgb_array()[0].cpu().numpy()
 

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
@@ -42,7 +43,7 @@ class Failure:
 @dataclass
 class _Running:
     job: Job
-    actor: ray.actor.ActorHandle
+    actor: Any
     attempt: int
     started: float
 
@@ -66,11 +67,13 @@ class SimulatorPool:
     ) -> None:
         self.size = actors or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self.max_attempts, self.deadline_s = max_attempts, deadline_s
-        self._new_actor = lambda: (
-            ray.remote(Simulator).options(num_cpus=1, max_restarts=0).remote(task, control_mode)
-        )
-        self._idle: list[ray.actor.ActorHandle] = []
+        self._task, self._control_mode = task, control_mode
+        self._idle: list[Any] = []
         self.replaced = 0
+
+    def _new_actor(self) -> Any:
+        remote: Any = ray.remote(Simulator)
+        return remote.options(num_cpus=1, max_restarts=0).remote(self._task, self._control_mode)
 
     def __enter__(self) -> "SimulatorPool":
         self._idle = [self._new_actor() for _ in range(self.size)]
@@ -89,7 +92,7 @@ class SimulatorPool:
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Rollouts] | Failure]:
         """Yield every job's result as it arrives, in no fixed order; each job exactly once."""
         queue = deque((job, 1) for job in jobs)
-        running: dict[ray.ObjectRef, _Running] = {}
+        running: dict[Any, _Running] = {}
         try:
             while queue or running:
                 while queue and self._idle:
@@ -108,10 +111,12 @@ class SimulatorPool:
                     else:
                         yield Failure(call.job, outcome)
         finally:
-            for call in running.values():
-                self._replace(call.actor)
+            # Reached early when the caller stops iterating; Ray may be gone by then.
+            if ray.is_initialized():
+                for call in running.values():
+                    self._replace(call.actor)
 
-    def _overdue(self, running: dict, done: set) -> list[ray.ObjectRef]:
+    def _overdue(self, running: dict, done: set) -> list[Any]:
         now = time.monotonic()
         return [
             ref
@@ -119,7 +124,7 @@ class SimulatorPool:
             if ref not in done and now - call.started > self.deadline_s
         ]
 
-    def _collect(self, ref: ray.ObjectRef, call: _Running) -> Rollouts | str:
+    def _collect(self, ref: Any, call: _Running) -> Rollouts | str:
         """The call's result, or the reason why there is none; its actor is idle afterwards."""
         try:
             result = ray.get(ref, timeout=0)
@@ -134,7 +139,7 @@ class SimulatorPool:
         self._replace(call.actor)
         return reason
 
-    def _replace(self, actor: ray.actor.ActorHandle) -> None:
+    def _replace(self, actor: Any) -> None:
         ray.kill(actor)
         self.replaced += 1
         self._idle.append(self._new_actor())

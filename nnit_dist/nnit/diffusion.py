@@ -5,6 +5,7 @@ The network predicts the data; the error is measured on the velocity
 (data - x_t) / (1 - t), which weighs it by 1 / (1 - t)^2.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -37,7 +38,7 @@ def integrate(predict: Callable[[Tensor, float], Tensor], noise: Tensor, steps: 
     `predict(x, t)` returns the clean patches. The last step lands on the prediction itself.
     """
     x, times = noise, torch.linspace(0, 1, steps + 1).tolist()
-    for now, after in zip(times[:-1], times[1:], strict=True):
+    for now, after in itertools.pairwise(times):
         velocity = (predict(x, now) - x) / (1 - now)
         ahead = x + (after - now) * velocity
         if after < 1:

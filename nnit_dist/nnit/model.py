@@ -87,7 +87,12 @@ class NNiTModel:
 
     @torch.no_grad()
     def generate(
-        self, hidden: Hidden, samples: int, seed: int = 0, steps: int = DEFAULT_STEPS, first: int = 0
+        self,
+        hidden: Hidden,
+        samples: int,
+        seed: int = 0,
+        steps: int = DEFAULT_STEPS,
+        first: int = 0,
     ) -> list[Policy]:
         """`samples` policies of one topology.
 

@@ -108,9 +108,7 @@ def detokenize(values: Tensor, layout: TokenLayout) -> Layers:
         if is_bias:
             biases[layer] = rearrange(piece[:, :, :p], "b n p -> b (n p)")[:, :out]
         else:
-            grid = rearrange(
-                piece, "b (r c) (p q) -> b (r p) (c q)", c=-(-fan_in // p), p=p, q=p
-            )
+            grid = rearrange(piece, "b (r c) (p q) -> b (r p) (c q)", c=-(-fan_in // p), p=p, q=p)
             weights[layer] = grid[:, :out, :fan_in] / fan_in**0.5
     return [(weights[i], biases[i]) for i in range(len(shapes))]
 

@@ -38,7 +38,9 @@ class NNiTConfig(BaseModel):
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     ema: float = Field(0.995, ge=0, lt=1, description="decay of the averaged weights")
-    mask_rate: float = Field(0.1, ge=0, le=1, description="architecture tokens hidden beside patches")
+    mask_rate: float = Field(
+        0.1, ge=0, le=1, description="architecture tokens hidden beside patches"
+    )
     architecture_weight: float = Field(0.05, ge=0, description="of the architecture tokens' loss")
     bf16: bool = Field(True, description="autocast where the device computes in bfloat16")
     checkpoint_every: int = Field(100, gt=0)
@@ -49,9 +51,11 @@ def nnit_worker(config: dict) -> None:
     import ray.train.torch
 
     device, rank = worker_setup()
-    torch.manual_seed(config["seed"])
     trainer = NNiTTrainer(
-        NNiTConfig(**config["nnit"]), AlignedSampler.load(Path(config["ghn"])), device, config["seed"]
+        NNiTConfig(**config["nnit"]),
+        AlignedSampler.load(Path(config["ghn"])),
+        device,
+        config["seed"],
     )
     if config["workers"] > 1:
         trainer.network = ray.train.torch.prepare_model(trainer.network)
@@ -68,6 +72,7 @@ class NNiTTrainer:
         self, config: NNiTConfig, sampler: AlignedSampler, device: torch.device, seed: int
     ) -> None:
         self.config, self.sampler, self.device, self.seed = config, sampler, device, seed
+        torch.manual_seed(seed)
         max_depth = max(len(hidden) for hidden in sampler.seen)
         self.vocabulary = ArchitectureVocabulary(
             [sampler.task.name], config.patch, sampler.max_width, max_depth
@@ -89,8 +94,13 @@ class NNiTTrainer:
         """The averaged network with everything that sampling needs."""
         sampler = self.sampler
         return NNiTModel(
-            self.average.cpu().eval(), self.config.transformer, self.vocabulary,
-            self.whitening.to(torch.device("cpu")), sampler.norm, sampler.task, sampler.seen,
+            self.average.cpu().eval(),
+            self.config.transformer,
+            self.vocabulary,
+            self.whitening.to(torch.device("cpu")),
+            sampler.norm,
+            sampler.task,
+            sampler.seen,
         )
 
     def step(self, step: int, rank: int) -> dict[str, float]:
@@ -100,7 +110,10 @@ class NNiTTrainer:
         flow, architecture = 0.0, 0.0
         for weights, tokens in self._losses(rng):
             (weights + self.config.architecture_weight * tokens).backward()
-            flow, architecture = flow + float(weights.detach()), architecture + float(tokens.detach())
+            flow, architecture = (
+                flow + float(weights.detach()),
+                architecture + float(tokens.detach()),
+            )
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self._update_average(step)

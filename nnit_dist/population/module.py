@@ -4,7 +4,9 @@ The actor is one `nn.Sequential`, so a policy is a slice of its state dict, and
 actor and critic share nothing (RLlib's default module shares its encoder).
 """
 
+import itertools
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +23,11 @@ class ActorCriticModule(TorchRLModule, ValueFunctionAPI):
     """`model_config["hidden"]` gives the actor's widths; the critic is always 256x256."""
 
     def setup(self) -> None:
-        obs_dim, act_dim = self.observation_space.shape[0], self.action_space.shape[0]
-        self.actor = tanh_mlp((obs_dim, *self.model_config["hidden"], act_dim), 0.01 * math.sqrt(2))
+        observation: Any = self.observation_space
+        action: Any = self.action_space
+        config: Any = self.model_config
+        obs_dim, act_dim = observation.shape[0], action.shape[0]
+        self.actor = tanh_mlp((obs_dim, *config["hidden"], act_dim), 0.01 * math.sqrt(2))
         self.critic = tanh_mlp((obs_dim, *CRITIC_HIDDEN, 1), 1.0)
         self.log_std = nn.Parameter(torch.full((act_dim,), INITIAL_LOG_STD))
 
@@ -45,7 +50,7 @@ class ActorCriticModule(TorchRLModule, ValueFunctionAPI):
 def tanh_mlp(dims: tuple[int, ...], output_gain: float) -> nn.Sequential:
     """Orthogonally initialised MLP with tanh between its layers (ManiSkill's PPO baseline)."""
     modules: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(dims)):
         last = i == len(dims) - 2
         linear = nn.Linear(fan_in, fan_out)
         nn.init.orthogonal_(linear.weight, output_gain if last else math.sqrt(2))

@@ -10,7 +10,6 @@ from nnit_dist.errors import NnitError
 from nnit_dist.population.ppo import Recipe
 from nnit_dist.population.trial import TrialSpec, read_progress, train_trial
 from nnit_dist.progress import StageProgress
-from nnit_dist.topology import Hidden
 from nnit_dist.zoo import Member, Zoo
 
 

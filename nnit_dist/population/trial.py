@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnit_dist.artifacts import read_json, write_json
+from nnit_dist.population.module import ActorCriticModule
 from nnit_dist.population.ppo import Recipe, ppo_config
 from nnit_dist.topology import Hidden, Topology, hidden_name
 from nnit_dist.zoo import Member, Zoo
@@ -118,10 +119,11 @@ class Trial:
         from nnit_dist.evaluate.rollout import mean_success, run_episodes
         from nnit_dist.policy import Policy
 
-        info = self.env.info
+        info, module = self.env.info, self.algo.get_module()
+        assert isinstance(module, ActorCriticModule)
         policy = Policy(
             Topology(info.obs_dim, self.spec.hidden, info.act_dim),
-            self.algo.get_module().actor_layers(),
+            module.actor_layers(),
             self.spec.task,
             "rllib",
             self.spec.control_mode,

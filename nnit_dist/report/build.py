@@ -67,13 +67,26 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 def _summary_table(summaries: list[dict[str, Any]]) -> str:
     return _table(
-        ["method", "topologies", "success once", "95% interval", "success at end", "return",
-         "networks", "episodes"],
+        [
+            "method",
+            "topologies",
+            "success once",
+            "95% interval",
+            "success at end",
+            "return",
+            "networks",
+            "episodes",
+        ],
         [
             [
-                row["method"], row["kind"], f"{row['success_once']:.3f}",
-                f"{row['low']:.3f} to {row['high']:.3f}", f"{row['success_at_end']:.3f}",
-                f"{row['return']:.1f}", str(row["networks"]), f"{row['episodes']:,}",
+                row["method"],
+                row["kind"],
+                f"{row['success_once']:.3f}",
+                f"{row['low']:.3f} to {row['high']:.3f}",
+                f"{row['success_at_end']:.3f}",
+                f"{row['return']:.1f}",
+                str(row["networks"]),
+                f"{row['episodes']:,}",
             ]
             for row in summaries
         ],
@@ -81,19 +94,18 @@ def _summary_table(summaries: list[dict[str, Any]]) -> str:
 
 
 def _stage_table(run: "Run") -> str:
+    work = {
+        "population": "{env_steps:,} env steps",
+        "align": "{steps:,} steps, action MSE {action_mse:.4f}",
+        "train": "{steps:,} steps, {parameters:,} parameters",
+        "generate": "{networks} networks, {milliseconds_a_network} ms each",
+        "evaluate": "{networks} networks",
+    }
     rows = []
-    for stage in ("population", "align", "train", "generate", "evaluate"):
+    for stage, text in work.items():
         manifest = run.manifest(stage)
-        figures = manifest["figures"]
-        work = {
-            "population": f"{figures.get('env_steps', 0):,} env steps",
-            "align": f"{figures.get('steps', 0):,} steps, action MSE {figures.get('action_mse', 0):.4f}",
-            "train": f"{figures.get('steps', 0):,} steps, {figures.get('parameters', 0):,} parameters",
-            "generate": f"{figures.get('networks', 0)} networks, "
-            f"{figures.get('milliseconds_a_network', 0)} ms each",
-            "evaluate": f"{figures.get('networks', 0)} networks",
-        }[stage]
-        rows.append([stage, f"{manifest['seconds'] / 60:.1f} min", work, manifest["machine"]])
+        minutes = f"{manifest['seconds'] / 60:.1f} min"
+        rows.append([stage, minutes, text.format(**manifest["figures"]), manifest["machine"]])
     return _table(["stage", "time", "work", "machine"], rows)
 
 

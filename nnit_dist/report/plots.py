@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -21,11 +22,16 @@ COLOURS = {"NNiT": "#0969da", "direct GHN query": "#bf8700", "teachers": "#57606
 
 def success_by_topology(rows: list[dict[str, Any]]) -> Figure:
     """One dot a topology and method (mean over samples), seen and unseen kinds apart."""
-    kinds = [kind for kind in ("seen", "combination", "width", "deeper", "wider")
-             if any(row["kind"] == kind for row in rows)]
+    kinds = [
+        kind
+        for kind in ("seen", "combination", "width", "deeper", "wider")
+        if any(row["kind"] == kind for row in rows)
+    ]
     figure, axes = plt.subplots(figsize=(9, 3.6))
     teachers = [row["success_once"] for row in rows if row["kind"] == "teacher"]
-    axes.axhline(np.mean(teachers), color=COLOURS["teachers"], ls="--", lw=1, label="teachers' mean")
+    axes.axhline(
+        np.mean(teachers), color=COLOURS["teachers"], ls="--", lw=1, label="teachers' mean"
+    )
     rng = np.random.default_rng(0)
     for offset, method in ((-0.18, "direct GHN query"), (0.18, "NNiT")):
         for place, kind in enumerate(kinds):
@@ -37,8 +43,12 @@ def success_by_topology(rows: list[dict[str, Any]]) -> Figure:
             x = place + offset + rng.uniform(-0.09, 0.09, len(means))
             label = method if place == 0 else None
             axes.scatter(x, means, s=22, alpha=0.7, color=COLOURS[method], label=label, lw=0)
-            axes.plot([place + offset - 0.13, place + offset + 0.13], [np.mean(means)] * 2,
-                      color=COLOURS[method], lw=2.5)
+            axes.plot(
+                [place + offset - 0.13, place + offset + 0.13],
+                [np.mean(means)] * 2,
+                color=COLOURS[method],
+                lw=2.5,
+            )
     axes.set_xticks(range(len(kinds)), [k if k == "seen" else f"unseen: {k}" for k in kinds])
     axes.set_ylabel("success once")
     axes.set_ylim(-0.03, 1.03)
@@ -51,8 +61,13 @@ def population_curves(manifest: dict[str, Any]) -> Figure:
     figure, axes = plt.subplots(figsize=(9, 3))
     for name, trial in manifest["figures"]["trials"].items():
         history = trial["history"]
-        axes.plot([h["env_steps"] / 1e3 for h in history], [h["success_once"] for h in history],
-                  marker="o", ms=3, label=name.split("_", 1)[1])
+        axes.plot(
+            [h["env_steps"] / 1e3 for h in history],
+            [h["success_once"] for h in history],
+            marker="o",
+            ms=3,
+            label=name.split("_", 1)[1],
+        )
     axes.set_xlabel("thousand env steps")
     axes.set_ylabel("success once")
     axes.set_title("population: deterministic success of the teachers", fontsize=10)
@@ -158,8 +173,9 @@ def _draw_from_above(trail: list[dict[str, np.ndarray]], title: str) -> np.ndarr
     axes.set_xticks([])
     axes.set_yticks([])
     figure.tight_layout()
-    figure.canvas.draw()
-    frame = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    frame = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     plt.close(figure)
     return frame
 

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+
+from nnit_dist.align.distill import add_weight_noise, neighbour_difference
+from nnit_dist.align.ghn import GHN, GHNConfig, apply_layers, smooth_noise
+from nnit_dist.align.latents import TeacherLatents, action_error
+from nnit_dist.align.sampler import AlignedSampler
+from nnit_dist.errors import NnitError
+from nnit_dist.topology import Topology
+
+CONFIG = GHNConfig(latent_dim=4, embed_dim=16, channels=[8, 8])
+
+
+@pytest.mark.parametrize("hidden", [(8,), (32, 8), (24, 16, 32), (13, 7)])
+def test_layers_have_the_shapes_of_the_topology(hidden):
+    topology = Topology(35, hidden, 8)
+    layers = GHN(CONFIG, 35, 8, 32)([(topology, torch.randn(3, 4))])[0]
+    assert [tuple(w.shape) for w, _ in layers] == [(3, *shape) for shape in topology.shapes]
+    assert [tuple(b.shape) for _, b in layers] == [(3, out) for out, _ in topology.shapes]
+
+
+def test_generated_networks_keep_signals_alive_at_the_start():
+    torch.manual_seed(0)
+    ghn = GHN(GHNConfig(), 35, 8, 64)
+    layers = ghn([(Topology(35, (64, 64, 64), 8), torch.randn(8, 8))])[0]
+    outputs = apply_layers(layers, torch.randn(8, 200, 35))
+    assert 0.05 < outputs.std() < 20
+
+
+def test_a_network_does_not_depend_on_what_is_generated_beside_it():
+    ghn = GHN(CONFIG, 35, 8, 32)
+    z, one, other = torch.randn(1, 4), Topology(35, (16, 8), 8), Topology(35, (32,), 8)
+    alone = ghn([(one, z)])[0]
+    beside = ghn([(other, torch.randn(5, 4)), (one, torch.cat([z, torch.randn(2, 4)]))])[1]
+    for (w, b), (w2, b2) in zip(alone, beside, strict=True):
+        assert torch.allclose(w[0], w2[0], atol=1e-5)
+        assert torch.allclose(b[0], b2[0], atol=1e-5)
+
+
+def test_smooth_noise_correlates_neighbours_and_not_strangers():
+    maps = smooth_noise(3, 32, 64, 3.0)
+    assert abs(maps.std() - 1) < 0.05
+    flat = maps - maps.mean((2, 3), keepdim=True)
+    near = (flat[..., 1:] * flat[..., :-1]).mean() / flat.square().mean()
+    far = (flat[..., 20:] * flat[..., :-20]).mean() / flat.square().mean()
+    assert near > 0.7
+    assert abs(far) < 0.2
+
+
+def test_apply_layers_is_the_policy_forward(sampler):
+    policy = sampler.policies((16, 8), 1, 0)[0]
+    obs = np.random.default_rng(0).normal(size=(6, 35)).astype(np.float32)
+    layers = [(torch.from_numpy(w)[None], torch.from_numpy(b)[None]) for w, b in policy.layers]
+    outputs = apply_layers(layers, torch.from_numpy(obs)[None])[0].numpy()
+    assert np.allclose(outputs, policy.forward(obs), atol=1e-4)
+
+
+def test_action_error_forgives_overshooting_the_clip_only():
+    output = torch.tensor([3.0, -2.0, 0.5, 3.0])
+    target = torch.tensor([5.0, -1.0, 0.0, -5.0])
+    assert torch.equal(action_error(output, target), torch.tensor([0.0, 0.0, 0.25, 16.0]))
+
+
+def test_weight_noise_has_the_asked_size_and_repeats_by_seed():
+    layers = [(torch.randn(4, 64, 64) * 3, torch.randn(4, 64))]
+    noisy, again = (add_weight_noise(layers, 0.1, torch.Generator().manual_seed(1)) for _ in "ab")
+    assert torch.equal(noisy[0][0], again[0][0])
+    relative = (noisy[0][0] - layers[0][0]).std() / layers[0][0].std()
+    assert abs(relative - 0.1) < 0.01
+
+
+def test_neighbour_difference_is_two_for_white_noise_and_small_for_smooth_weights():
+    rough = [(torch.randn(8, 64, 64), torch.zeros(8, 64))] * 2
+    smooth_map = smooth_noise(8, 1, 64, 6.0)[:, 0]
+    smooth = [(smooth_map, torch.zeros(8, 64))] * 2
+    assert abs(neighbour_difference(rough) - 2) < 0.1
+    assert neighbour_difference(smooth) < 0.3
+
+
+def test_latents_sample_their_teacher():
+    latents = TeacherLatents(3, 4, initial_std=0.01)
+    z = latents.sample(torch.tensor([2, 0]), torch.randn(2, 4))
+    assert torch.allclose(z, latents.mean[[2, 0]], atol=0.1)
+    assert latents.kl() > 0
+
+
+def test_sampler_file_round_trip(sampler, tmp_path):
+    path = sampler.save(tmp_path / "ghn.safetensors")
+    back = AlignedSampler.load(path)
+    one, two = sampler.policies((16, 8), 3, 5), back.policies((16, 8), 3, 5)
+    assert all(np.array_equal(a.flat(), b.flat()) for a, b in zip(one, two, strict=True))
+    assert back.seen == sampler.seen
+
+
+def test_model_file_of_another_format(tmp_path, sampler):
+    from nnit_dist.nnit.model import NNiTModel
+
+    with pytest.raises(NnitError, match="has format 'nnit.ghn/1'; expected 'nnit.model/1'"):
+        NNiTModel.load(sampler.save(tmp_path / "ghn.safetensors"))

@@ -1,0 +1,58 @@
+import pytest
+
+from nnit_dist.artifacts import Stage, content_hash, read_json, write_atomic
+from nnit_dist.errors import NnitError
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_scraps(tmp_path):
+    path = tmp_path / "value.txt"
+    path.write_text("old")
+
+    def fail(partial):
+        partial.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(NnitError, match="No space left on device"):
+        write_atomic(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_stage_is_done_only_after_its_manifest(tmp_path):
+    source = tmp_path / "input"
+    source.write_text("1")
+    stage = Stage("align", tmp_path / "align", {"a": 1}, {"zoo": source})
+    assert not stage.is_done()
+    stage.begin()
+    assert not Stage("align", tmp_path / "align", {"a": 1}, {"zoo": source}).is_done()
+    manifest = stage.finish({"figure": 2})
+    assert Stage("align", tmp_path / "align", {"a": 1}, {"zoo": source}).is_done()
+    assert manifest["figures"] == {"figure": 2}
+
+
+def test_stage_of_another_run_is_refused_and_kept(tmp_path):
+    source = tmp_path / "input"
+    source.write_text("1")
+    stage = Stage("align", tmp_path / "align", {"a": {"b": 1}}, {"zoo": source})
+    stage.begin()
+    with pytest.raises(NnitError, match=r"config\.a\.b: 1, now 2"):
+        Stage("align", tmp_path / "align", {"a": {"b": 2}}, {"zoo": source}).is_done()
+    source.write_text("2")
+    with pytest.raises(NnitError, match=r"inputs\.zoo"):
+        Stage("align", tmp_path / "align", {"a": {"b": 1}}, {"zoo": source}).is_done()
+
+
+def test_hash_covers_names_and_contents(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a").write_text("x")
+    first = content_hash(tmp_path / "d")
+    (tmp_path / "d" / "a").rename(tmp_path / "d" / "b")
+    second = content_hash(tmp_path / "d")
+    (tmp_path / "d" / "b").write_text("y")
+    assert len({first, second, content_hash(tmp_path / "d")}) == 3
+
+
+def test_damaged_json_says_what_to_do(tmp_path):
+    (tmp_path / "m.json").write_text("{")
+    with pytest.raises(NnitError, match="Delete it to redo its stage"):
+        read_json(tmp_path / "m.json")

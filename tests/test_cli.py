@@ -1,0 +1,122 @@
+"""The real `nnit` command, as a user types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import random_policy
+
+from nnit_dist.policy import load_policies, save_policy
+
+ROOT = Path(__file__).parent.parent
+NNIT = [str(Path(sys.executable).parent / "nnit")]
+
+
+def nnit(*words, timeout=300) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*NNIT, *map(str, words)], capture_output=True, text=True, timeout=timeout, cwd=ROOT
+    )
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory) -> Path:
+    """Four policies of an unseen topology, from the shipped model."""
+    out = tmp_path_factory.mktemp("generated")
+    result = nnit("generate", "--hidden", "40x56", "--samples", 4, "--out", out)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return out
+
+
+def test_generate_writes_policies_in_the_contract(generated):
+    policies = load_policies(generated)
+    assert len(policies) == 4
+    assert {p.topology.hidden for p in policies} == {(40, 56)}
+    assert {p.source for p in policies} == {"nnit"}
+
+
+def test_generate_draws_architectures_when_none_is_named(tmp_path):
+    result = nnit("generate", "--samples", 3, "--out", tmp_path / "drawn", "--seed", 1)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(load_policies(tmp_path / "drawn")) == 3
+
+
+def test_networks_of_an_unseen_topology_push_the_cube(generated):
+    """The product's promise, on the shipped model: nobody trained these networks."""
+    result = nnit("evaluate", generated, "--episodes", 25)
+    assert result.returncode == 0, result.stdout + result.stderr
+    results = json.loads((generated / "evaluation" / "results.json").read_text())
+    assert results["summary"]["episodes"] == 100
+    assert results["summary"]["success_once"] >= 0.85
+    again = nnit("evaluate", generated, "--episodes", 25)
+    assert json.loads((generated / "evaluation" / "results.json").read_text()) == results
+    assert "mean success_once" in again.stdout
+
+
+def test_the_shipped_population_is_sound():
+    zoo = ROOT / "nnit_dist" / "pretrained" / "pushcube" / "zoo"
+    result = nnit("zoo", "verify", zoo)
+    assert result.returncode == 0
+    assert "no problems" in result.stdout
+
+
+def test_zoo_ls_show_and_export(tmp_path):
+    zoo = ROOT / "nnit_dist" / "pretrained" / "pushcube" / "zoo"
+    assert nnit("zoo", "ls", zoo).returncode == 0
+    assert nnit("zoo", "export", zoo, "--out", tmp_path).returncode == 0
+    policies = load_policies(tmp_path)
+    shown = nnit("zoo", "show", zoo, policies[0].id)
+    assert policies[0].id in shown.stdout
+
+
+def test_doctor_tells_what_is_here():
+    result = nnit("doctor")
+    assert result.returncode == 0
+    assert "rendering" in result.stdout
+    assert "torch" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["generate", "--hidden", "20", "--out", "x"], "multiples of 8"),
+        (["generate", "--hidden", "128", "--out", "x"], "above the 64"),
+        (["generate", "--hidden", "8x8x8x8", "--out", "x"], "more than the 3"),
+        (["generate", "--hidden", "wide", "--out", "x"], "write them as 64 or 40x56"),
+        (["generate", "--task", "PickCube-v1", "--out", "x"], "no trained model for PickCube-v1"),
+        (["generate", "--model", "none.safetensors", "--out", "x"], "there is no model file"),
+        (["run", "configs/none.yaml"], "there is no configuration"),
+        (["run", "configs/smoke.yaml", "--set", "nnit.stepz=3"], "unknown key 'nnit.stepz'"),
+        (["population", "configs/smoke.yaml", "--set", "task=PushCub-v1"], "PushCube-v1"),
+        (["align", "configs/smoke.yaml", "--out", "/tmp/nnit-none"], "run `nnit population`"),
+        (["evaluate", "/tmp/nnit-none"], "no policy files"),
+        (["zoo", "ls", "/tmp/nnit-none"], "is no zoo"),
+        (
+            ["run", "configs/smoke.yaml", "--set", "ray.address=127.0.0.1:1"],
+            "Ray could not be reached",
+        ),
+    ],
+)
+def test_mistakes_get_one_readable_message(words, expected, tmp_path):
+    if words[0] == "run" and "ray.address=127.0.0.1:1" in words:
+        words = [*words, "--out", tmp_path / "run"]
+    result = nnit(*words)
+    assert result.returncode == 1
+    assert expected in " ".join(result.stdout.split())
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_debug_shows_the_traceback():
+    result = nnit("generate", "--hidden", "20", "--out", "x", "--debug")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_evaluating_a_damaged_policy_names_the_file(tmp_path):
+    path = save_policy(random_policy(), tmp_path / "p.safetensors")
+    path.write_bytes(path.read_bytes()[:500])
+    result = nnit("evaluate", tmp_path)
+    assert result.returncode == 1
+    assert "p.safetensors" in result.stdout
+    assert "truncated" in result.stdout

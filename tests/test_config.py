@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+
+from nnit_dist.config import load_config
+from nnit_dist.errors import NnitError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+def write(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_are_valid(path):
+    config = load_config(path)
+    assert config.name == path.stem
+    assert config.split().seen
+
+
+def test_unknown_key_is_named_with_its_path_and_the_nearest_one(tmp_path):
+    path = write(tmp_path, "name: x\ntask: PushCube-v1\nalign: {distill: {stepz: 3}}\n")
+    with pytest.raises(NnitError, match=r"unknown key 'align.distill.stepz'. Did you mean steps"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("task: PushCube-v1", "'name' is missing"),
+        ("name: x\ntask: t\nnnit: {steps: -1}", r"'nnit.steps': .*greater than 0, got -1"),
+        ("name: x\ntask: t\ntopologies: {widths: [16, 20]}", r"20, .*Nearest: 16, 24"),
+        ("- a list", "holds no configuration"),
+        ("name: [", "not valid YAML"),
+    ],
+)
+def test_bad_configurations(tmp_path, text, expected):
+    with pytest.raises(NnitError, match=expected):
+        load_config(write(tmp_path, text))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(NnitError, match="there is no configuration"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_overrides(tmp_path):
+    path = write(tmp_path, "name: x\ntask: PushCube-v1\n")
+    config = load_config(path, ["nnit.steps=7", "align.ghn.channels=[8, 8]"])
+    assert (config.nnit.steps, config.align.ghn.channels) == (7, [8, 8])
+    with pytest.raises(NnitError, match=r"unknown key 'nnit.stepps'"):
+        load_config(path, ["nnit.stepps=7"])
+    with pytest.raises(NnitError, match="write it as key.path=value"):
+        load_config(path, ["nnit.steps"])
