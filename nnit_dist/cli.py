@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 def main() -> None:
     """Entry point: an expected error is one readable message and exit code 1."""
+    if "--debug" not in sys.argv:
+        warnings.simplefilter("ignore")  # Ray's and SAPIEN's are no news to a user
     try:
         app(standalone_mode=True)
     except NnitError as error:

@@ -5,6 +5,7 @@ On disk: one safetensors file with `layers.{i}.weight` [out, in] and
 control_mode, hidden, activation, source, and provenance).
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -61,6 +62,11 @@ class Policy:
     def flat(self) -> np.ndarray:
         """All weights in layer order, weight (row-major) before bias, float32 [num_params]."""
         return np.concatenate([part.ravel() for layer in self.layers for part in layer])
+
+    def fingerprint(self) -> str:
+        """Short hash of topology and weights: what a measurement of this policy belongs to."""
+        digest = hashlib.sha256(repr(self.topology.dims).encode() + self.flat().tobytes())
+        return digest.hexdigest()[:16]
 
     def check_finite(self, name: str = "") -> None:
         """Raise NnitError if any weight is NaN or infinite."""

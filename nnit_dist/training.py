@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from nnit_dist.errors import NnitError
 from nnit_dist.progress import StageProgress
@@ -163,6 +164,24 @@ class Loop:
         for name, part in self.state.items():
             part.load_state_dict(saved[name])
         return saved["step"]
+
+
+def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Mean of the gradients over all workers, in one message; nothing with one worker.
+
+    Plain data parallelism: every worker starts from the same seed and takes the same steps.
+    Parameters that took no part in the loss count as zero.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for parameter, piece in zip(
+        parameters, flat.split([p.numel() for p in parameters]), strict=True
+    ):
+        parameter.grad = piece.view_as(parameter)
 
 
 def step_generator(seed: int, step: int, rank: int) -> torch.Generator:

@@ -1,6 +1,10 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
+from nnit_dist.envs import headless
 from nnit_dist.envs.sim import TEST_SEED, TRAIN_SEEDS, VALIDATION_SEED, SimEnv
 from nnit_dist.envs.tasks import check_task
 from nnit_dist.errors import NnitError
@@ -72,3 +76,53 @@ def test_unusable_tasks_say_why(task, expected):
 def test_unknown_control_mode():
     with pytest.raises(NnitError, match="control mode 'pd_nonsense'"):
         SimEnv("PushCube-v1", "pd_nonsense")
+
+
+PHYSICS = """
+import hashlib, sys
+import numpy as np
+from nnit_dist.envs import headless
+from nnit_dist.envs.sim import SimEnv
+if sys.argv[2] == "stand-ins":
+    headless.has_render_device = lambda: False
+env, digest = SimEnv(sys.argv[1]), hashlib.sha256()
+actions = np.random.default_rng(0).uniform(-1, 1, (40, *env.action_space.shape))
+for seed in range(3):
+    digest.update(env.reset(seed=seed)[0].tobytes())
+    for action in actions.astype(np.float32):
+        obs, reward, _, _, info = env.step(action)
+        digest.update(obs.tobytes() + np.float64(reward).tobytes() + bytes([info["success"]]))
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.skipif(
+    not headless.has_render_device(), reason="needs a Vulkan device to compare with"
+)
+@pytest.mark.parametrize(
+    "task",
+    [
+        "PushCube-v1",
+        "PullCube-v1",
+        "PickCube-v1",
+        "LiftPegUpright-v1",
+        "StackCube-v1",
+        "RollBall-v1",
+        "PokeCube-v1",
+        "PlaceSphere-v1",
+    ],
+)
+def test_physics_is_the_same_with_and_without_a_renderer(task):
+    """Same seeds and actions: bit-equal observations, rewards and success."""
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", PHYSICS, task, mode],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
+        ).stdout
+        for mode in ("renderer", "stand-ins")
+    ]
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 65

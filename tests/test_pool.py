@@ -112,11 +112,19 @@ def test_evaluation_resumes_from_stored_episodes(tmp_path):
     policies = [random_policy(seed=i, policy_id=f"p{i}") for i in range(3)]
     whole = evaluate(policies, episodes=4, out=tmp_path / "whole")
     evaluate(policies[:2], episodes=3, out=tmp_path / "part")
-    stored = EpisodeStore(tmp_path / "part" / "episodes").load()
+    stored = EpisodeStore(tmp_path / "part" / "episodes").load(policies)
     assert len(stored) == 6
     resumed = evaluate(policies, episodes=4, out=tmp_path / "part")
     assert resumed.rows() == whole.rows()
-    assert len(EpisodeStore(tmp_path / "part" / "episodes").load()) == 12
+    assert len(EpisodeStore(tmp_path / "part" / "episodes").load(policies)) == 12
+
+
+def test_a_policy_written_anew_under_the_same_id_is_measured_anew(tmp_path):
+    old, new = random_policy(seed=0), random_policy(seed=1)
+    evaluate([old], episodes=1, out=tmp_path)
+    again = evaluate([new], episodes=1, out=tmp_path)
+    assert again.rows() == evaluate([new], episodes=1).rows()
+    assert again.rows() != evaluate([old], episodes=1, out=tmp_path).rows()
 
 
 def test_failures_are_reported_and_the_rest_is_measured():

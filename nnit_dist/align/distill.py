@@ -19,7 +19,7 @@ from torch import Tensor
 from nnit_dist.align.ghn import GHN, GHNConfig, Layers, apply_layers
 from nnit_dist.align.latents import TeacherLatents, action_error
 from nnit_dist.topology import Topology
-from nnit_dist.training import Loop, step_generator, worker_setup
+from nnit_dist.training import Loop, average_gradients, step_generator, worker_setup
 
 
 class DistillConfig(BaseModel):
@@ -52,15 +52,8 @@ def load_states(path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 def distill_worker(config: dict) -> None:
     """Ray Train loop: continue training up to `config["until"]` steps."""
-    import ray.train.torch
-
     device, rank = worker_setup()
     trainer = Distiller(config, device)
-    trainer.ghn = (
-        ray.train.torch.prepare_model(trainer.ghn)
-        if config["workers"] > 1
-        else (trainer.ghn.to(device))
-    )
     start = config.get("start_from")
     loop = Loop(trainer.state(), config, log_every=25, save_every=trainer.config.checkpoint_every)
     if loop.start == 0 and start:
@@ -84,15 +77,15 @@ class Distiller:
         obs_dim, act_dim = self.obs[0].shape[1], self.targets[0].shape[1]
         self.topologies = [Topology(obs_dim, tuple(hidden), act_dim) for hidden in topologies]
         ghn_config = GHNConfig(**config["ghn"])
-        self.ghn: torch.nn.Module = GHN(ghn_config, obs_dim, act_dim, config["max_width"])
+        self.ghn = GHN(ghn_config, obs_dim, act_dim, config["max_width"]).to(device)
         self.latents = TeacherLatents(len(obs), ghn_config.latent_dim).to(device)
-        parameters = [*self.ghn.parameters(), *self.latents.parameters()]
+        self.parameters = [*self.ghn.parameters(), *self.latents.parameters()]
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=self.config.lr, weight_decay=self.config.weight_decay
+            self.parameters, lr=self.config.lr, weight_decay=self.config.weight_decay
         )
 
     def state(self) -> dict:
-        return {"ghn": _unwrapped(self.ghn), "latents": self.latents, "optimizer": self.optimizer}
+        return {"ghn": self.ghn, "latents": self.latents, "optimizer": self.optimizer}
 
     def step(self, step: int, rank: int) -> dict[str, float]:
         cfg, rng = self.config, step_generator(self.seed, step, rank)
@@ -117,8 +110,8 @@ class Distiller:
             loss = loss + cfg.smoothness_weight * torch.stack(roughness).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        average_gradients(self.parameters)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         return {"action_mse": float(error.detach()), "kl": float(self.latents.kl().detach())}
 
@@ -149,10 +142,6 @@ class Distiller:
         for name, part in self.state().items():
             part.load_state_dict(saved[name])
         return saved["step"]
-
-
-def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:
-    return getattr(module, "module", module)
 
 
 def add_weight_noise(layers: Layers, scale: float, rng: torch.Generator) -> Layers:

@@ -220,7 +220,6 @@ class _Alignment:
                 "result": str(self._result(index).absolute()),
                 "until": until,
                 "seed": self.seed,
-                "workers": self.placement.workers,
             },
             self.out,
             f"round-{index}",

@@ -47,7 +47,8 @@ class AlignedSampler:
     def layers(self, topology: Topology, teachers: Tensor, generator: torch.Generator) -> Layers:
         """One network per teacher index [B], its latent drawn around that teacher's."""
         noise = torch.randn(len(teachers), self.latents.mean.shape[1], generator=generator)
-        return self.ghn([(topology, self.latents.sample(teachers, noise))])[0]
+        z = self.latents.sample(teachers, noise.to(self.latents.mean))
+        return self.ghn([(topology, z)])[0]
 
     def policies(self, hidden: tuple[int, ...], count: int, seed: int) -> list[Policy]:
         """`count` policies of one topology, teachers in turn."""

@@ -97,7 +97,7 @@ def _make(task: str, control_mode: str, reward: bool, render: bool):
             control_mode=control_mode,
             reward_mode="normalized_dense" if reward else "none",
             sim_backend="physx_cpu",
-            render_backend="gpu" if render else "none",
+            render_backend=_render_backend() if render else "none",
             render_mode="rgb_array" if render else None,
         )
     except (AssertionError, KeyError) as error:
@@ -106,6 +106,11 @@ def _make(task: str, control_mode: str, reward: bool, render: bool):
             f"Most tasks have {DEFAULT_CONTROL_MODE} and pd_ee_delta_pos."
         ) from None
     return env.unwrapped
+
+
+def _render_backend() -> str:
+    """The GPU renders where there is one, else Vulkan on the CPU (lavapipe)."""
+    return "gpu" if torch.cuda.is_available() else "cpu"
 
 
 def _numpy(obs: torch.Tensor) -> np.ndarray:

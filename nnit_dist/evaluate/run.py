@@ -78,7 +78,7 @@ def evaluate(
     """
     _check(policies, episodes)
     store = EpisodeStore(out / "episodes") if out else None
-    known = store.load() if store else {}
+    known = store.load(policies) if store else {}
     seeds = range(first_seed, first_seed + episodes)
     jobs = _open_jobs(policies, seeds, known)
     failures = _measure(policies, jobs, known, store, actors, episodes, title) if jobs else {}
@@ -115,7 +115,7 @@ def _measure(
                 fresh = outcome[1].episodes
                 known.update({(e.policy_id, e.seed): e for e in fresh})
                 if store:
-                    store.add(fresh)
+                    store.add(outcome[0].policy, fresh)
                 done, count = done + len(fresh), count + len(fresh)
                 successes += sum(e.success_once for e in fresh)
                 view.update(title, done, f"success {successes / count:.3f}")

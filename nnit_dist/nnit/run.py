@@ -32,7 +32,6 @@ def run_nnit(
                 "ghn": str(ghn.absolute()),
                 "result": str((out / MODEL).absolute()),
                 "seed": seed,
-                "workers": placement.workers,
             },
             out,
             "train",

@@ -20,7 +20,7 @@ from nnit_dist.nnit.diffusion import flow_loss, mask_ids, masked_loss, noised, s
 from nnit_dist.nnit.model import NNiTModel, Whitening
 from nnit_dist.nnit.tokens import ArchitectureVocabulary, token_layout, tokenize
 from nnit_dist.nnit.transformer import NNiT, TransformerConfig
-from nnit_dist.training import Loop, step_generator, worker_setup
+from nnit_dist.training import Loop, average_gradients, step_generator, worker_setup
 
 ARCHITECTURE_BATCH = 64
 
@@ -48,8 +48,6 @@ class NNiTConfig(BaseModel):
 
 def nnit_worker(config: dict) -> None:
     """Ray Train loop: train to the configured number of steps, then write the model."""
-    import ray.train.torch
-
     device, rank = worker_setup()
     trainer = NNiTTrainer(
         NNiTConfig(**config["nnit"]),
@@ -57,8 +55,6 @@ def nnit_worker(config: dict) -> None:
         device,
         config["seed"],
     )
-    if config["workers"] > 1:
-        trainer.network = ray.train.torch.prepare_model(trainer.network)
     loop = Loop(trainer.state(), config, log_every=20, save_every=trainer.config.checkpoint_every)
     loop.run(trainer.config.steps, lambda step: trainer.step(step, rank))
     if rank == 0:
@@ -77,7 +73,7 @@ class NNiTTrainer:
         self.vocabulary = ArchitectureVocabulary(
             [sampler.task.name], config.patch, sampler.max_width, max_depth
         )
-        self.network: nn.Module = NNiT(config.transformer, self.vocabulary, config.patch).to(device)
+        self.network = NNiT(config.transformer, self.vocabulary, config.patch).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), config.lr, (0.9, 0.98), weight_decay=config.weight_decay
@@ -87,8 +83,7 @@ class NNiTTrainer:
         self.autocast = config.bf16 and has_bf16(device)
 
     def state(self) -> dict[str, Any]:
-        network = getattr(self.network, "module", self.network)
-        return {"network": network, "average": self.average, "optimizer": self.optimizer}
+        return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
 
     def model(self) -> NNiTModel:
         """The averaged network with everything that sampling needs."""
@@ -114,6 +109,7 @@ class NNiTTrainer:
                 flow + float(weights.detach()),
                 architecture + float(tokens.detach()),
             )
+        average_gradients(list(self.network.parameters()))
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self._update_average(step)
@@ -171,8 +167,9 @@ class NNiTTrainer:
     @torch.no_grad()
     def _update_average(self, step: int) -> None:
         decay = min(self.config.ema, (1 + step) / (10 + step))
-        network = getattr(self.network, "module", self.network)
-        for average, value in zip(self.average.parameters(), network.parameters(), strict=True):
+        for average, value in zip(
+            self.average.parameters(), self.network.parameters(), strict=True
+        ):
             average.lerp_(value, 1 - decay)
 
     def _fit_whitening(self) -> Whitening:

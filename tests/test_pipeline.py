@@ -1,0 +1,109 @@
+"""The whole chain for real, small: killed in every training stage, and run undisturbed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nnit_dist.artifacts import content_hash
+
+ROOT = Path(__file__).parent.parent
+NNIT = str(Path(sys.executable).parent / "nnit")
+RUN = [NNIT, "run", "configs/smoke.yaml", "--out"]
+
+
+def start(out: Path, log: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*RUN, str(out)],
+        cwd=ROOT,
+        stdout=log.open("ab"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def kill_when(run: subprocess.Popen, path: Path, pattern: str, timeout: float = 300) -> None:
+    """kill -9 the driver as soon as a file that matches `pattern` appears under `path`."""
+    deadline = time.monotonic() + timeout
+    while not list(path.glob(pattern)):
+        assert run.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, f"{pattern} did not appear"
+        time.sleep(0.2)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    time.sleep(5)  # Ray's processes notice that their driver is gone
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("run") / "smoke"
+    log = out.parent / "log"
+    for pattern in (
+        "population/trials/*/progress.json",
+        "align/round-0.pt",
+        "train/.key.json",
+        "evaluate/.key.json",
+    ):
+        kill_when(start(out, log), out, pattern)
+    last = start(out, log)
+    assert last.wait(timeout=400) == 0, log.read_text()
+    return out, log.read_text()
+
+
+@pytest.mark.timeout(1200)
+def test_a_run_that_is_killed_in_every_stage_ends_like_an_unbroken_one(disturbed, tmp_path):
+    """From the same zoo, every later artefact is the same to the last bit."""
+    out, _ = disturbed
+    calm = tmp_path / "calm"
+    calm.mkdir()
+    subprocess.run(["cp", "-r", out / "population", calm], check=True)
+    result = subprocess.run(
+        [*RUN, str(calm)], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    for artefact in (
+        "align/ghn.safetensors",
+        "train/nnit.safetensors",
+        "generate/policies",
+        "evaluate/results.parquet",
+        "evaluate/results.json",
+    ):
+        assert content_hash(out / artefact) == content_hash(calm / artefact), artefact
+
+
+@pytest.mark.timeout(1200)
+def test_every_stage_leaves_its_manifest_and_the_report_stands_alone(disturbed):
+    out, log = disturbed
+    for stage in ("population", "align", "train", "generate", "evaluate", "report"):
+        manifest = json.loads((out / stage / "manifest.json").read_text())
+        assert manifest["stage"] == stage
+        assert manifest["versions"]["ray"] == "2.60.0"
+    page = (out / "report" / "report.html").read_text()
+    assert "http://" not in page
+    assert "https://" not in page
+    assert page.count("<img") == 5
+    assert "direct GHN query" in page
+    assert "Traceback" not in log
+
+
+@pytest.mark.timeout(1200)
+def test_a_finished_run_is_skipped_and_another_config_is_refused(disturbed):
+    out, _ = disturbed
+    again = subprocess.run([*RUN, str(out)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert again.stdout.count("already done") == 6
+    other = subprocess.run(
+        [*RUN, str(out), "--set", "nnit.steps=21"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert other.returncode == 1
+    assert "holds the train stage of another run (config.nnit.steps: 20, now 21)" in " ".join(
+        other.stdout.split()
+    )
