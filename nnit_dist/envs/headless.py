@@ -41,9 +41,13 @@ def install_stand_ins() -> None:
     import sapien
     from sapien.wrapper import actor_builder
 
-    for module in (sapien.render, sapien.pysapien.render):
-        for name in _VISUAL_TYPES:
-            setattr(module, name, InertVisual)
+    # Modules that are already imported hold the types under names of their own.
+    loaded = [m for n, m in sys.modules.items() if n.split(".")[0] in ("sapien", "mani_skill")]
+    for name in _VISUAL_TYPES:
+        real = getattr(sapien.render, name)
+        for module in loaded:
+            if vars(module).get(name) is real:
+                setattr(module, name, InertVisual)
     for name in dir(actor_builder.ActorBuilder):
         if name.startswith("add_") and "_visual" in name:
             setattr(actor_builder.ActorBuilder, name, _without_visual)

@@ -1,0 +1,47 @@
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from nnit_dist.training import average_gradients, read_metrics, step_generator
+
+
+def _worker(rank: int, world: int, store: str, out: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    used, unused = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
+    (used * (rank + 1)).sum().backward()
+    average_gradients([used, unused])
+    torch.save([used.grad, unused.grad], f"{out}-{rank}")
+    dist.destroy_process_group()
+
+
+def test_gradients_are_averaged_over_workers_and_missing_ones_count_as_zero(tmp_path):
+    out = str(tmp_path / "grad")
+    mp.spawn(_worker, args=(2, str(tmp_path / "store"), out), nprocs=2)
+    for rank in range(2):
+        used, unused = torch.load(f"{out}-{rank}", weights_only=True)
+        assert torch.equal(used, torch.full((3,), 1.5))
+        assert torch.equal(unused, torch.zeros(2))
+
+
+def test_one_worker_keeps_its_gradients():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.sum().backward()
+    average_gradients([parameter])
+    assert torch.equal(parameter.grad, torch.ones(3))
+
+
+def test_randomness_depends_on_seed_step_and_rank():
+    draw = lambda *key: torch.rand(4, generator=step_generator(*key)).tolist()  # noqa: E731
+    assert draw(0, 5, 1) == draw(0, 5, 1)
+    assert len({tuple(draw(*key)) for key in [(0, 5, 1), (1, 5, 1), (0, 6, 1), (0, 5, 0)]}) == 4
+
+
+def test_metrics_survive_a_half_written_line_and_repeated_steps(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "loss": 2.5}]
+    path.write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 3, "lo')
+    assert [row["loss"] for row in read_metrics(path)] == pytest.approx([3.0, 2.5])
+    assert read_metrics(tmp_path / "none.jsonl") == []
