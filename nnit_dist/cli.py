@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from nnit_dist.errors import NnitError
-from nnit_dist.progress import console
+from nnit_dist.progress import console, quiet_libraries
 
 app = typer.Typer(
     help="Writes working robot policies for any MLP topology instead of training them.",
@@ -117,14 +117,13 @@ def evaluate(
     from nnit_dist.artifacts import write_json
     from nnit_dist.evaluate.run import evaluate as measure
     from nnit_dist.evaluate.run import summarize
-    from nnit_dist.pipeline import quiet_stderr
     from nnit_dist.policy import load_policies
     from nnit_dist.ray_session import ray_session
 
     loaded = load_policies(policies)
     base = policies if policies.is_dir() else policies.parent
     target = out or base / "evaluation"
-    with quiet_stderr(target / "evaluate.log"), ray_session(address):
+    with quiet_libraries(target / "evaluate.log"), ray_session(address):
         result = measure(loaded, episodes, target, actors)
     rows = result.rows()
     summary = summarize(rows) if rows else None

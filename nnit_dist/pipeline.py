@@ -1,16 +1,14 @@
 """The stages in order: what each reads and writes, and when it is skipped."""
 
 import contextlib
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nnit_dist.artifacts import Stage, read_json
 from nnit_dist.config import RunConfig
 from nnit_dist.errors import NnitError
-from nnit_dist.progress import console
+from nnit_dist.progress import console, quiet_libraries
 from nnit_dist.ray_session import ray_session
 from nnit_dist.topology import Hidden
 
@@ -185,7 +183,7 @@ class Run:
             if ray
             else contextlib.nullcontext()
         )
-        with quiet_stderr(self.out / "logs" / f"{name}.log"), session:
+        with quiet_libraries(self.out / "logs" / f"{name}.log"), session:
             figures = work(stage.directory)
         manifest = stage.finish(figures)
         self._log(name, figures)
@@ -212,22 +210,6 @@ class Run:
         )
         run.log(numbers)
         run.finish()
-
-
-@contextlib.contextmanager
-def quiet_stderr(log: Path) -> Iterator[None]:
-    """Send what libraries print on standard error to a log file (Ray, SAPIEN, ManiSkill)."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    sys.stderr.flush()
-    saved = os.dup(2)
-    try:
-        with log.open("ab") as file:
-            os.dup2(file.fileno(), 2)
-            yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(saved, 2)
-        os.close(saved)
 
 
 def _minutes(seconds: float) -> str:

@@ -1,6 +1,11 @@
-"""The live view of a stage: bars with time left on a terminal, plain lines elsewhere."""
+"""What a user sees: a live view of each stage, with time left, and nothing of the libraries'."""
 
+import contextlib
+import os
+import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -17,11 +22,36 @@ console = Console(highlight=False)
 PLAIN_EVERY_S = 30.0
 
 
+@contextlib.contextmanager
+def quiet_libraries(log: Path) -> Iterator[None]:
+    """Send what libraries print (Ray, SAPIEN, ManiSkill) to a log file; the console stays.
+
+    Works on the file descriptors: Ray's C++ and its printing threads know no `sys.stdout`.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    out, err = os.dup(1), os.dup(2)
+    with log.open("ab") as file, os.fdopen(out, "w") as terminal:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        console.file = terminal
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            console.file = None  # type: ignore[assignment]  # what sys.stdout is at the time
+            os.dup2(out, 1)
+            os.dup2(err, 2)
+            os.close(err)
+
+
 class StageProgress:
     """Bars by name. On a pipe or in a log file: a line every half minute instead."""
 
-    def __init__(self, stage: str, unit: str) -> None:
-        self.stage, self.unit = stage, unit
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
         self._bars: dict[str, TaskID] = {}
         self._last_line = time.monotonic()
         self._progress = Progress(
@@ -35,6 +65,8 @@ class StageProgress:
             console=console,
             disable=not console.is_terminal,
             speed_estimate_period=120,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
 
     def __enter__(self) -> "StageProgress":
@@ -51,8 +83,10 @@ class StageProgress:
         self._progress.update(self._bars[name], completed=completed, note=note)
         if not console.is_terminal and time.monotonic() - self._last_line > PLAIN_EVERY_S:
             self._last_line = time.monotonic()
-            total = self._progress.tasks[self._bars[name]].total
-            console.print(f"  {self.stage}: {name} {completed}/{total:.0f} {self.unit}  {note}")
+            task = self._progress.tasks[self._bars[name]]
+            left = f"{task.time_remaining / 60:.0f} min left" if task.time_remaining else ""
+            line = f"  {name}  {completed:,} of {task.total:,.0f} {self.unit}  {left}  {note}"
+            console.print(line, soft_wrap=True)
 
     def finish(self, name: str) -> None:
         """Mark as complete, also when it ended before its budget."""

@@ -48,8 +48,18 @@ def test_an_episode_depends_on_its_seed_alone(env):
 
 @pytest.mark.parametrize(
     "task",
-    ["PushCube-v1", "PullCube-v1", "PickCube-v1", "LiftPegUpright-v1", "StackCube-v1"]
-    + ["RollBall-v1", "PokeCube-v1", "PlaceSphere-v1", "PegInsertionSide-v1", "PullCubeTool-v1"],
+    [
+        "PushCube-v1",
+        "PullCube-v1",
+        "PickCube-v1",
+        "LiftPegUpright-v1",
+        "StackCube-v1",
+        "RollBall-v1",
+        "PokeCube-v1",
+        "PlaceSphere-v1",
+        "PegInsertionSide-v1",
+        "PullCubeTool-v1",
+    ],
 )
 def test_an_episode_is_that_of_an_environment_built_anew(task):
     """Bit for bit as after ManiSkill's `reconfigure`, whatever episodes ran before."""

@@ -115,7 +115,7 @@ class _Alignment:
     def run(self) -> None:
         distill = self.config.distill
         rounds = distill.dagger_rounds + 1
-        with StageProgress("align", unit="steps") as view:
+        with StageProgress("steps") as view:
             view.add("distil", total=distill.steps)
             for index in range(rounds):
                 self._ensure_states(index)

@@ -103,7 +103,7 @@ def _measure(
     failures: dict[str, str] = {}
     total = len(policies) * episodes
     first = policies[0]
-    with StageProgress(title, unit="episodes") as view:
+    with StageProgress("episodes") as view:
         done = total - sum(len(job.seeds) for job in jobs)
         view.add(title, total=total, completed=done)
         with SimulatorPool(first.task, first.control_mode, actors) as pool:

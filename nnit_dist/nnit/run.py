@@ -23,7 +23,7 @@ def run_nnit(
 
     Reads the hypernetwork `ghn`. Writes `out/nnit.safetensors` and `out/metrics.jsonl`.
     """
-    with StageProgress("train", unit="steps") as view:
+    with StageProgress("steps") as view:
         view.add("nnit", total=config.steps)
         fit(
             nnit_worker,
@@ -56,7 +56,7 @@ def generate_policies(
     File names carry topology, seed and sample, so the same call writes the same files.
     """
     written, spent = 0, 0.0
-    with StageProgress("generate", unit="networks") as view:
+    with StageProgress("networks") as view:
         view.add("generate", total=len(topologies) * samples)
         for hidden in topologies:
             began = time.perf_counter()

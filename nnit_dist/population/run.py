@@ -76,7 +76,7 @@ def _is_done(out: Path, spec: TrialSpec) -> bool:
 
 
 def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Path) -> None:
-    with StageProgress("population", unit="env steps") as view:
+    with StageProgress("env steps") as view:
         tune.Tuner(
             tune.with_resources(train_trial, {"cpu": 1}),
             param_space={

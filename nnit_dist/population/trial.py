@@ -9,7 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from ray.rllib.utils.debug import update_global_seed_if_necessary
+
 from nnit_dist.artifacts import read_json, write_json
+from nnit_dist.envs.sim import TRAIN_SEEDS, VALIDATION_SEED, SimEnv
+from nnit_dist.evaluate.rollout import mean_success, run_episodes
+from nnit_dist.policy import Policy
 from nnit_dist.population.module import ActorCriticModule
 from nnit_dist.population.ppo import Recipe, ppo_config
 from nnit_dist.topology import Hidden, Topology, hidden_name
@@ -64,8 +70,6 @@ class Trial:
     """Trains, measures and checkpoints one member."""
 
     def __init__(self, spec: TrialSpec, recipe: Recipe, out: Path) -> None:
-        from nnit_dist.envs.sim import SimEnv
-
         self.spec, self.recipe = spec, recipe
         self.zoo = Zoo(out / "zoo")
         self.directory = out / "trials" / spec.id
@@ -77,6 +81,7 @@ class Trial:
         if self.progress.checkpoint:
             self.algo.restore_from_path(str(self.directory / self.progress.checkpoint))
         self.iterations = self.progress.env_steps // recipe.batch
+        self._reseed()
 
     def step(self) -> dict[str, Any]:
         """One PPO iteration; every `eval_every` env steps also a measured, saved snapshot."""
@@ -113,12 +118,21 @@ class Trial:
         write_json(self.directory / PROGRESS, asdict(self.progress))
         if previous:
             shutil.rmtree(self.directory / previous, ignore_errors=True)
+        self._reseed()
+
+    def _reseed(self) -> None:
+        """Start afresh all that a checkpoint does not hold: random numbers and episodes.
+
+        What follows a checkpoint so depends on the checkpoint alone, and a trial that is
+        killed and goes on ends with the same policy as one that was not.
+        """
+        rng = np.random.default_rng((self.spec.seed, self.iterations))
+        update_global_seed_if_necessary("torch", int(rng.integers(2**31)))
+        runner: Any = self.algo.env_runner
+        runner._seed = int(rng.integers(TRAIN_SEEDS - self.recipe.envs))
+        runner._needs_initial_reset = True
 
     def _measure(self, env_steps: int) -> Member:
-        from nnit_dist.envs.sim import VALIDATION_SEED
-        from nnit_dist.evaluate.rollout import mean_success, run_episodes
-        from nnit_dist.policy import Policy
-
         info, module = self.env.info, self.algo.get_module()
         assert isinstance(module, ActorCriticModule)
         policy = Policy(

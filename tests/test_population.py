@@ -1,0 +1,79 @@
+"""PPO trials for real, small: what they leave in the zoo, and that death changes nothing."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from conftest import TASK
+
+from nnit_dist.artifacts import content_hash
+from nnit_dist.envs.sim import SimEnv
+from nnit_dist.evaluate.rollout import mean_success, run_episodes
+from nnit_dist.population.ppo import Recipe
+from nnit_dist.population.run import PopulationConfig, run_population, teachers
+from nnit_dist.population.trial import Trial, TrialSpec
+from nnit_dist.zoo import Zoo
+
+MODE = "pd_joint_delta_pos"
+RECIPE = Recipe(
+    env_steps=2048, batch=512, minibatch=128, eval_every=1024, eval_episodes=2, success_bar=1.0
+)
+SPEC = TrialSpec(TASK, MODE, (16, 8), 3)
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+def train(out: Path, iterations: int) -> None:
+    trial = Trial(SPEC, RECIPE, out)
+    for _ in range(iterations):
+        trial.step()
+    trial.algo.stop()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("unbroken")
+    train(out, 4)
+    return out
+
+
+def test_snapshots_carry_their_measured_success(unbroken):
+    members = sorted(Zoo(unbroken / "zoo").members(), key=lambda m: m.env_steps)
+    assert [m.env_steps for m in members] == [1024, 2048]
+    env = SimEnv(TASK, MODE)
+    again = run_episodes(env, members[1].policy.act, range(2**30, 2**30 + 2))
+    env.close()
+    measured = (members[1].success_once, members[1].success_at_end, members[1].mean_return)
+    assert measured == mean_success(again)
+    assert not np.array_equal(members[0].policy.flat(), members[1].policy.flat())
+
+
+def test_a_trial_that_goes_on_from_its_checkpoint_ends_like_an_unbroken_one(unbroken, tmp_path):
+    train(tmp_path, 3)  # one iteration beyond the checkpoint, lost
+    train(tmp_path, 2)
+    assert content_hash(tmp_path / "zoo") == content_hash(unbroken / "zoo")
+
+
+@pytest.mark.timeout(300)
+def test_a_trial_whose_process_is_killed_is_retried_from_its_checkpoint(unbroken, tmp_path):
+    killed: list[int] = []
+
+    def kill_trial() -> None:
+        while not list(tmp_path.glob("trials/*/progress.json")):
+            time.sleep(0.1)
+        for process in psutil.Process().children(recursive=True):
+            if "ray::ImplicitFunc" in process.name() + " ".join(process.cmdline()):
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append(process.pid)
+
+    threading.Thread(target=kill_trial, daemon=True).start()
+    config = PopulationConfig(architectures=[[16, 8]], seeds=[3], recipe=RECIPE)
+    figures = run_population(config, TASK, MODE, tmp_path)
+    assert killed
+    assert figures["env_steps"] == 2048
+    assert content_hash(tmp_path / "zoo") == content_hash(unbroken / "zoo")
+    assert [m.policy.id for m in teachers(tmp_path)] == [f"{SPEC.id}_000002048"]
