@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-long lint
+.PHONY: setup quickstart test test-long lint ship
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -26,3 +26,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Put the artefacts of a finished run into the package: make ship RUN=runs/pushcube
+SHIPPED := population/zoo align/ghn.safetensors train/nnit.safetensors \
+	evaluate/results.json evaluate/results.parquet {population,align,train,evaluate}/manifest.json
+ship: SHELL := bash
+ship:
+	rm -rf nnit_dist/pretrained/$(notdir $(RUN))
+	mkdir -p nnit_dist/pretrained/$(notdir $(RUN))
+	cd $(RUN) && cp --parents -r $(SHIPPED) $(CURDIR)/nnit_dist/pretrained/$(notdir $(RUN))

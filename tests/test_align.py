@@ -38,6 +38,14 @@ def test_a_network_does_not_depend_on_what_is_generated_beside_it():
         assert torch.allclose(b[0], b2[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("part", [(16, 16), (16, 48), (40, 8), (33, 64), (1, 1)])
+def test_decoding_a_part_of_the_field_gives_that_part_of_the_whole(part):
+    decoder = GHN(GHNConfig(), 35, 8, 64).decoder
+    node, kind = torch.randn(3, 96), torch.eye(3)
+    whole = decoder(node, kind, 64, 64)
+    assert torch.allclose(decoder(node, kind, *part), whole[:, :, : part[0], : part[1]], atol=1e-6)
+
+
 def test_smooth_noise_correlates_neighbours_and_not_strangers():
     maps = smooth_noise(3, 32, 64, 3.0)
     assert abs(maps.std() - 1) < 0.05

@@ -9,6 +9,7 @@ import pytest
 from conftest import random_policy
 
 from nnit_dist.policy import load_policies, save_policy
+from nnit_dist.pretrained import shipped
 
 ROOT = Path(__file__).parent.parent
 NNIT = [str(Path(sys.executable).parent / "nnit")]
@@ -55,14 +56,14 @@ def test_networks_of_an_unseen_topology_push_the_cube(generated):
 
 
 def test_the_shipped_population_is_sound():
-    zoo = ROOT / "nnit_dist" / "pretrained" / "pushcube" / "zoo"
+    zoo = shipped("PushCube-v1") / "population" / "zoo"
     result = nnit("zoo", "verify", zoo)
     assert result.returncode == 0
     assert "no problems" in result.stdout
 
 
 def test_zoo_ls_show_and_export(tmp_path):
-    zoo = ROOT / "nnit_dist" / "pretrained" / "pushcube" / "zoo"
+    zoo = shipped("PushCube-v1") / "population" / "zoo"
     assert nnit("zoo", "ls", zoo).returncode == 0
     assert nnit("zoo", "export", zoo, "--out", tmp_path).returncode == 0
     policies = load_policies(tmp_path)

@@ -56,27 +56,58 @@ class GHN(nn.Module):
         self.decoder = SpatialDecoder(config, self.size)
 
     def forward(self, batch: list[tuple[Topology, Tensor]]) -> list[Layers]:
-        """For each (topology, z [B, latent_dim]): weights [B, out, in] and biases [B, out]."""
-        return [self._generate(topology, z) for topology, z in batch]
+        """For each (topology, z [B, latent_dim]): weights [B, out, in] and biases [B, out].
 
-    def _generate(self, topology: Topology, z: Tensor) -> Layers:
-        nodes = self.embed(topology, z)
-        layers = []
-        for i, (out, fan_in) in enumerate(topology.shapes):
-            kind = 0 if i == 0 else 2 if i == topology.depth else 1
-            weight, bias = self.decoder(nodes[:, i], kind, out, fan_in)
-            layers.append((weight / math.sqrt(fan_in), bias))
-        return layers
+        All layers that need a part of the field of the same size, of whatever topology and
+        depth, are decoded together.
+        """
+        nodes = self.embed(batch)
+        groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for number, (topology, _) in enumerate(batch):
+            for layer, shape in enumerate(topology.shapes):
+                groups.setdefault(self.decoder.part(*shape), []).append((number, layer))
+        found: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in batch]
+        for part, members in groups.items():
+            embeddings = [nodes[number][:, layer] for number, layer in members]
+            counts = [len(e) for e in embeddings]
+            kinds = [_kind(batch[number][0], layer) for number, layer in members]
+            kind = F.one_hot(torch.tensor(kinds), KINDS).repeat_interleave(
+                torch.tensor(counts), dim=0
+            )
+            fields = self.decoder(torch.cat(embeddings), kind, *part).split(counts)
+            for (number, layer), field in zip(members, fields, strict=True):
+                out, fan_in = batch[number][0].shapes[layer]
+                weight, bias = field[:, :, :out, :fan_in].unbind(1)
+                # A bias belongs to a neuron: the second channel, averaged over the inputs.
+                found[number][layer] = weight / math.sqrt(fan_in), bias.mean(-1)
+        return [[layers[i] for i in range(len(layers))] for layers in found]
 
-    def embed(self, topology: Topology, z: Tensor) -> Tensor:
-        """Node embeddings [B, L, D] after one pass of messages in each direction."""
-        features = node_features(topology).to(z)
+    def embed(self, batch: list[tuple[Topology, Tensor]]) -> list[Tensor]:
+        """Node embeddings [B, L, D] of each (topology, z [B, latent_dim]).
+
+        One pass of messages in each direction along the chain of layers, for all topologies
+        at once.
+        """
+        counts = torch.tensor([len(z) for _, z in batch])
+        lengths = [topology.num_layers for topology, _ in batch]
+        z = torch.cat([z for _, z in batch])
+        features = nn.utils.rnn.pad_sequence(
+            [node_features(topology) for topology, _ in batch], batch_first=True
+        )
+        features = features.to(z).repeat_interleave(counts.to(z.device), dim=0)
+        last = torch.tensor(lengths).repeat_interleave(counts).to(z.device)[:, None] - 1
         nodes = list((self.embed_node(features) + self.embed_latent(z)[:, None]).unbind(1))
         for i in range(1, len(nodes)):
             nodes[i] = self.cell(self.message(nodes[i - 1]), nodes[i])
         for i in reversed(range(len(nodes) - 1)):
-            nodes[i] = self.cell(self.message(nodes[i + 1]), nodes[i])
-        return self.norm(torch.stack(nodes, 1))
+            told = self.cell(self.message(nodes[i + 1]), nodes[i])
+            nodes[i] = torch.where(i < last, told, nodes[i])
+        joined = self.norm(torch.stack(nodes, 1)).split(counts.tolist())
+        return [part[:, :length] for part, length in zip(joined, lengths, strict=True)]
+
+
+def _kind(topology: Topology, layer: int) -> int:
+    return 0 if layer == 0 else 2 if layer == topology.depth else 1
 
 
 def node_features(topology: Topology) -> Tensor:
@@ -103,7 +134,7 @@ class SpatialDecoder(nn.Module):
     At every scale: upsample, 3x3 convolution, a learned positional map added, FiLM by the
     node's embedding. Without the maps and the FiLM, upsampling and convolutions cannot place
     detail. The maps start as band-limited noise, so that the field starts smooth.
-    Only the part of the field that the layer needs is decoded.
+    Only the part of the field that a layer needs is decoded, exactly as the whole would be.
     """
 
     def __init__(self, config: GHNConfig, size: int) -> None:
@@ -124,19 +155,26 @@ class SpatialDecoder(nn.Module):
         assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, node: Tensor, kind: int, out: int, fan_in: int) -> tuple[Tensor, Tensor]:
-        """node [B, D] -> field [B, out, in] and bias [B, out], of unit scale."""
+    def part(self, out: int, fan_in: int) -> tuple[int, int]:
+        """The size of the part to decode for a layer: few sizes, so that many layers share one."""
+        step = self.size // BASE
+        return math.ceil(out / step) * step, math.ceil(fan_in / step) * step
+
+    def forward(self, node: Tensor, kind: Tensor, rows: int, cols: int) -> Tensor:
+        """node [B, D], one-hot kind [B, KINDS] -> field [B, 2, rows, cols] of unit scale.
+
+        Channel 0 is the weight, channel 1 the bias.
+        """
         x = rearrange(self.stem(node), "b (c h w) -> b c h w", h=BASE, w=BASE)
-        for block in self.blocks:
+        x = x.contiguous(memory_format=torch.channels_last)  # the step takes 0.75 of the time
+        sizes = [(min(rows + 1, self.size), min(cols + 1, self.size))]  # + 1: the head's kernel
+        for block in reversed(self.blocks[1:]):
             assert isinstance(block, DecoderBlock)
-            step = self.size // block.side
-            # One row and column more than needed, for the convolutions that follow.
-            rows = min(block.side, math.ceil(out / step) + 1)
-            cols = min(block.side, math.ceil(fan_in / step) + 1)
-            x = block(x, node, kind, rows, cols)
-        field = self.head(x)[:, :, :out, :fan_in]
-        # A bias belongs to a neuron: the second channel, averaged over the inputs.
-        return field[:, 0], field[:, 1].mean(-1)
+            height, width = sizes[0]
+            sizes.insert(0, (block.needs(height), block.needs(width)))
+        for block, (height, width) in zip(self.blocks, sizes, strict=True):
+            x = block(x, node, kind.to(node), height, width)
+        return self.head(x)[:, :, :rows, :cols]
 
 
 class DecoderBlock(nn.Module):
@@ -151,9 +189,15 @@ class DecoderBlock(nn.Module):
         nn.init.normal_(self.film.weight, std=0.5 / math.sqrt(dim))
         nn.init.zeros_(self.film.bias)
 
-    def forward(self, x: Tensor, node: Tensor, kind: int, rows: int, cols: int) -> Tensor:
+    def needs(self, size: int) -> int:
+        """Rows of the input that `size` rows of the output depend on."""
+        return min(self.side // 2, (size + 1) // 2 + 1)
+
+    def forward(self, x: Tensor, node: Tensor, kind: Tensor, rows: int, cols: int) -> Tensor:
         x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        x = self.conv(x[:, :, :rows, :cols]) + self.maps[kind, :, :rows, :cols]
+        # One row and column more than asked for, for the kernel.
+        x = self.conv(x[:, :, : rows + 1, : cols + 1])[:, :, :rows, :cols]
+        x = x + torch.tensordot(kind, self.maps[:, :, :rows, :cols], 1)
         gain, shift = self.film(node)[:, :, None, None].chunk(2, dim=1)
         return F.silu(x * (1 + gain) + shift)
 

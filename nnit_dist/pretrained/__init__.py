@@ -1,4 +1,8 @@
-"""Trained models that ship with the package, so that generating needs no training."""
+"""Trained models that ship with the package, so that generating needs no training.
+
+Each directory is a run directory without what only training needs: the zoo, the
+hypernetwork, NNiT, the measured results, and every stage's manifest.
+"""
 
 from pathlib import Path
 
@@ -21,7 +25,7 @@ def load_model(task: str, path: Path | None = None) -> NNiTModel:
                 f"no trained model for {task} is shipped (only {', '.join(_SHIPPED)}). Train one "
                 "with `nnit run`, then name its run directory with --model."
             )
-        path = _HERE / _SHIPPED[task] / "nnit.safetensors"
+        path = shipped(task)
     if path.is_dir():
         path = path / "train" / "nnit.safetensors"
     model = NNiTModel.load(path)
@@ -31,5 +35,5 @@ def load_model(task: str, path: Path | None = None) -> NNiTModel:
 
 
 def shipped(task: str) -> Path:
-    """Directory of the artefacts shipped for a task: zoo, hypernetwork, NNiT, manifests."""
+    """The run directory that is shipped for a task."""
     return _HERE / _SHIPPED[task]
