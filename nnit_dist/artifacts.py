@@ -1,5 +1,6 @@
 """Artefacts on disk: files that are whole or absent, and the manifest that vouches for a stage."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -69,7 +70,6 @@ class Stage:
             "config": config,
             "inputs": {label: content_hash(path) for label, path in inputs.items()},
         }
-        self._started = time.time()
 
     def is_done(self) -> bool:
         """Whether the stage is finished for exactly this config and these inputs.
@@ -87,23 +87,36 @@ class Stage:
         return (self.directory / MANIFEST).exists()
 
     def begin(self) -> None:
-        """Claim the directory for this key."""
-        if not (self.directory / ".key.json").exists():
-            write_json(self.directory / ".key.json", {"key": self.key, "started": self._started})
+        """Claim the directory for this key, or go on in it."""
+        path, spent = self.directory / ".key.json", 0.0
+        if path.exists():
+            # An earlier try worked until it wrote its last file; what came after is not work.
+            earlier = read_json(path)
+            spent = earlier["spent"] + _last_write(self.directory) - earlier["started"]
+        write_json(path, {"key": self.key, "started": time.time(), "spent": spent})
 
     def finish(self, figures: dict[str, Any]) -> dict[str, Any]:
         """Write the manifest; from now on the stage counts as done."""
-        started = read_json(self.directory / ".key.json")["started"]
+        begun = read_json(self.directory / ".key.json")
         manifest = {
             "stage": self.name,
             "key": self.key,
             "figures": figures,
-            "seconds": round(time.time() - started, 1),
+            "seconds": round(begun["spent"] + time.time() - begun["started"], 1),
             "versions": {package: version(package) for package in _VERSIONED},
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         }
         write_json(self.directory / MANIFEST, manifest)
         return manifest
+
+
+def _last_write(directory: Path) -> float:
+    """When the newest file below a directory was written."""
+    newest = 0.0
+    for path in directory.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a process that is ending cleans up
+            newest = max(newest, path.stat().st_mtime)
+    return newest
 
 
 def _difference(old: dict, new: dict, path: str = "") -> str:

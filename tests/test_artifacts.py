@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from nnit_dist.artifacts import Stage, content_hash, read_json, write_atomic
+from nnit_dist.artifacts import Stage, content_hash, read_json, write_atomic, write_json
 from nnit_dist.errors import NnitError
 
 
@@ -28,6 +30,20 @@ def test_stage_is_done_only_after_its_manifest(tmp_path):
     manifest = stage.finish({"figure": 2})
     assert Stage("align", tmp_path / "align", {"a": 1}, {"zoo": source}).is_done()
     assert manifest["figures"] == {"figure": 2}
+
+
+def test_time_between_two_tries_is_not_counted(tmp_path):
+    stage = Stage("align", tmp_path, {}, {})
+    stage.begin()
+    for path in (tmp_path / ".key.json", tmp_path / "work"):
+        path.touch()
+    begun = read_json(tmp_path / ".key.json")
+    begun["started"] -= 1000  # the first try worked for 100 s, then 900 s went by
+    write_json(tmp_path / ".key.json", begun)
+    for path in (tmp_path / ".key.json", tmp_path / "work"):
+        os.utime(path, (begun["started"] + 100,) * 2)
+    stage.begin()
+    assert 100 <= stage.finish({})["seconds"] < 110
 
 
 def test_stage_of_another_run_is_refused_and_kept(tmp_path):
