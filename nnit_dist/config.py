@@ -93,6 +93,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     except ValidationError as error:
         raise NnitError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
     _check_widths(config, path)
+    _check_kinds(config, path)
     return config
 
 
@@ -142,3 +143,21 @@ def _check_widths(config: RunConfig, path: Path) -> None:
                     f"{path}: {key} has {width}, which is no multiple of nnit.patch={patch}. "
                     f"Nearest: {low}, {low + patch}."
                 )
+
+
+def _check_kinds(config: RunConfig, path: Path) -> None:
+    """Refuse at once what would only fail after hours of training."""
+    largest = max(config.topologies.widths)
+    for kind in ("deeper", "wider"):
+        if config.topologies.unseen.get(kind):
+            raise NnitError(
+                f"{path}: topologies.unseen.{kind} asks for networks beyond {largest} units or "
+                f"{max(config.topologies.depths)} layers; a model writes up to what it was trained "
+                "on. Raise topologies.widths or depths and hold out combinations or widths."
+            )
+    beyond = [width for width in config.topologies.unseen_widths if width > largest]
+    if beyond:
+        raise NnitError(
+            f"{path}: topologies.unseen_widths has {beyond[0]}, above the largest training width "
+            f"{largest}. Name widths between {min(config.topologies.widths)} and {largest}."
+        )

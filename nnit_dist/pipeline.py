@@ -11,6 +11,7 @@ from nnit_dist.errors import NnitError
 from nnit_dist.progress import console, quiet_libraries
 from nnit_dist.ray_session import ray_session
 from nnit_dist.topology import Hidden
+from nnit_dist.training import METRICS, read_metrics
 
 STAGES = ("population", "align", "train", "generate", "evaluate", "report")
 
@@ -193,7 +194,7 @@ class Run:
         return manifest
 
     def _log(self, stage: str, figures: dict[str, Any]) -> None:
-        """Figures to Weights & Biases, grouped by run, when it is switched on."""
+        """Curves and figures to Weights & Biases, grouped by run, when it is switched on."""
         if self.config.logging.wandb == "off":
             return
         import wandb
@@ -208,7 +209,9 @@ class Run:
             config=self.config.model_dump(mode="json"),
             settings=wandb.Settings(silent=True),
         )
-        run.log(numbers)
+        for row in read_metrics(self.out / stage / METRICS):
+            run.log({f"{stage}/{k}": v for k, v in row.items()}, step=int(row["step"]))
+        run.summary.update(numbers)
         run.finish()
 
 

@@ -33,6 +33,8 @@ def test_unknown_key_is_named_with_its_path_and_the_nearest_one(tmp_path):
         ("task: PushCube-v1", "'name' is missing"),
         ("name: x\ntask: t\nnnit: {steps: -1}", r"'nnit.steps': .*greater than 0, got -1"),
         ("name: x\ntask: t\ntopologies: {widths: [16, 20]}", r"20, .*Nearest: 16, 24"),
+        ("name: x\ntask: t\ntopologies: {unseen: {wider: 2}}", "unseen.wider asks .* beyond 64"),
+        ("name: x\ntask: t\ntopologies: {unseen_widths: [24, 72]}", "72, above .* width 64"),
         ("- a list", "holds no configuration"),
         ("name: [", "not valid YAML"),
     ],

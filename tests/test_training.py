@@ -1,11 +1,16 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from nnit_dist.config import load_config
+from nnit_dist.pipeline import Run
 from nnit_dist.training import average_gradients, read_metrics, step_generator
+
+SMOKE = Path(__file__).parent.parent / "configs" / "smoke.yaml"
 
 
 def _worker(rank: int, world: int, store: str, out: str) -> None:
@@ -45,3 +50,13 @@ def test_metrics_survive_a_half_written_line_and_repeated_steps(tmp_path):
     path.write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 3, "lo')
     assert [row["loss"] for row in read_metrics(path)] == pytest.approx([3.0, 2.5])
     assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_curves_go_to_wandb_offline_and_only_when_asked(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "metrics.jsonl").write_text('{"step": 1, "flow": 3.25}\n')
+    Run(load_config(SMOKE), tmp_path)._log("train", {"steps": 1})
+    assert not (tmp_path / "wandb").exists()
+    Run(load_config(SMOKE, ["logging.wandb=offline"]), tmp_path)._log("train", {"steps": 1})
+    (record,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert b"train/flow" in record.read_bytes()
