@@ -246,16 +246,28 @@ def _print_policies(rows: list[dict]) -> None:
 
 
 def _summary(the_run) -> None:
-    figures = the_run.manifest("evaluate")["figures"]
-    table = Table("method", "topologies", "success_once", "95%", "networks", "episodes")
-    for row in figures["summaries"]:
-        table.add_row(
-            row["method"],
-            row["kind"],
-            f"{row['success_once']:.3f}",
-            f"{row['low']:.3f} to {row['high']:.3f}",
-            str(row["networks"]),
-            f"{row['episodes']:,}",
+    """Success by kind of topology and method, and what it comes to in a sentence."""
+    from nnit_dist.evaluate.compare import ALL_UNSEEN, METHODS
+
+    cells: dict[str, dict[str, str]] = {}
+    found = {
+        (r["method"], r["kind"]): r for r in the_run.manifest("evaluate")["figures"]["summaries"]
+    }
+    for (method, kind), row in found.items():
+        once, low, high = (f"{100 * row[key]:.1f}" for key in ("success_once", "low", "high"))
+        cells.setdefault(kind, {})[method] = f"{once} [dim]({low}-{high})[/]"
+    table = Table("topologies", *METHODS.values(), title="success_once in %, mean and 95% interval")
+    for kind, by_method in cells.items():
+        name = {"teacher": "their own", "seen": "seen", ALL_UNSEEN: ALL_UNSEEN}.get(
+            kind, f"unseen: {kind}"
         )
+        table.add_row(name, *(by_method.get(method, "") for method in METHODS.values()))
     console.print(table)
+    if unseen := found.get(("NNiT", ALL_UNSEEN)):
+        console.print(
+            f"Nobody trained these: {unseen['networks']} networks of {unseen['topologies']} "
+            f"topologies that training never saw succeed in [bold]{unseen['success_once']:.1%}[/] "
+            f"of {unseen['episodes']:,} episodes; their teachers in "
+            f"{found['teachers', 'teacher']['success_once']:.1%}."
+        )
     console.print(f"report: {the_run.out / 'report' / 'report.html'}")

@@ -88,7 +88,10 @@ class StageProgress:
             line = f"  {name}  {completed:,} of {task.total:,.0f} {self.unit}  {left}  {note}"
             console.print(line, soft_wrap=True)
 
+    def resize(self, name: str, total: int) -> None:
+        """Change how much there is to do, where some of it turned out unnecessary."""
+        self._progress.update(self._bars[name], total=total)
+
     def finish(self, name: str) -> None:
         """Mark as complete, also when it ended before its budget."""
-        task = self._progress.tasks[self._bars[name]]
-        self._progress.update(self._bars[name], total=max(task.completed, 1))
+        self.resize(name, int(max(self._progress.tasks[self._bars[name]].completed, 1)))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nnit_dist.artifacts import content_hash
+from nnit_dist.training import read_metrics
 
 ROOT = Path(__file__).parent.parent
 NNIT = str(Path(sys.executable).parent / "nnit")
@@ -109,3 +110,25 @@ def test_a_finished_run_is_skipped_and_another_config_is_refused(disturbed):
     assert "holds the train stage of another run (config.nnit.steps: 20, now 21)" in " ".join(
         other.stdout.split()
     )
+
+
+@pytest.mark.timeout(600)
+def test_two_workers_train_like_one(disturbed, tmp_path):
+    """Twice the data a step, so not the same weights; but the same steps, and a model."""
+    out, _ = disturbed
+    two = tmp_path / "two"
+    two.mkdir()
+    subprocess.run(["cp", "-r", out / "population", two], check=True)
+    for stage in ("align", "train"):
+        result = subprocess.run(
+            [NNIT, stage, "configs/smoke.yaml", "--out", str(two), "--set", "training.workers=2"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+    for path in ("align", "train"):
+        alone, together = (read_metrics(run / path / "metrics.jsonl") for run in (out, two))
+        assert [row["step"] for row in alone] == [row["step"] for row in together]
+    assert (two / "train" / "nnit.safetensors").exists()

@@ -11,9 +11,11 @@ from nnit_dist.artifacts import write_atomic, write_json
 from nnit_dist.evaluate.run import evaluate, summarize
 from nnit_dist.policy import Policy, load_policies
 from nnit_dist.population.run import teachers
-from nnit_dist.topology import Hidden, TopologySplit
+from nnit_dist.topology import UNSEEN_KINDS, Hidden, TopologySplit
 
 METHODS = {"rllib": "teachers", "ghn": "direct GHN query", "nnit": "NNiT"}
+ALL_UNSEEN = "all unseen"
+KINDS = ("teacher", "seen", *UNSEEN_KINDS, ALL_UNSEEN)
 
 
 def run_evaluation(
@@ -55,9 +57,11 @@ def summarize_methods(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
         groups.setdefault((row["method"], row["kind"]), []).append(row)
-        if row["kind"] not in ("teacher", "seen", "other"):
-            groups.setdefault((row["method"], "all unseen"), []).append(row)
+        if row["kind"] in UNSEEN_KINDS:
+            groups.setdefault((row["method"], ALL_UNSEEN), []).append(row)
+    places = [(method, kind) for kind in KINDS for method in METHODS.values()]
     return [
-        {"method": method, "kind": kind, **summarize(members)}
-        for (method, kind), members in groups.items()
+        {"method": method, "kind": kind, **summarize(groups[method, kind])}
+        for method, kind in places
+        if (method, kind) in groups
     ]

@@ -96,10 +96,15 @@ def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Path) -> 
 
 
 class _Watch(tune.Callback):
-    """Feeds the progress view from the trials' reports."""
+    """Feeds the progress view from the trials' reports: one bar for all, one for each."""
+
+    ALL = "all trials"
 
     def __init__(self, view: StageProgress, specs: list[TrialSpec], budget: int) -> None:
-        self.view, self.budget = view, budget
+        self.view = view
+        self.steps = dict.fromkeys((spec.id for spec in specs), 0)
+        self.totals = dict.fromkeys(self.steps, budget)
+        view.add(self.ALL, total=budget * len(specs))
         for spec in specs:
             view.add(spec.id, total=budget)
 
@@ -107,12 +112,18 @@ class _Watch(tune.Callback):
         return {}  # Tune pickles its callbacks; a live view stays in this process
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        name, steps = result["trial"], result["env_steps"]
+        self.steps[name] = steps
         note = f"success {result['success']:.2f}  return {result['return']:.1f}"
-        self.view.update(result["trial"], result["env_steps"], note)
+        self.view.update(self.ALL, sum(self.steps.values()), f"{name}: {note}")
+        self.view.update(name, steps, note)
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         if trial.last_result and "trial" in trial.last_result:
-            self.view.finish(trial.last_result["trial"])
+            name = trial.last_result["trial"]
+            self.totals[name] = self.steps[name]
+            self.view.finish(name)
+            self.view.resize(self.ALL, sum(self.totals.values()))
 
 
 def _figures(out: Path, specs: list[TrialSpec]) -> dict[str, Any]:
