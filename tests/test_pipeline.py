@@ -89,7 +89,8 @@ def test_every_stage_leaves_its_manifest_and_the_report_stands_alone(disturbed):
     page = (out / "report" / "report.html").read_text()
     assert "http://" not in page
     assert "https://" not in page
-    assert page.count("<img") == 5
+    assert page.count("<img") == 4
+    assert page.count("<video") == 1
     assert "direct GHN query" in page
     assert "Traceback" not in log
 

@@ -128,6 +128,7 @@ def _make(task: str, control_mode: str, reward: bool, render: bool):
             sim_backend="physx_cpu",
             render_backend=_render_backend() if render else "none",
             render_mode="rgb_array" if render else None,
+            human_render_camera_configs={"width": 256, "height": 256},
         )
     except (AssertionError, KeyError) as error:
         raise NnitError(

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from nnit_dist.artifacts import write_atomic
 from nnit_dist.report import plots
+from nnit_dist.report.film import film_policies
 
 if TYPE_CHECKING:
     from nnit_dist.pipeline import Run
@@ -36,7 +37,7 @@ def build_report(run: "Run", out: Path) -> dict[str, Any]:
     }
     for name, figure in pictures.items():
         figure.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight")
-    animation = plots.animate_policy(run, out / "policy.gif")
+    film = film_policies(run, out / "policies.mp4")
     fields = {
         "name": html.escape(run.config.name),
         "task": html.escape(run.config.task),
@@ -44,7 +45,7 @@ def build_report(run: "Run", out: Path) -> dict[str, Any]:
         "stages": _stage_table(run),
         "topologies": _topology_table(rows),
         **{name: _image(out / f"{name}.png") for name in pictures},
-        "animation": _image(animation),
+        "film": f'<video autoplay loop muted playsinline controls src="{_data(film)}"></video>',
     }
     page = Template(TEMPLATE.read_text()).substitute(fields)
     write_atomic(out / "report.html", lambda partial: partial.write_text(page))
@@ -52,9 +53,12 @@ def build_report(run: "Run", out: Path) -> dict[str, Any]:
 
 
 def _image(path: Path) -> str:
-    kind = path.suffix.removeprefix(".")
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{path.stem}" src="data:image/{kind};base64,{data}">'
+    return f'<img alt="{path.stem}" src="{_data(path)}">'
+
+
+def _data(path: Path) -> str:
+    kind = {".png": "image/png", ".mp4": "video/mp4"}[path.suffix]
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

@@ -8,9 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from nnit_dist.training import read_metrics
 
@@ -120,64 +118,6 @@ def _show_matrix(axes, weight: np.ndarray, title: str) -> None:
     axes.set_title(title, fontsize=9)
     axes.set_xticks([])
     axes.set_yticks([])
-
-
-def animate_policy(run: "Run", path: Path) -> Path:
-    """An animated picture of an NNiT sample of an unseen topology at work.
-
-    Rendered by ManiSkill where there is a Vulkan device; elsewhere drawn from above, from
-    the positions that the state holds.
-    """
-    from nnit_dist.envs.headless import has_render_device
-    from nnit_dist.envs.sim import TEST_SEED, SimEnv
-    from nnit_dist.nnit.model import NNiTModel
-
-    model = NNiTModel.load(run.out / "train" / "nnit.safetensors")
-    hidden = next((held[0] for held in run.split.unseen.values()), run.split.seen[0])
-    policy = model.generate(hidden, 1)[0]
-    rendered = has_render_device()
-    env = SimEnv(run.config.task, run.config.control_mode, reward=False, render=rendered)
-    frames = []
-    for episode in range(3):
-        obs, _ = env.reset(seed=TEST_SEED + episode)
-        truncated, step, trail, success = False, 0, [], False
-        while not truncated:
-            obs, _, _, truncated, info = env.step(policy.act(obs).astype(np.float32))
-            success = success or info["success"]
-            positions = env.positions()
-            trail.append(positions)
-            if step % 2 == 0 or truncated:
-                title = f"{policy.topology.name}, step {step + 1}{', success' if success else ''}"
-                frames.append(env.render() if rendered else _draw_from_above(trail, title))
-            step += 1
-    env.close()
-    images = [Image.fromarray(frame) for frame in frames]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=80, loop=0)
-    return path
-
-
-def _draw_from_above(trail: list[dict[str, np.ndarray]], title: str) -> np.ndarray:
-    """One frame: every actor's position in the table's plane, and the tool's path."""
-    figure, axes = plt.subplots(figsize=(4, 4), dpi=80)
-    path = np.array([positions["tool"][:2] for positions in trail])
-    axes.plot(path[:, 1], path[:, 0], color="#57606a", lw=1)
-    for name, position in trail[-1].items():
-        marker, size = {"tool": ("x", 60), "goal_region": ("o", 3200)}.get(name, ("s", 130))
-        alpha = 0.25 if name.startswith("goal") else 1.0
-        axes.scatter(position[1], position[0], marker=marker, s=size, alpha=alpha, label=name)
-    axes.set_xlim(-0.4, 0.4)
-    axes.set_ylim(-0.4, 0.4)
-    axes.set_aspect("equal")
-    axes.set_title(title, fontsize=9)
-    axes.legend(loc="lower right", fontsize=7, markerscale=0.3, frameon=False)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    figure.tight_layout()
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    frame = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    plt.close(figure)
-    return frame
 
 
 def _finish(figure: Figure) -> Figure:

@@ -1,0 +1,96 @@
+"""The film of the report: networks of unseen topologies at work, side by side.
+
+Rendered by ManiSkill where there is a Vulkan device; elsewhere drawn from above, from the
+positions that the simulator holds.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import imageio.v2 as imageio
+import numpy as np
+from einops import rearrange
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+
+from nnit_dist.envs.headless import has_render_device
+from nnit_dist.envs.sim import TEST_SEED, SimEnv
+from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.policy import Policy
+from nnit_dist.topology import Hidden, TopologySplit
+
+if TYPE_CHECKING:
+    from nnit_dist.pipeline import Run
+
+SIDE = 256  # pixels of one clip
+COLUMNS = 3
+CLIPS = 6
+EVERY = 2  # env steps between frames
+FPS = 10  # real time: ManiSkill controls at 20 Hz
+
+
+def film_policies(run: "Run", path: Path) -> Path:
+    """Write an MP4 of one NNiT sample each of a few unseen topologies, in one episode each."""
+    model = NNiTModel.load(run.out / "train" / "nnit.safetensors")
+    rendered = has_render_device()
+    env = SimEnv(run.config.task, run.config.control_mode, reward=False, render=rendered)
+    policies = [model.generate(hidden, 1)[0] for hidden in _choose(run.split)]
+    clips = [_record(env, policy, TEST_SEED + i, rendered) for i, policy in enumerate(policies)]
+    env.close()
+    blank = np.full_like(clips[0], 255)
+    clips += [blank] * (-len(clips) % COLUMNS)
+    frames = rearrange(np.stack(clips), "(r k) t h w c -> t (r h) (k w) c", k=COLUMNS)
+    imageio.mimwrite(path, list(frames), format="FFMPEG", fps=FPS, quality=6)
+    return path
+
+
+def _choose(split: TopologySplit) -> list[Hidden]:
+    """Unseen topologies from the smallest to the largest; seen ones where none is held out."""
+    held = sorted({h for kind in split.unseen.values() for h in kind}, key=lambda h: (sum(h), h))
+    pool = held or split.seen
+    count = min(CLIPS, len(pool))
+    return [pool[i * (len(pool) - 1) // max(count - 1, 1)] for i in range(count)]
+
+
+def _record(env: SimEnv, policy: Policy, seed: int, rendered: bool) -> np.ndarray:
+    """Frames [T, SIDE, SIDE, 3] of one episode."""
+    obs, _ = env.reset(seed=seed)
+    frames, trail, step, truncated, success = [], [env.positions()], 0, False, False
+    while not truncated:
+        obs, _, _, truncated, info = env.step(policy.act(obs))
+        success, step = success or info["success"], step + 1
+        trail.append(env.positions())
+        if step % EVERY == 0 or truncated:
+            frame = env.render() if rendered else _draw_from_above(trail)
+            frames.append(_caption(frame, policy, success))
+    return np.stack(frames)
+
+
+def _caption(frame: np.ndarray, policy: Policy, success: bool) -> np.ndarray:
+    image = Image.fromarray(frame).resize((SIDE, SIDE))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, 0, SIDE, 18), fill=(26, 127, 55) if success else (27, 31, 36))
+    text = f"{policy.topology.name}, {policy.topology.num_params:,} weights"
+    draw.text((6, 3), text + (": success" if success else ""), fill="white")
+    return np.asarray(image)
+
+
+def _draw_from_above(trail: list[dict[str, np.ndarray]]) -> np.ndarray:
+    """Every actor's position in the table's plane, and the tool's path."""
+    figure = Figure(figsize=(4, 4), dpi=SIDE / 4)
+    axes = figure.add_subplot()
+    path = np.array([positions["tool"][:2] for positions in trail])
+    axes.plot(path[:, 1], path[:, 0], color="#57606a", lw=1)
+    for name, position in trail[-1].items():
+        marker, size = {"tool": ("x", 60), "goal_region": ("o", 3200)}.get(name, ("s", 130))
+        alpha = 0.25 if name.startswith("goal") else 1.0
+        axes.scatter(position[1], position[0], marker=marker, s=size, alpha=alpha, label=name)
+    axes.set_xlim(-0.4, 0.4)
+    axes.set_ylim(-0.4, 0.45)
+    axes.legend(loc="lower right", fontsize=7, markerscale=0.3, frameon=False)
+    axes.set_axis_off()
+    figure.subplots_adjust(0, 0, 1, 1)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
