@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnit_dist.align.distill import add_weight_noise, neighbour_difference
+from nnit_dist.align.distill import add_weight_noise, jitter_widths, neighbour_difference
 from nnit_dist.align.ghn import GHN, GHNConfig, apply_layers, smooth_noise
 from nnit_dist.align.latents import TeacherLatents, action_error
 from nnit_dist.align.sampler import AlignedSampler
@@ -76,6 +76,20 @@ def test_weight_noise_has_the_asked_size_and_repeats_by_seed():
     assert torch.equal(noisy[0][0], again[0][0])
     relative = (noisy[0][0] - layers[0][0]).std() / layers[0][0].std()
     assert abs(relative - 0.1) < 0.01
+
+
+def test_told_widths_move_the_weights_and_not_their_shapes():
+    topology = Topology(35, (8, 32), 8)
+    rng = torch.Generator().manual_seed(0)
+    told = [jitter_widths(topology, 8.0, rng) for _ in range(200)]
+    assert jitter_widths(topology, 0.0, rng) == list(topology.dims)
+    assert {(dims[0], dims[-1]) for dims in told} == {(35, 8)}
+    assert min(dims[1] for dims in told) == 4
+    assert 24 <= min(dims[2] for dims in told) < 26 < 38 < max(dims[2] for dims in told) <= 40
+    ghn, z = GHN(CONFIG, 35, 8, 32), torch.randn(2, 4)
+    exact, moved = ghn([(topology, z)])[0], ghn([(topology, z)], [told[0]])[0]
+    assert [w.shape for w, _ in exact] == [w.shape for w, _ in moved]
+    assert not torch.equal(exact[1][0], moved[1][0])
 
 
 def test_neighbour_difference_is_two_for_white_noise_and_small_for_smooth_weights():

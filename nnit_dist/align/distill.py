@@ -3,7 +3,9 @@
 Each step draws topologies and teachers; the generated network must act as its
 teacher does on states that teachers and generated networks visited. Gaussian
 noise on the generated weights during training makes the function flat around
-them, so that the small errors of a generative model cost little success.
+them, so that the small errors of a generative model cost little success. The widths
+that the hypernetwork is told are jittered: what it writes then changes slowly with the
+width, and the widths between those of training are written as well.
 """
 
 import json
@@ -38,6 +40,9 @@ class DistillConfig(BaseModel):
     lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     weight_noise: float = Field(0.05, ge=0, description="noise on weights, in their rms")
+    width_jitter: float = Field(
+        8.0, ge=0, description="error, in units, of the widths that the hypernetwork is told"
+    )
     kl_weight: float = Field(1e-4, ge=0)
     smoothness_weight: float = Field(0.0, ge=0, description="penalty on neighbours' differences")
     checkpoint_every: int = Field(250, gt=0)
@@ -98,7 +103,8 @@ class Distiller:
             for t, teacher, z in zip(picked, teachers, noise.to(self.device), strict=True)
         ]
         errors, roughness = [], []
-        for layers, teacher in zip(self.ghn(batch), teachers, strict=True):
+        told = [jitter_widths(topology, cfg.width_jitter, rng) for topology, _ in batch]
+        for layers, teacher in zip(self.ghn(batch, told), teachers, strict=True):
             obs, target = self._draw_states(teacher, rng)
             noisy = add_weight_noise(layers, cfg.weight_noise, rng)
             errors.append(action_error(apply_layers(noisy, obs), target).mean())
@@ -142,6 +148,13 @@ class Distiller:
         for name, part in self.state().items():
             part.load_state_dict(saved[name])
         return saved["step"]
+
+
+def jitter_widths(topology: Topology, jitter: float, rng: torch.Generator) -> list[float]:
+    """Sizes of the topology, its hidden widths changed by up to `jitter` (at most by half)."""
+    moves = (2 * torch.rand(topology.depth, generator=rng) - 1) * jitter
+    widths = [max(w / 2, w + m) for w, m in zip(topology.hidden, moves.tolist(), strict=True)]
+    return [topology.obs_dim, *widths, topology.act_dim]
 
 
 def add_weight_noise(layers: Layers, scale: float, rng: torch.Generator) -> Layers:

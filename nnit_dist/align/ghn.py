@@ -12,7 +12,9 @@ After GHN-2 (arXiv 2110.13100) and HyperPPO (arXiv 2309.16663), whose decoders u
 Shapes: B latents, L layers of the policy, D embedding, C channels, H x W field.
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -55,13 +57,16 @@ class GHN(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.decoder = SpatialDecoder(config, self.size)
 
-    def forward(self, batch: list[tuple[Topology, Tensor]]) -> list[Layers]:
+    def forward(
+        self, batch: list[tuple[Topology, Tensor]], told: list[Sequence[float]] | None = None
+    ) -> list[Layers]:
         """For each (topology, z [B, latent_dim]): weights [B, out, in] and biases [B, out].
 
-        All layers that need a part of the field of the same size, of whatever topology and
-        depth, are decoded together.
+        `told` are the sizes, input to output, that the nodes hear of; those of the topology by
+        default. All layers that need a part of the field of the same size, of whatever
+        topology and depth, are decoded together.
         """
-        nodes = self.embed(batch)
+        nodes = self.embed(batch, told or [topology.dims for topology, _ in batch])
         groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for number, (topology, _) in enumerate(batch):
             for layer, shape in enumerate(topology.shapes):
@@ -82,7 +87,9 @@ class GHN(nn.Module):
                 found[number][layer] = weight / math.sqrt(fan_in), bias.mean(-1)
         return [[layers[i] for i in range(len(layers))] for layers in found]
 
-    def embed(self, batch: list[tuple[Topology, Tensor]]) -> list[Tensor]:
+    def embed(
+        self, batch: list[tuple[Topology, Tensor]], told: list[Sequence[float]]
+    ) -> list[Tensor]:
         """Node embeddings [B, L, D] of each (topology, z [B, latent_dim]).
 
         One pass of messages in each direction along the chain of layers, for all topologies
@@ -92,7 +99,7 @@ class GHN(nn.Module):
         lengths = [topology.num_layers for topology, _ in batch]
         z = torch.cat([z for _, z in batch])
         features = nn.utils.rnn.pad_sequence(
-            [node_features(topology) for topology, _ in batch], batch_first=True
+            [node_features(dims) for dims in told], batch_first=True
         )
         features = features.to(z).repeat_interleave(counts.to(z.device), dim=0)
         last = torch.tensor(lengths).repeat_interleave(counts).to(z.device)[:, None] - 1
@@ -100,8 +107,8 @@ class GHN(nn.Module):
         for i in range(1, len(nodes)):
             nodes[i] = self.cell(self.message(nodes[i - 1]), nodes[i])
         for i in reversed(range(len(nodes) - 1)):
-            told = self.cell(self.message(nodes[i + 1]), nodes[i])
-            nodes[i] = torch.where(i < last, told, nodes[i])
+            heard = self.cell(self.message(nodes[i + 1]), nodes[i])
+            nodes[i] = torch.where(i < last, heard, nodes[i])
         joined = self.norm(torch.stack(nodes, 1)).split(counts.tolist())
         return [part[:, :length] for part, length in zip(joined, lengths, strict=True)]
 
@@ -110,9 +117,9 @@ def _kind(topology: Topology, layer: int) -> int:
     return 0 if layer == 0 else 2 if layer == topology.depth else 1
 
 
-def node_features(topology: Topology) -> Tensor:
+def node_features(dims: Sequence[float]) -> Tensor:
     """[L, 7]: log fan-in and fan-out, depth from both ends, and the kind of each layer."""
-    last = topology.num_layers - 1
+    last = len(dims) - 2
     rows = [
         [
             math.log(fan_in) / 4 - 1,
@@ -123,7 +130,7 @@ def node_features(topology: Topology) -> Tensor:
             float(0 < i < last),
             float(i == last),
         ]
-        for i, (out, fan_in) in enumerate(topology.shapes)
+        for i, (fan_in, out) in enumerate(itertools.pairwise(dims))
     ]
     return torch.tensor(rows)
 

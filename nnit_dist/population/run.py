@@ -90,7 +90,7 @@ def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Path) -> 
                 storage_path=str(out.absolute()),
                 failure_config=tune.FailureConfig(max_failures=config.max_failures),
                 verbose=0,
-                callbacks=[_Watch(view, specs, config.recipe.env_steps)],
+                callbacks=[_Watch(view, out, specs, config.recipe.env_steps)],
             ),
         ).fit()
 
@@ -100,13 +100,14 @@ class _Watch(tune.Callback):
 
     ALL = "all trials"
 
-    def __init__(self, view: StageProgress, specs: list[TrialSpec], budget: int) -> None:
+    def __init__(self, view: StageProgress, out: Path, specs: list[TrialSpec], budget: int) -> None:
         self.view = view
-        self.steps = dict.fromkeys((spec.id for spec in specs), 0)
+        progress = {spec.id: read_progress(out / "trials" / spec.id) for spec in specs}
+        self.steps = {name: found.env_steps if found else 0 for name, found in progress.items()}
         self.totals = dict.fromkeys(self.steps, budget)
-        view.add(self.ALL, total=budget * len(specs))
-        for spec in specs:
-            view.add(spec.id, total=budget)
+        view.add(self.ALL, budget * len(specs), sum(self.steps.values()))
+        for name, steps in self.steps.items():
+            view.add(name, budget, steps)
 
     def __getstate__(self) -> dict:
         return {}  # Tune pickles its callbacks; a live view stays in this process
