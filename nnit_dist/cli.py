@@ -75,18 +75,19 @@ def generate(
     hidden: Annotated[str | None, typer.Option(help="hidden widths, e.g. 40x56")] = None,
     samples: Annotated[int, typer.Option(min=1)] = 1,
     seed: Annotated[int, typer.Option()] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 16,
+    steps: Annotated[int | None, typer.Option(min=1, help="sampler steps; 4 by default")] = None,
     model: Annotated[
         Path | None, typer.Option(help="trained model, or a run directory; shipped one by default")
     ] = None,
     debug: Debug = False,
 ) -> None:
     """Write policy files for a topology, or for architectures that the model draws itself."""
+    from nnit_dist.nnit.model import DEFAULT_STEPS
     from nnit_dist.nnit.run import draw_topologies, generate_policies
     from nnit_dist.pretrained import load_model
     from nnit_dist.topology import parse_hidden
 
-    nnit = load_model(task, model)
+    nnit, steps = load_model(task, model), steps or DEFAULT_STEPS
     if hidden:
         widths = parse_hidden(hidden)
         nnit.check(widths, task)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nnit_dist.align.run import AlignConfig, Placement
 from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE
 from nnit_dist.errors import NnitError, nearest
+from nnit_dist.nnit.model import DEFAULT_STEPS
 from nnit_dist.nnit.train import NNiTConfig
 from nnit_dist.population.run import PopulationConfig
 from nnit_dist.topology import TopologySplit, UnseenKind, split_topologies
@@ -35,7 +36,7 @@ class EvaluateConfig(_Model):
     samples: int = Field(2, gt=0, description="networks a topology, all of them counted")
     episodes: int = Field(20, gt=0, description="episodes a network")
     seen_topologies: int = Field(12, ge=0, description="seen topologies measured for comparison")
-    sampler_steps: int = Field(16, gt=0)
+    sampler_steps: int = Field(DEFAULT_STEPS, gt=0)
 
 
 class LoggingConfig(_Model):
