@@ -248,15 +248,13 @@ def _print_policies(rows: list[dict]) -> None:
 
 def _summary(the_run) -> None:
     """Success by kind of topology and method, and what it comes to in a sentence."""
-    from nnit_dist.evaluate.compare import ALL_UNSEEN, METHODS
+    from nnit_dist.evaluate.compare import ALL_UNSEEN, METHODS, headline
 
+    summaries = the_run.manifest("evaluate")["figures"]["summaries"]
     cells: dict[str, dict[str, str]] = {}
-    found = {
-        (r["method"], r["kind"]): r for r in the_run.manifest("evaluate")["figures"]["summaries"]
-    }
-    for (method, kind), row in found.items():
+    for row in summaries:
         once, low, high = (f"{100 * row[key]:.1f}" for key in ("success_once", "low", "high"))
-        cells.setdefault(kind, {})[method] = f"{once} [dim]({low}-{high})[/]"
+        cells.setdefault(row["kind"], {})[row["method"]] = f"{once} [dim]({low}-{high})[/]"
     table = Table("topologies", *METHODS.values(), title="success_once in %, mean and 95% interval")
     for kind, by_method in cells.items():
         name = {"teacher": "their own", "seen": "seen", ALL_UNSEEN: ALL_UNSEEN}.get(
@@ -264,11 +262,5 @@ def _summary(the_run) -> None:
         )
         table.add_row(name, *(by_method.get(method, "") for method in METHODS.values()))
     console.print(table)
-    if unseen := found.get(("NNiT", ALL_UNSEEN)):
-        console.print(
-            f"Nobody trained these: {unseen['networks']} networks of {unseen['topologies']} "
-            f"topologies that training never saw succeed in [bold]{unseen['success_once']:.1%}[/] "
-            f"of {unseen['episodes']:,} episodes; their teachers in "
-            f"{found['teachers', 'teacher']['success_once']:.1%}."
-        )
+    console.print(headline(summaries))
     console.print(f"report: {the_run.out / 'report' / 'report.html'}")

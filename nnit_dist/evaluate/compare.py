@@ -65,3 +65,17 @@ def summarize_methods(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for method, kind in places
         if (method, kind) in groups
     ]
+
+
+def headline(summaries: list[dict[str, Any]]) -> str:
+    """What a run comes to, in a sentence; empty where no unseen topology was measured."""
+    found = {(row["method"], row["kind"]): row for row in summaries}
+    unseen = found.get((METHODS["nnit"], ALL_UNSEEN))
+    if unseen is None:
+        return ""
+    return (
+        f"Nobody trained these: {unseen['networks']} networks of {unseen['topologies']} topologies "
+        f"that training never saw succeed in {unseen['success_once']:.1%} of "
+        f"{unseen['episodes']:,} episodes; their teachers in "
+        f"{found[METHODS['rllib'], 'teacher']['success_once']:.1%}."
+    )

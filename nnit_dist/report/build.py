@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from nnit_dist.artifacts import write_atomic
+from nnit_dist.evaluate.compare import headline
 from nnit_dist.report import plots
 from nnit_dist.report.film import film_policies
 
@@ -41,6 +42,7 @@ def build_report(run: "Run", out: Path) -> dict[str, Any]:
     fields = {
         "name": html.escape(run.config.name),
         "task": html.escape(run.config.task),
+        "headline": headline(summaries),
         "summary": _summary_table(summaries),
         "stages": _stage_table(run),
         "topologies": _topology_table(rows),
