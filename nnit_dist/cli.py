@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from nnit_dist.errors import NnitError
 from nnit_dist.progress import console, quiet_libraries
@@ -162,7 +162,7 @@ def zoo_ls(path: Zoo, debug: Debug = False) -> None:
     """List the policies of a zoo."""
     from nnit_dist.topology import hidden_name
 
-    table = Table("id", "hidden", "env steps", "success_once", "success_at_end", "return")
+    table = Table(Column("id", no_wrap=True), "hidden", "env steps", "once", "at end", "return")
     for row in _zoo(path).rows():
         table.add_row(
             row["id"],
@@ -231,13 +231,10 @@ def _load(config: Path, out: Path | None, overrides: list[str] | None):
 
 
 def _print_policies(rows: list[dict]) -> None:
-    from nnit_dist.topology import hidden_name
-
-    table = Table("policy", "hidden", "success_once", "95%", "success_at_end", "return")
+    table = Table(Column("policy", no_wrap=True), "success_once", "95%", "at end", "return")
     for row in rows:
         table.add_row(
             row["policy_id"],
-            hidden_name(row["hidden"]),
             f"{row['success_once']:.2f}",
             f"{row['success_once_low']:.2f} to {row['success_once_high']:.2f}",
             f"{row['success_at_end']:.2f}",
