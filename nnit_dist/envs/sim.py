@@ -5,19 +5,13 @@ State observations; an episode always runs its full length (ManiSkill's
 episode that ended on success would punish success.
 """
 
-from typing import TYPE_CHECKING
-
 import gymnasium as gym
 import numpy as np
-import sapien
 import torch
 
 from nnit_dist.envs import headless
 from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE, TaskInfo, check_task
 from nnit_dist.errors import NnitError
-
-if TYPE_CHECKING:
-    from mani_skill.envs.scene import ManiSkillScene
 
 # Seeds below start training episodes only, so no evaluation start is ever trained on.
 TRAIN_SEEDS = 2**30
@@ -39,12 +33,13 @@ class SimEnv(gym.Env):
     def __init__(
         self, task: str, control_mode: str = DEFAULT_CONTROL_MODE, reward: bool = True, render=False
     ) -> None:
+        from nnit_dist.envs.cpu_env import CpuEnv  # ManiSkill takes a second to import
+
         torch.set_num_threads(1)
         self._max_steps = check_task(task)
-        self._rendered = render
-        self._env = _make(task, control_mode, reward, render)
-        obs, _ = self._env.reset(seed=0)
-        action_space = self._env.single_action_space
+        self._env = CpuEnv(_make(task, control_mode, reward, render), reward, rebuild=render)
+        obs = self._env.reset(seed=0)
+        action_space = self._env.base.single_action_space
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, obs.shape[1:], np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, action_space.shape, np.float32)
         self.info = TaskInfo(
@@ -57,54 +52,32 @@ class SimEnv(gym.Env):
         super().reset(seed=seed)
         if seed is None:
             seed = int(self.np_random.integers(TRAIN_SEEDS))
-        # Cameras stay with the scene that they were built in: with them, all is built anew.
-        if not self._rendered:
-            renew_physics(self._env.scene)
-        obs, _ = self._env.reset(seed=seed, options={"reconfigure": self._rendered})
+        obs = self._env.reset(seed)
         self._elapsed = 0
         return _numpy(obs), {}
 
     def step(self, action: np.ndarray):
-        obs, reward, _, _, info = self._env.step(action)
+        obs, reward, info = self._env.step(action)
         self._elapsed += 1
         truncated = self._elapsed >= self._max_steps
-        return _numpy(obs), float(reward), False, truncated, {"success": bool(info["success"])}
+        return _numpy(obs), reward, False, truncated, {"success": bool(info["success"])}
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """RGB picture of the scene, uint8 [height, width, 3]; needs `render=True`."""
-        return self._env.render_rgb_array()[0].cpu().numpy()
+        return self._env.base.render_rgb_array()[0].cpu().numpy()
 
     def positions(self) -> dict[str, np.ndarray]:
         """Positions [3] in metres of the tool and of every movable or marked actor."""
-        scene = self._env.scene
+        scene = self._env.base.scene
         actors = {
             name: actor.pose.p[0].numpy()
             for name, actor in scene.actors.items()
             if not name.startswith(("table", "ground"))
         }
-        return {"tool": self._env.agent.tcp.pose.p[0].numpy(), **actors}
+        return {"tool": self._env.base.agent.tcp.pose.p[0].numpy(), **actors}
 
     def close(self) -> None:
-        self._env.close()
-
-
-def renew_physics(scene: "ManiSkillScene") -> None:
-    """Move every entity of a CPU scene into a new PhysX scene, in its order of creation.
-
-    PhysX keeps contacts and solver caches over a reset, so an episode would depend on those
-    before it: one in ten PushCube-v1 episodes differs from its repetition in another order.
-    In a new scene an episode depends on its seed alone, bit for bit as after ManiSkill's own
-    `reconfigure`, which builds everything anew and takes 67 ms where this takes 0.1.
-    """
-    old, timestep = scene.sub_scenes[0], scene.px.timestep
-    entities = old.get_entities()
-    for entity in entities:
-        old.remove_entity(entity)
-    new = sapien.Scene([sapien.physx.PhysxCpuSystem()])
-    for entity in entities:
-        new.add_entity(entity)
-    scene.sub_scenes[0], scene.px = new, new.physx_system
-    scene.px.timestep = timestep
+        self._env.base.close()
 
 
 def task_info(task: str, control_mode: str = DEFAULT_CONTROL_MODE) -> TaskInfo:
