@@ -38,7 +38,7 @@ def main() -> None:
     except NnitError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        console.print(f"[bold red]error:[/] {error}", markup=True, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {error}", markup=True)
         sys.exit(1)
     except KeyboardInterrupt:
         console.print("\ninterrupted; run the same command to go on.")
@@ -190,7 +190,7 @@ def zoo_verify(path: Zoo, debug: Debug = False) -> None:
     """Check every file and row of a zoo."""
     problems = _zoo(path).verify()
     for problem in problems:
-        console.print(f"[red]•[/] {problem}", soft_wrap=True)
+        console.print(f"[red]•[/] {problem}")
     if problems:
         raise NnitError(f"{len(problems)} problems in {path}.")
     console.print(f"{path}: {len(_zoo(path).rows())} policies, no problems")

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 PLAIN_EVERY_S = 30.0
 
 
@@ -86,7 +86,7 @@ class StageProgress:
             task = self._progress.tasks[self._bars[name]]
             left = f"{task.time_remaining / 60:.0f} min left" if task.time_remaining else ""
             line = f"  {name}  {completed:,} of {task.total:,.0f} {self.unit}  {left}  {note}"
-            console.print(line, soft_wrap=True)
+            console.print(line)
 
     def resize(self, name: str, total: int) -> None:
         """Change how much there is to do, where some of it turned out unnecessary."""
