@@ -107,6 +107,12 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return [rows[step] for step in sorted(rows)]
 
 
+def steps_logged(path: Path) -> int:
+    """How far a training with this metrics file has come."""
+    rows = read_metrics(path)
+    return int(rows[-1]["step"]) if rows else 0
+
+
 class Loop:
     """The steps of one training worker: logging, checkpoints, resume."""
 

@@ -26,10 +26,11 @@ from nnit_dist.normalization import InputNorm
 from nnit_dist.policy import Policy
 from nnit_dist.progress import StageProgress
 from nnit_dist.topology import Hidden
-from nnit_dist.training import fit, read_metrics
+from nnit_dist.training import METRICS, fit, read_metrics, steps_logged
 from nnit_dist.zoo import Member
 
 MODEL = "ghn.safetensors"
+BAR = "distil, steps"
 TEACHER_NOISE = (0.0, 0.1, 0.3)
 
 
@@ -82,7 +83,7 @@ def run_align(
         )
     stage = _Alignment(config, [m.policy for m in taught], task, seen, out, placement, seed, actors)
     stage.run()
-    rows = read_metrics(out / "metrics.jsonl")
+    rows = read_metrics(out / METRICS)
     return {
         "teachers": {member.policy.id: member.success_once for member in taught},
         "action_mse": rows[-1]["action_mse"],
@@ -115,12 +116,12 @@ class _Alignment:
     def run(self) -> None:
         distill = self.config.distill
         rounds = distill.dagger_rounds + 1
-        with StageProgress("steps") as view:
-            view.add("distil", total=distill.steps)
+        with StageProgress("") as view:
+            view.add(BAR, distill.steps, steps_logged(self.out / METRICS))
             for index in range(rounds):
-                self._ensure_states(index)
+                self._ensure_states(index, view)
                 if not self._result(index).exists():
-                    self._train(index, distill.steps * (index + 1) // rounds, (view, "distil"))
+                    self._train(index, distill.steps * (index + 1) // rounds, (view, BAR))
         self._sampler(rounds - 1).save(self.out / MODEL)
 
     def _states(self, index: int) -> Path:
@@ -129,7 +130,7 @@ class _Alignment:
     def _result(self, index: int) -> Path:
         return self.out / f"round-{index}.pt"
 
-    def _ensure_states(self, index: int) -> None:
+    def _ensure_states(self, index: int, view: StageProgress) -> None:
         distill, count = self.config.distill, len(self.teachers)
         per_round = distill.dagger_networks * distill.dagger_episodes
         self.episodes = count * distill.teacher_episodes + index * per_round
@@ -137,13 +138,13 @@ class _Alignment:
             return
         if index == 0:
             jobs = [(i, job) for i in range(count) for job in self._teacher_jobs(i)]
-            collected = self._collect(jobs)
+            collected = self._collect(jobs, view, "record teachers")
             norm = InputNorm.fit(np.concatenate(collected))
             obs = [norm.apply(states) for states in collected]
         else:
             norm = self._norm()
             before, _ = load_states(self._states(index - 1))
-            collected = self._collect(self._dagger_jobs(index))
+            collected = self._collect(self._dagger_jobs(index), view, f"DAgger round {index}")
             obs = [
                 np.concatenate([old, norm.apply(new)]) if len(new) else old
                 for old, new in zip(before, collected, strict=True)
@@ -176,8 +177,11 @@ class _Alignment:
             jobs.append((teacher, Job(policy, seeds, record=True)))
         return jobs
 
-    def _collect(self, jobs: list[tuple[int, Job]]) -> list[np.ndarray]:
+    def _collect(
+        self, jobs: list[tuple[int, Job]], view: StageProgress, name: str
+    ) -> list[np.ndarray]:
         """Visited observations per teacher, in the order of the jobs whoever ran them first."""
+        view.add(name, total=len(jobs))
         teacher_of = {(job.policy.id, job.seeds): teacher for teacher, job in jobs}
         states: dict[tuple, np.ndarray] = {}
         with SimulatorPool(self.task.name, self.task.control_mode, self.actors) as pool:
@@ -187,6 +191,7 @@ class _Alignment:
                 job, rollouts = outcome
                 assert rollouts.observations is not None
                 states[(job.policy.id, job.seeds)] = rollouts.observations
+                view.update(name, len(states))
         empty = np.zeros((0, self.task.obs_dim), np.float32)
         grouped: list[list[np.ndarray]] = [[empty] for _ in self.teachers]
         for key, teacher in teacher_of.items():

@@ -11,7 +11,7 @@ from nnit_dist.nnit.train import NNiTConfig, nnit_worker
 from nnit_dist.policy import SUFFIX, save_policy
 from nnit_dist.progress import StageProgress
 from nnit_dist.topology import Hidden
-from nnit_dist.training import fit, read_metrics
+from nnit_dist.training import METRICS, fit, read_metrics, steps_logged
 
 MODEL = "nnit.safetensors"
 
@@ -24,7 +24,7 @@ def run_nnit(
     Reads the hypernetwork `ghn`. Writes `out/nnit.safetensors` and `out/metrics.jsonl`.
     """
     with StageProgress("steps") as view:
-        view.add("nnit", total=config.steps)
+        view.add("nnit", config.steps, steps_logged(out / METRICS))
         fit(
             nnit_worker,
             {
@@ -40,7 +40,7 @@ def run_nnit(
             placement.gpu,
             placement.cpus,
         )
-    rows = read_metrics(out / "metrics.jsonl")
+    rows = read_metrics(out / METRICS)
     return {
         "steps": config.steps,
         "flow_loss": rows[-1]["flow"],
