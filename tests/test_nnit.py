@@ -6,6 +6,7 @@ import torch
 
 from nnit_dist.errors import NnitError
 from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.nnit.tokens import token_layout
 from nnit_dist.nnit.train import NNiTConfig, NNiTTrainer
 from nnit_dist.nnit.transformer import TransformerConfig
 
@@ -16,6 +17,7 @@ CONFIG = NNiTConfig(
     networks=4,
     lr=3e-3,
     architecture_weight=0.5,
+    width_jitter=0.0,
 )
 CPU = torch.device("cpu")
 
@@ -34,6 +36,21 @@ def test_training_lowers_both_losses(trained):
         first = np.mean([row[name] for row in history[:10]])
         last = np.mean([row[name] for row in history[-10:]])
         assert last < bound * first, name
+
+
+def test_told_widths_are_those_nearby_and_the_network_heeds_them(sampler):
+    trainer = NNiTTrainer(CONFIG.model_copy(update={"width_jitter": 12.0}), sampler, CPU, seed=0)
+    topology, rng = sampler.topology((32, 16)), torch.Generator().manual_seed(0)
+    told = [trainer._told(topology, rng) for _ in range(100)]
+    assert {t.hidden[0] for t in told} == {24, 32}  # 40 is beyond the vocabulary
+    assert {t.hidden[1] for t in told} == {8, 16, 24}
+    assert all(np.isfinite(trainer.step(step, 0)["flow"]) for step in range(30))
+    layout = token_layout(topology, 8)
+    ids = torch.tensor([trainer.vocabulary.encode(sampler.task.name, (32, 16))])
+    x, time = torch.randn(1, *layout.mask.shape), torch.zeros(1)
+    own, other = (trainer.network(ids, time, x, layout, t)[0] for t in (None, told[0]))
+    assert told[0] != topology
+    assert not torch.equal(own, other)
 
 
 def test_a_resumed_run_takes_the_steps_of_an_unbroken_one(sampler):

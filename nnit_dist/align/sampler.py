@@ -1,6 +1,7 @@
 """The aligned sampler: a trained hypernetwork as a source of policies for any topology."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,11 +45,20 @@ class AlignedSampler:
         return Topology(self.task.obs_dim, hidden, self.task.act_dim)
 
     @torch.no_grad()
-    def layers(self, topology: Topology, teachers: Tensor, generator: torch.Generator) -> Layers:
-        """One network per teacher index [B], its latent drawn around that teacher's."""
+    def layers(
+        self,
+        topology: Topology,
+        teachers: Tensor,
+        generator: torch.Generator,
+        told: Sequence[float] | None = None,
+    ) -> Layers:
+        """One network per teacher index [B], its latent drawn around that teacher's.
+
+        `told` are the sizes that the hypernetwork hears of, see `GHN.forward`.
+        """
         noise = torch.randn(len(teachers), self.latents.mean.shape[1], generator=generator)
         z = self.latents.sample(teachers, noise.to(self.latents.mean))
-        return self.ghn([(topology, z)])[0]
+        return self.ghn([(topology, z)], [told] if told else None)[0]
 
     def policies(self, hidden: tuple[int, ...], count: int, seed: int) -> list[Policy]:
         """`count` policies of one topology, teachers in turn."""

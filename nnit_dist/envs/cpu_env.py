@@ -61,7 +61,7 @@ def renew_physics(scene: ManiSkillScene) -> None:
     """Move every entity of a CPU scene into a new PhysX scene, in its order of creation.
 
     PhysX keeps contacts and solver caches over a reset, so an episode would depend on those
-    before it: one in ten PushCube-v1 episodes differs from its repetition in another order.
+    before it: one in six PushCube-v1 episodes differs from its repetition in another order.
     In a new scene an episode depends on its seed alone, bit for bit as after ManiSkill's own
     `reconfigure`, which builds everything anew and takes 67 ms where this takes 0.1.
     """

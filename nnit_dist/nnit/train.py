@@ -3,11 +3,16 @@
 Every step draws a few topologies and, for each, networks from the aligned
 sampler, so the data never repeats. Networks of one topology form a dense batch:
 no padding is computed. A share of every step trains the architecture tokens alone.
+
+The widths that hypernetwork and transformer are told are jittered together, as in the
+alignment: a network of a training width stands for one of a width nearby, and so the
+widths between are learnt without a network that has them.
 """
 
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +20,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from nnit_dist.align.distill import jitter_widths
 from nnit_dist.align.sampler import AlignedSampler
 from nnit_dist.nnit.diffusion import flow_loss, mask_ids, masked_loss, noised, sample_times
 from nnit_dist.nnit.model import NNiTModel, Whitening
 from nnit_dist.nnit.tokens import ArchitectureVocabulary, token_layout, tokenize
 from nnit_dist.nnit.transformer import NNiT, TransformerConfig
+from nnit_dist.topology import Topology
 from nnit_dist.training import Loop, average_gradients, step_generator, worker_setup
 
 ARCHITECTURE_BATCH = 64
@@ -42,6 +49,9 @@ class NNiTConfig(BaseModel):
         0.1, ge=0, le=1, description="architecture tokens hidden beside patches"
     )
     architecture_weight: float = Field(0.05, ge=0, description="of the architecture tokens' loss")
+    width_jitter: float = Field(
+        12.0, ge=0, description="error, in units, of the widths told, before rounding to patches"
+    )
     bf16: bool = Field(True, description="autocast where the device computes in bfloat16")
     checkpoint_every: int = Field(100, gt=0)
 
@@ -132,19 +142,27 @@ class NNiTTrainer:
         topology = self.sampler.topology(hidden)
         layout = token_layout(topology, self.config.patch)
         teachers = torch.randint(self.sampler.teachers, (count,), generator=rng)
+        told = self._told(topology, rng)
         with torch.autocast(self.device.type, enabled=False):
-            layers = self.sampler.layers(topology, teachers, rng)
+            layers = self.sampler.layers(topology, teachers, rng, told.dims)
             x = self.whitening.whiten(tokenize(layers, layout).to(self.device), layout)
         noise = torch.randn(x.shape, generator=rng).to(x)
         time = sample_times(count, rng).to(x)
-        ids = torch.tensor([self.vocabulary.encode(self.sampler.task.name, hidden)] * count)
+        ids = torch.tensor([self.vocabulary.encode(self.sampler.task.name, told.hidden)] * count)
         ids = ids.to(self.device)
         hidden_rate = torch.rand(count, generator=rng).to(x) < self.config.mask_rate
         masked = mask_ids(ids, self.vocabulary.mask, hidden_rate.float() * 0.5, rng)
         mask = layout.mask.to(x)
-        predicted, logits = self.network(masked, time, noised(x, noise, time) * mask, layout)
+        predicted, logits = self.network(masked, time, noised(x, noise, time) * mask, layout, told)
         weights = flow_loss(predicted.float(), x, time, mask)
         return weights, masked_loss(logits.float(), ids, masked, self.allowed)
+
+    def _told(self, topology: Topology, rng: torch.Generator) -> Topology:
+        """The topology with its widths changed by a patch or none, within the vocabulary."""
+        patch, widths = self.config.patch, self.vocabulary.widths
+        moved = jitter_widths(topology, self.config.width_jitter, rng)[1:-1]
+        hidden = (min(max(round(w / patch) * patch, widths[0]), widths[-1]) for w in moved)
+        return replace(topology, hidden=tuple(hidden))
 
     def _architecture_loss(self, rng: torch.Generator) -> Tensor:
         """Masked diffusion on architectures alone, so that they can be drawn before weights."""

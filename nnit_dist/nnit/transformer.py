@@ -72,19 +72,25 @@ class NNiT(nn.Module):
             nn.init.zeros_(linear.weight)
 
     def forward(
-        self, ids_BA: Tensor, time_B: Tensor, x_BNP: Tensor | None, layout: TokenLayout | None
+        self,
+        ids_BA: Tensor,
+        time_B: Tensor,
+        x_BNP: Tensor | None,
+        layout: TokenLayout | None,
+        told: Topology | None = None,
     ) -> tuple[Tensor | None, Tensor]:
         """Predict clean patches [B, N, P] and logits [B, A, vocabulary].
 
         `time_B` is the weights' noise level, 0 for noise and 1 for data. Without patches
-        the sequence is the architecture alone.
+        the sequence is the architecture alone. The sizes that the patches' places refer to
+        are those of `told`, by default the layout's own.
         """
         slots = torch.arange(self.slots, device=ids_BA.device)
         h_BSD = (
             self.embed_id(ids_BA) + self.embed_number(self.numbers[ids_BA]) + self.embed_slot(slots)
         )
         if x_BNP is not None and layout is not None:
-            h_BSD = torch.cat([h_BSD, self._embed_patches(x_BNP, layout)], 1)
+            h_BSD = torch.cat([h_BSD, self._embed_patches(x_BNP, layout, told)], 1)
         c_BD = F.silu(self.embed_time(time_B))
         for block in self.blocks:
             h_BSD = block(h_BSD, c_BD)
@@ -97,10 +103,10 @@ class NNiT(nn.Module):
         patches = [head(group) for head, group in zip(self.patch_heads, groups, strict=True)]
         return torch.cat(patches, 1), logits
 
-    def _embed_patches(self, x_BNP: Tensor, layout: TokenLayout) -> Tensor:
+    def _embed_patches(self, x_BNP: Tensor, layout: TokenLayout, told: Topology | None) -> Tensor:
         groups = x_BNP.split(layout.kind_counts, dim=1)
         values = [embed(group) for embed, group in zip(self.embed_value, groups, strict=True)]
-        place = place_features(layout, self.max_width).to(x_BNP)
+        place = place_features(layout, told or layout.topology, self.max_width).to(x_BNP)
         return torch.cat(values, 1) + self.embed_place(place)
 
 
@@ -161,9 +167,8 @@ def fourier(x: Tensor) -> Tensor:
 PLACE_FEATURES = 8 * 2 * FREQUENCIES + KINDS
 
 
-def place_features(layout: TokenLayout, max_width: int) -> Tensor:
+def place_features(layout: TokenLayout, topology: Topology, max_width: int) -> Tensor:
     """[N, PLACE_FEATURES]: where a patch lies, absolutely and in its layer, and in which layer."""
-    topology: Topology = layout.topology
     sizes = torch.tensor(topology.shapes)[layout.layer]
     numbers = [
         layout.row / max_width,
