@@ -36,6 +36,19 @@ def write_json(path: Path, value: Any) -> Path:
     return write_atomic(path, lambda partial: partial.write_text(text))
 
 
+def canonical_safetensors(data: bytes) -> bytes:
+    """The same safetensors file with its header in sorted order.
+
+    The library writes metadata in an order that differs from process to process, and equal
+    models would have files of different hashes.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as safetensors_bytes
 
+from nnit_dist.artifacts import canonical_safetensors
 from nnit_dist.errors import NnitError
 from nnit_dist.topology import Topology
 
@@ -114,7 +115,7 @@ def save_policy(policy: Policy, path: Path) -> Path:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(safetensors_bytes(tensors, metadata=metadata))
+    partial.write_bytes(canonical_safetensors(safetensors_bytes(tensors, metadata=metadata)))
     partial.replace(path)
     return path
 

@@ -1,8 +1,18 @@
+import json
 import os
 
+import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
-from nnit_dist.artifacts import Stage, content_hash, read_json, write_atomic, write_json
+from nnit_dist.artifacts import (
+    Stage,
+    canonical_safetensors,
+    content_hash,
+    read_json,
+    write_atomic,
+    write_json,
+)
 from nnit_dist.errors import NnitError
 
 
@@ -56,6 +66,17 @@ def test_stage_of_another_run_is_refused_and_kept(tmp_path):
     source.write_text("2")
     with pytest.raises(NnitError, match=r"inputs\.zoo"):
         Stage("align", tmp_path / "align", {"a": {"b": 1}}, {"zoo": source}).is_done()
+
+
+def test_equal_models_have_equal_files():
+    tensors = {"b": np.arange(6.0).reshape(2, 3), "a": np.ones(5, np.float32)}
+    metadata = {str(i): "x" * i for i in range(20)}
+    shuffled = dict(reversed(metadata.items()))
+    one, two = (canonical_safetensors(save(tensors, m)) for m in (metadata, shuffled))
+    assert one == two
+    assert all(np.array_equal(load(one)[name], tensors[name]) for name in tensors)
+    header = json.loads(one[8 : 8 + int.from_bytes(one[:8], "little")])
+    assert header["__metadata__"] == metadata
 
 
 def test_hash_covers_names_and_contents(tmp_path):

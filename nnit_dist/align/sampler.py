@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from nnit_dist.align.ghn import GHN, GHNConfig, Layers
 from nnit_dist.align.latents import TeacherLatents
-from nnit_dist.artifacts import write_atomic
+from nnit_dist.artifacts import canonical_safetensors, write_atomic
 from nnit_dist.envs.tasks import TaskInfo
 from nnit_dist.errors import NnitError
 from nnit_dist.normalization import InputNorm
@@ -94,7 +94,8 @@ class AlignedSampler:
             "max_width": str(self.max_width),
             "seen": json.dumps(self.seen),
         }
-        return write_atomic(path, lambda partial: save_file(state, partial, metadata))
+        data = canonical_safetensors(save(state, metadata))
+        return write_atomic(path, lambda partial: partial.write_bytes(data))
 
     @classmethod
     def load(cls, path: Path) -> "AlignedSampler":

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from nnit_dist.align.sampler import read_model
-from nnit_dist.artifacts import write_atomic
+from nnit_dist.artifacts import canonical_safetensors, write_atomic
 from nnit_dist.envs.tasks import TaskInfo
 from nnit_dist.errors import NnitError
 from nnit_dist.nnit.diffusion import integrate, unmask
@@ -172,7 +172,8 @@ class NNiTModel:
             "task": json.dumps(vars(self.task)),
             "seen": json.dumps(self.seen),
         }
-        return write_atomic(path, lambda partial: save_file(state, partial, metadata))
+        data = canonical_safetensors(save(state, metadata))
+        return write_atomic(path, lambda partial: partial.write_bytes(data))
 
     @classmethod
     def load(cls, path: Path) -> "NNiTModel":
