@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from nnit_dist.evaluate.run import summarize
 from nnit_dist.evaluate.stats import cluster_bootstrap, wilson
 
 
@@ -31,3 +32,24 @@ def test_cluster_bootstrap_is_wider_when_topologies_differ():
     clustered = [[rng.normal(0.5, 0.2)] * 10 for _ in range(20)]
     width = [high - low for low, high in map(cluster_bootstrap, (independent, clustered))]
     assert width[1] > 2 * width[0]
+
+
+def test_one_topology_or_one_network_has_an_interval_too():
+    def row(success, hidden=(16,)):
+        low, high = wilson(round(20 * success), 20)
+        return {
+            "hidden": list(hidden),
+            "episodes": 20,
+            "success_once": success,
+            "success_once_low": low,
+            "success_once_high": high,
+            "success_at_end": success,
+            "return": 1.0,
+        }
+
+    one = summarize([row(0.9)])
+    assert (one["low"], one["high"]) == wilson(18, 20)
+    several = summarize([row(value) for value in (0.8, 0.9, 1.0)])
+    assert several["low"] < several["success_once"] < several["high"]
+    apart = summarize([row(0.8, (16,)), row(1.0, (16,)), row(0.9, (8,))])
+    assert (apart["low"], apart["high"]) == cluster_bootstrap([[0.8, 1.0], [0.9]])

@@ -159,11 +159,20 @@ def _check(policies: Sequence[Policy], episodes: int) -> None:
 
 
 def summarize(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean success over all networks of `rows`, with a 95% interval over topologies."""
+    """Mean success over all networks of `rows`, with a 95% interval over topologies.
+
+    Of a single topology the interval is over its networks, of a single network over episodes.
+    """
     clusters: dict[tuple, list[float]] = {}
     for row in rows:
         clusters.setdefault(tuple(row["hidden"]), []).append(row["success_once"])
-    low, high = cluster_bootstrap(list(clusters.values()))
+    groups = list(clusters.values())
+    if len(groups) == 1:
+        groups = [[value] for value in groups[0]]
+    if len(groups) == 1:
+        low, high = rows[0]["success_once_low"], rows[0]["success_once_high"]
+    else:
+        low, high = cluster_bootstrap(groups)
     return {
         "success_once": float(np.mean([row["success_once"] for row in rows])),
         "low": low,
