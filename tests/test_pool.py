@@ -28,13 +28,20 @@ class FaultyPolicy(Policy):
     marker: str = ""
 
     def act(self, obs: np.ndarray) -> np.ndarray:
-        if not (self.marker and os.path.exists(self.marker)):
-            if self.marker:
-                open(self.marker, "w").close()
+        if self._is_due():
             if self.fault == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(600)
         return super().act(obs)
+
+    def _is_due(self) -> bool:
+        if not self.marker:
+            return True
+        try:  # of two actors that come here at once, one makes the marker
+            os.close(os.open(self.marker, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
 
 
 def faulty(policy_id: str, **kwargs) -> FaultyPolicy:
