@@ -9,6 +9,17 @@ from nnit_dist.envs.sim import TEST_SEED, TRAIN_SEEDS, VALIDATION_SEED, SimEnv
 from nnit_dist.envs.tasks import check_task
 from nnit_dist.errors import NnitError
 
+TASKS = [
+    "PushCube-v1",
+    "PullCube-v1",
+    "PickCube-v1",
+    "LiftPegUpright-v1",
+    "StackCube-v1",
+    "RollBall-v1",
+    "PokeCube-v1",
+    "PlaceSphere-v1",
+]
+
 
 @pytest.fixture(scope="module")
 def env():
@@ -46,21 +57,7 @@ def test_an_episode_depends_on_its_seed_alone(env):
     fresh.close()
 
 
-@pytest.mark.parametrize(
-    "task",
-    [
-        "PushCube-v1",
-        "PullCube-v1",
-        "PickCube-v1",
-        "LiftPegUpright-v1",
-        "StackCube-v1",
-        "RollBall-v1",
-        "PokeCube-v1",
-        "PlaceSphere-v1",
-        "PegInsertionSide-v1",
-        "PullCubeTool-v1",
-    ],
-)
+@pytest.mark.parametrize("task", [*TASKS, "PegInsertionSide-v1", "PullCubeTool-v1"])
 def test_an_episode_is_that_of_plain_maniskill_built_anew(task):
     """Bit for bit, observations, rewards and success, whatever episodes ran before."""
     env = SimEnv(task)
@@ -137,19 +134,7 @@ print(digest.hexdigest())
 @pytest.mark.skipif(
     not headless.has_render_device(), reason="needs a Vulkan device to compare with"
 )
-@pytest.mark.parametrize(
-    "task",
-    [
-        "PushCube-v1",
-        "PullCube-v1",
-        "PickCube-v1",
-        "LiftPegUpright-v1",
-        "StackCube-v1",
-        "RollBall-v1",
-        "PokeCube-v1",
-        "PlaceSphere-v1",
-    ],
-)
+@pytest.mark.parametrize("task", TASKS)
 def test_physics_is_the_same_with_and_without_a_renderer(task):
     """Same seeds and actions: bit-equal observations, rewards and success."""
     digests = [
