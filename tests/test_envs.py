@@ -3,6 +3,7 @@ import sys
 
 import numpy as np
 import pytest
+import sapien
 
 from nnit_dist.envs import headless
 from nnit_dist.envs.sim import TEST_SEED, TRAIN_SEEDS, VALIDATION_SEED, SimEnv
@@ -19,6 +20,7 @@ TASKS = [
     "PokeCube-v1",
     "PlaceSphere-v1",
 ]
+FLAGS = ("success", "is_grasped", "is_cubeA_grasped")
 
 
 @pytest.fixture(scope="module")
@@ -57,27 +59,79 @@ def test_an_episode_depends_on_its_seed_alone(env):
     fresh.close()
 
 
+def episode(env, reset, step, seed, actions, prepare=None):
+    """Observations, rewards and success of an episode, from ours or from plain ManiSkill."""
+    obs = reset(seed)
+    if prepare:
+        prepare(env._env.base)
+    states, rewards, flags = [np.ravel(obs)], [], []
+    for action in actions:
+        obs, reward, _, _, info = step(action)
+        states.append(np.ravel(obs))
+        rewards.append(float(reward))
+        flags.append({name: bool(info[name]) for name in FLAGS if name in info})
+    return np.stack(states), rewards, flags
+
+
+def assert_equal_to_plain(env, actions, prepare=None):
+    """Three episodes in two orders are those of plain ManiSkill, bit for bit; returns flags."""
+
+    def ours(seed):
+        def step(action):
+            obs, reward, info = env._env.step(action)
+            return obs, reward, None, None, info
+
+        return episode(env, env._env.reset, step, seed, actions[seed], prepare)
+
+    def theirs(seed):
+        plain = env._env.base
+        reset = lambda seed: plain.reset(seed=seed, options={"reconfigure": True})[0]  # noqa: E731
+        return episode(env, reset, plain.step, seed, actions[seed], prepare)
+
+    mine = {seed: ours(seed) for seed in (0, 1, 2, 1, 0)}
+    for seed in range(3):
+        states, rewards, flags = theirs(seed)
+        assert np.array_equal(mine[seed][0], states)
+        assert mine[seed][1:] == (rewards, flags)
+    return [flag for seed in mine for flag in mine[seed][2]]
+
+
 @pytest.mark.parametrize("task", [*TASKS, "PegInsertionSide-v1", "PullCubeTool-v1"])
 def test_an_episode_is_that_of_plain_maniskill_built_anew(task):
     """Bit for bit, observations, rewards and success, whatever episodes ran before."""
     env = SimEnv(task)
     actions = np.random.default_rng(0).uniform(-1, 1, (3, 40, *env.action_space.shape))
+    assert_equal_to_plain(env, actions.astype(np.float32))
+    env.close()
 
-    def episode(obs, step, seed):
-        seen = [(obs, 0.0, False)]
-        for action in actions[seed].astype(np.float32):
-            obs, reward, _, _, info = step(action)
-            seen.append((obs, float(reward), bool(info["success"])))
-        states, rewards, flags = zip(*seen, strict=True)
-        return np.stack([np.ravel(state) for state in states]), rewards, flags
 
-    ours = {s: episode(env.reset(seed=s)[0], env.step, s) for s in (0, 1, 2, 1, 0)}
-    plain = env._env.base
-    for seed in range(3):
-        obs, _ = plain.reset(seed=seed, options={"reconfigure": True})
-        theirs = episode(obs, plain.step, seed)
-        assert np.array_equal(ours[seed][0], theirs[0])
-        assert ours[seed][1:] == theirs[1:]
+@pytest.mark.parametrize(
+    "mode", ["pd_joint_pos", "pd_joint_target_delta_pos", "pd_ee_delta_pose", "pd_joint_vel"]
+)
+def test_other_control_modes_are_those_of_plain_maniskill(mode):
+    env = SimEnv("PushCube-v1", mode)
+    actions = np.random.default_rng(0).uniform(-1, 1, (3, 20, *env.action_space.shape))
+    assert_equal_to_plain(env, actions.astype(np.float32))
+    env.close()
+
+
+@pytest.mark.parametrize("task", ["PickCube-v1", "StackCube-v1"])
+def test_grasps_are_those_of_plain_maniskill(task):
+    """The cube is put between the fingers, turned at random, and let go again now and then."""
+    env = SimEnv(task)
+    rng = np.random.default_rng(0)
+
+    def prepare(base):
+        cube = base.cube if task == "PickCube-v1" else base.cubeA
+        turned = np.random.default_rng(base._episode_seed[0]).normal(size=4) + [4, 0, 0, 0]
+        turned /= np.linalg.norm(turned)
+        cube.set_pose(sapien.Pose(base.agent.tcp.pose.p[0].numpy(), turned))
+
+    actions = rng.uniform(-0.3, 0.3, (3, 40, *env.action_space.shape)).astype(np.float32)
+    actions[:, :, -1] = np.where(np.arange(40) % 20 < 14, -1, 1)
+    flags = assert_equal_to_plain(env, actions, prepare)
+    grasped = [flag.get("is_grasped", flag.get("is_cubeA_grasped")) for flag in flags]
+    assert 10 < sum(grasped) < len(grasped)
     env.close()
 
 

@@ -2,24 +2,15 @@
 
 States, success and rewards are bit for bit those of plain ManiSkill that is built anew for
 each episode.
-
-Every look at a pose makes two tensors, and a step looks at the same pose again and again;
-every joint's drive target is converted on its own. Here a pose is read once a step, while
-the step is observed and nothing can move, and targets are handed over as one array.
 """
-
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import sapien
 import torch
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.envs.scene import ManiSkillScene
-from mani_skill.utils.structs.actor import Actor
-from mani_skill.utils.structs.articulation import Articulation
-from mani_skill.utils.structs.link import Link
-from mani_skill.utils.structs.pose import Pose
+
+from nnit_dist.envs.accelerate import accelerate
 
 
 class CpuEnv:
@@ -33,28 +24,66 @@ class CpuEnv:
 
     def __init__(self, env: BaseEnv, reward: bool, rebuild: bool) -> None:
         self.base, self.reward, self.rebuild = env, reward, rebuild
+        self._accelerated: ManiSkillScene | None = None
+        self._numpy_actions = False
 
-    def reset(self, seed: int) -> torch.Tensor:
-        """Start the episode of a seed; returns the observation [1, obs_dim]."""
+    @torch.inference_mode()
+    def reset(self, seed: int) -> np.ndarray:
+        """Start the episode of a seed; returns the observation [obs_dim]."""
         if not self.rebuild:
             renew_physics(self.base.scene)
         obs, _ = self.base.reset(seed=seed, options={"reconfigure": self.rebuild})
-        _accelerate(self.base.scene)
-        return obs
+        if self.base.scene is not self._accelerated:
+            self._numpy_actions = accelerate(self.base)
+            self._accelerated = self.base.scene
+        return obs[0].numpy().astype(np.float32)
 
-    def step(self, action: np.ndarray) -> tuple[torch.Tensor, float, dict]:
-        """`BaseEnv.step`: observation [1, obs_dim], reward, info."""
+    @torch.inference_mode()
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, dict]:
+        """`BaseEnv.step` with an action [act_dim]: observation [obs_dim], reward, info."""
         env, scene = self.base, self.base.scene
-        taken = env._step_action(action)
+        taken = self._act(action)
         env._elapsed_steps += 1
         scene.observed_poses = {}
         try:
             info = env.get_info()
             obs = env.get_obs(info, unflattened=True)
             reward = float(env.get_reward(obs=obs, action=taken, info=info)) if self.reward else 0.0
-            return env._flatten_raw_obs(obs), reward, info
+            return _flat(obs), reward, info
         finally:
             scene.observed_poses = None
+
+    def _act(self, action: np.ndarray) -> torch.Tensor:
+        """`BaseEnv._step_action`: set the drive targets and step the physics."""
+        env = self.base
+        if not self._numpy_actions:
+            return env._step_action(action)
+        if np.isnan(action).any():
+            raise ValueError(f"an action cannot be NaN: {action}")
+        batch = action[None]
+        env.agent.controller.set_action(batch)
+        env._before_control_step()
+        for _ in range(env._sim_steps_per_control):
+            env._before_simulation_step()
+            env.scene.step()
+            env._after_simulation_step()
+        env._after_control_step()
+        return torch.from_numpy(batch)
+
+
+def _flat(obs: dict) -> np.ndarray:
+    """`BaseEnv._flatten_raw_obs` of one environment, float32 [obs_dim]."""
+    parts: list[np.ndarray] = []
+    _collect(obs, parts)
+    return np.concatenate(parts, dtype=np.float32)
+
+
+def _collect(obs: dict, parts: list[np.ndarray]) -> None:
+    for value in obs.values():
+        if isinstance(value, dict):
+            _collect(value, parts)
+        else:
+            parts.append(np.asarray(value).reshape(-1))
 
 
 def renew_physics(scene: ManiSkillScene) -> None:
@@ -74,60 +103,3 @@ def renew_physics(scene: ManiSkillScene) -> None:
         new.add_entity(entity)
     scene.sub_scenes[0], scene.px = new, new.physx_system
     scene.px.timestep = timestep
-
-
-def _accelerate(scene: Any) -> None:
-    """Give the bodies of a scene the faster classes below, once."""
-    if hasattr(scene, "observed_poses"):
-        return
-    scene.observed_poses = None
-    for actor in scene.actors.values():
-        _become(actor, Actor, _ObservedActor)
-    for articulation in scene.articulations.values():
-        _become(articulation, Articulation, _DirectArticulation)
-        for link in articulation.links:
-            _become(link, Link, _ObservedLink)
-
-
-def _become(body: Any, plain: type, fast: type) -> None:
-    if len(body._objs) == 1 and type(body) is plain:
-        body.__class__ = fast
-
-
-def _observed(body: Any, read: Callable[[], sapien.Pose]) -> Pose:
-    """The body's pose; while a step is observed, read once."""
-    seen = body.scene.observed_poses
-    pose = None if seen is None else seen.get(id(body))
-    if pose is None:
-        place = read()
-        pose = Pose(raw_pose=torch.from_numpy(np.concatenate((place.p, place.q))[None]))
-        if seen is not None:
-            seen[id(body)] = pose
-    return pose
-
-
-class _ObservedActor(Actor):
-    @property
-    def pose(self) -> Pose:
-        return _observed(self, lambda: self._objs[0].pose)
-
-    @pose.setter
-    def pose(self, value: Any) -> None:
-        Actor.pose.fset(self, value)
-
-
-class _ObservedLink(Link):
-    @property
-    def pose(self) -> Pose:
-        return _observed(self, lambda: self._objs[0].entity_pose)
-
-    @pose.setter
-    def pose(self, value: Any) -> None:
-        Link.pose.fset(self, value)
-
-
-class _DirectArticulation(Articulation):
-    def set_joint_drive_targets(self, targets, joints=None, joint_indices=None) -> None:
-        values = targets.numpy()
-        for i, joint in enumerate(joints or ()):
-            joint._objs[0].drive_target = values[0, i : i + 1]

@@ -40,10 +40,10 @@ class SimEnv(gym.Env):
         self._env = CpuEnv(_make(task, control_mode, reward, render), reward, rebuild=render)
         obs = self._env.reset(seed=0)
         action_space = self._env.base.single_action_space
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, obs.shape[1:], np.float32)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, obs.shape, np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, action_space.shape, np.float32)
         self.info = TaskInfo(
-            task, control_mode, obs.shape[1], action_space.shape[0], self._max_steps
+            task, control_mode, obs.shape[0], action_space.shape[0], self._max_steps
         )
         self._elapsed = 0
 
@@ -54,13 +54,13 @@ class SimEnv(gym.Env):
             seed = int(self.np_random.integers(TRAIN_SEEDS))
         obs = self._env.reset(seed)
         self._elapsed = 0
-        return _numpy(obs), {}
+        return obs, {}
 
     def step(self, action: np.ndarray):
         obs, reward, info = self._env.step(action)
         self._elapsed += 1
         truncated = self._elapsed >= self._max_steps
-        return _numpy(obs), reward, False, truncated, {"success": bool(info["success"])}
+        return obs, reward, False, truncated, {"success": bool(info["success"])}
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """RGB picture of the scene, uint8 [height, width, 3]; needs `render=True`."""
@@ -114,7 +114,3 @@ def _make(task: str, control_mode: str, reward: bool, render: bool):
 def _render_backend() -> str:
     """The GPU renders where there is one, else Vulkan on the CPU (lavapipe)."""
     return "gpu" if torch.cuda.is_available() else "cpu"
-
-
-def _numpy(obs: torch.Tensor) -> np.ndarray:
-    return obs[0].numpy().astype(np.float32)
