@@ -19,15 +19,16 @@ _VERSIONED = ("nnit_dist", "torch", "ray", "mani_skill", "sapien", "gymnasium", 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
     """Call `write(temporary path)`, flush to disk, then rename to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         return partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise NnitError(f"cannot write {path}: {error.strerror or error}.") from error
 
 

@@ -1,5 +1,6 @@
 """The `nnit` command: parses, calls, and prints one clear line when something is wrong."""
 
+import os
 import sys
 import traceback
 import warnings
@@ -20,6 +21,8 @@ app = typer.Typer(
 )
 zoo_app = typer.Typer(help="Look into a population.", no_args_is_help=True)
 app.add_typer(zoo_app, name="zoo")
+bench_app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 Config = Annotated[Path, typer.Argument(help="YAML configuration, e.g. configs/quickstart.yaml")]
 Out = Annotated[Path | None, typer.Option(help="run directory; runs/NAME by default")]
@@ -105,12 +108,25 @@ def generate(
 
 @app.command()
 def evaluate(
-    policies: Annotated[Path, typer.Argument(help="a policy file or a directory of them")],
+    policies: Annotated[
+        str, typer.Argument(help="policy files, a directory of them, a zoo, or module:function")
+    ],
     episodes: Annotated[int, typer.Option(help="episodes a policy")] = 100,
     out: Annotated[
-        Path | None, typer.Option(help="where results are kept; POLICIES/evaluation by default")
+        Path | None, typer.Option(help="where results are kept; POLICIES-evaluation by default")
     ] = None,
+    task: Annotated[str | None, typer.Option(help="ManiSkill3 task of a function")] = None,
+    control_mode: Annotated[
+        str, typer.Option(help="control mode of a function")
+    ] = "pd_joint_delta_pos",
     actors: Annotated[int | None, typer.Option(min=1, help="simulator processes")] = None,
+    returns: Annotated[bool, typer.Option("--returns", help="measure returns too")] = False,
+    until_halfwidth: Annotated[
+        float | None, typer.Option(help="stop a policy early, at a 95% interval of +- this")
+    ] = None,
+    videos: Annotated[
+        bool, typer.Option("--videos", help="film the best, the median and the worst policy")
+    ] = False,
     address: Annotated[str | None, typer.Option(help="a running Ray cluster")] = None,
     debug: Debug = False,
 ) -> None:
@@ -118,14 +134,15 @@ def evaluate(
     from nnit_dist.artifacts import write_json
     from nnit_dist.evaluate.run import evaluate as measure
     from nnit_dist.evaluate.run import summarize
-    from nnit_dist.policy import load_policies
+    from nnit_dist.evaluate.subjects import read_subjects
     from nnit_dist.ray_session import ray_session
 
-    loaded = load_policies(policies)
-    base = policies if policies.is_dir() else policies.parent
-    target = out or base / "evaluation"
+    subjects = read_subjects(policies, task, control_mode)
+    target = out or Path(f"{policies.replace(':', '.').rstrip('/')}-evaluation")
     with quiet_libraries(target / "evaluate.log"), ray_session(address):
-        result = measure(loaded, episodes, target, actors)
+        result = measure(
+            subjects, episodes, target, actors, returns=returns, until_halfwidth=until_halfwidth
+        )
     rows = result.rows()
     summary = summarize(rows) if rows else None
     write_json(
@@ -139,8 +156,28 @@ def evaluate(
             f"[{summary['low']:.3f}, {summary['high']:.3f}] over {summary['networks']} policies; "
             f"results in {target}"
         )
+    if until_halfwidth:
+        console.print(f"[dim]{_bias_note(episodes, until_halfwidth)}[/]")
+    if videos:
+        from nnit_dist.report.film import film_extremes
+
+        with quiet_libraries(target / "evaluate.log"):
+            written = film_extremes(result, target)
+        console.print(f"filmed: {', '.join(map(str, written))}")
     for policy_id, reason in result.failures.items():
         console.print(f"[red]not measured:[/] {policy_id}: {reason}")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="results of `nnit evaluate`")],
+    second: Annotated[Path, typer.Argument(help="results that it is compared with")],
+    debug: Debug = False,
+) -> None:
+    """Compare two evaluations over the same topologies and start states."""
+    from nnit_dist.evaluate.compare import compare_evaluations
+
+    console.print(compare_evaluations(first, second))
 
 
 @app.command()
@@ -152,6 +189,23 @@ def doctor() -> None:
     for name, value in examine():
         table.add_row(f"[bold]{name}[/]", value)
     console.print(table)
+
+
+@bench_app.command("pool")
+def bench_pool(
+    task: Annotated[list[str] | None, typer.Option(help="may be given several times")] = None,
+    seconds: Annotated[float, typer.Option(help="of measuring, a task and setting")] = 15.0,
+    scale: Annotated[bool, typer.Option(help="1,000 stand-in simulators as well")] = True,
+    debug: Debug = False,
+) -> None:
+    """The evaluation pool beside the bare ManiSkill loop, and its driver at scale."""
+    from nnit_dist.bench.pool import lines
+    from nnit_dist.ray_session import ray_session
+
+    tasks = task or ["PushCube-v1", "PickCube-v1"]
+    with quiet_libraries(Path("runs/bench/pool.log")), ray_session():
+        for line in lines(os.cpu_count() or 1, seconds, tasks, scale):
+            console.print(line)
 
 
 Zoo = Annotated[Path, typer.Argument(help="a zoo, e.g. runs/quickstart/population/zoo")]
@@ -231,16 +285,32 @@ def _load(config: Path, out: Path | None, overrides: list[str] | None):
 
 
 def _print_policies(rows: list[dict]) -> None:
-    table = Table(Column("policy", no_wrap=True), "success_once", "95%", "at end", "return")
+    table = Table(Column("policy", no_wrap=True), "episodes", "success_once", "95%", "at end")
+    with_returns = any(row["return"] is not None for row in rows)
+    if with_returns:
+        table.add_column("return")
     for row in rows:
         table.add_row(
             row["policy_id"],
+            str(row["episodes"]),
             f"{row['success_once']:.2f}",
             f"{row['success_once_low']:.2f} to {row['success_once_high']:.2f}",
             f"{row['success_at_end']:.2f}",
-            f"{row['return']:.1f}",
+            *([f"{row['return']:.1f}"] if with_returns else []),
         )
     console.print(table)
+
+
+def _bias_note(episodes: int, halfwidth: float) -> str:
+    """What stopping early does to the figures, at the success where it does most."""
+    from nnit_dist.evaluate.stats import stopping_bias
+
+    found = [(stopping_bias(p / 100, episodes, halfwidth), p / 100) for p in range(1, 100)]
+    (bias, spent), success = max(found, key=lambda one: abs(one[0][0]))
+    return (
+        f"stopped early: of a policy's success at most {bias:+.3f} is bias (at a true success of "
+        f"{success:.2f}, after {spent:.0f} episodes on average)"
+    )
 
 
 def _summary(the_run) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from nnit_dist.artifacts import Stage, read_json
 from nnit_dist.config import RunConfig
 from nnit_dist.errors import NnitError
-from nnit_dist.progress import console, quiet_libraries
+from nnit_dist.progress import console, quiet_libraries, short_time
 from nnit_dist.ray_session import ray_session
 from nnit_dist.topology import Hidden
 from nnit_dist.training import METRICS, read_metrics
@@ -189,7 +189,7 @@ class Run:
         manifest = stage.finish(figures)
         self._log(name, figures)
         console.print(
-            f"[green]✓[/] {name:<11} {_minutes(manifest['seconds'])}, wrote {stage.directory}"
+            f"[green]✓[/] {name:<11} {short_time(manifest['seconds'])}, wrote {stage.directory}"
         )
         return manifest
 
@@ -213,7 +213,3 @@ class Run:
             run.log({f"{stage}/{k}": v for k, v in row.items()}, step=int(row["step"]))
         run.summary.update(numbers)
         run.finish()
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -12,11 +13,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
 PLAIN_EVERY_S = 30.0
@@ -47,6 +50,27 @@ def quiet_libraries(log: Path) -> Iterator[None]:
             os.close(err)
 
 
+def short_time(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _expected(task: Task) -> float | None:
+    """What the stage itself expects, else what the last two minutes' speed comes to."""
+    told = task.fields["seconds_left"]
+    return task.time_remaining if told is None else told
+
+
+class _LeftColumn(ProgressColumn):
+    """Time left, as 0:01:30."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        left = None if task.finished else _expected(task)
+        text = "-:--:--" if left is None else str(timedelta(seconds=round(left)))
+        return Text(text, style="progress.remaining")
+
+
 class StageProgress:
     """Bars by name. On a pipe or in a log file: a line every half minute instead."""
 
@@ -60,7 +84,7 @@ class StageProgress:
             MofNCompleteColumn(),
             TextColumn(unit),
             TimeElapsedColumn(),
-            TimeRemainingColumn(elapsed_when_finished=False),
+            _LeftColumn(),
             TextColumn("[dim]{task.fields[note]}"),
             console=console,
             disable=not console.is_terminal,
@@ -77,14 +101,22 @@ class StageProgress:
         self._progress.stop()
 
     def add(self, name: str, total: int, completed: int = 0) -> None:
-        self._bars[name] = self._progress.add_task(name, total=total, completed=completed, note="")
+        self._bars[name] = self._progress.add_task(
+            name, total=total, completed=completed, note="", seconds_left=None
+        )
 
-    def update(self, name: str, completed: int, note: str = "") -> None:
-        self._progress.update(self._bars[name], completed=completed, note=note)
+    def update(
+        self, name: str, completed: int, note: str = "", seconds_left: float | None = None
+    ) -> None:
+        """`seconds_left`: where the stage knows better than the speed so far tells."""
+        self._progress.update(
+            self._bars[name], completed=completed, note=note, seconds_left=seconds_left
+        )
         if not console.is_terminal and time.monotonic() - self._last_line > PLAIN_EVERY_S:
             self._last_line = time.monotonic()
             task = self._progress.tasks[self._bars[name]]
-            left = f"{task.time_remaining / 60:.0f} min left" if task.time_remaining else ""
+            expected = _expected(task)
+            left = f"{short_time(expected)} left" if expected else ""
             line = f"  {name}  {completed:,} of {task.total:,.0f} {self.unit}  {left}  {note}"
             console.print(line)
 

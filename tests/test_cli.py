@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import imageio.v2 as imageio
 import pytest
 from conftest import random_policy
 
@@ -15,9 +16,9 @@ ROOT = Path(__file__).parent.parent
 NNIT = [str(Path(sys.executable).parent / "nnit")]
 
 
-def nnit(*words, timeout=300) -> subprocess.CompletedProcess:
+def nnit(*words, timeout=300, cwd=ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [*NNIT, *map(str, words)], capture_output=True, text=True, timeout=timeout, cwd=ROOT
+        [*NNIT, *map(str, words)], capture_output=True, text=True, timeout=timeout, cwd=cwd
     )
 
 
@@ -45,14 +46,31 @@ def test_generate_draws_architectures_when_none_is_named(tmp_path):
 
 def test_networks_of_an_unseen_topology_push_the_cube(generated):
     """The product's promise, on the shipped model: nobody trained these networks."""
-    result = nnit("evaluate", generated, "--episodes", 25)
+    words = ["evaluate", generated, "--episodes", 25, "--until-halfwidth", 0.12, "--videos"]
+    result = nnit(*words)
     assert result.returncode == 0, result.stdout + result.stderr
-    results = json.loads((generated / "evaluation" / "results.json").read_text())
-    assert results["summary"]["episodes"] == 100
+    out = Path(f"{generated}-evaluation")
+    results = json.loads((out / "results.json").read_text())
+    assert results["summary"]["episodes"] >= 80
     assert results["summary"]["success_once"] >= 0.85
-    again = nnit("evaluate", generated, "--episodes", 25)
-    assert json.loads((generated / "evaluation" / "results.json").read_text()) == results
+    assert "is bias" in result.stdout
+    for name in ("best", "median", "worst"):
+        assert next(imageio.get_reader(out / f"{name}.mp4").iter_data()).shape == (512, 768, 3)
+    again = nnit(*words[:-1])
+    assert json.loads((out / "results.json").read_text()) == results
     assert "mean success_once" in again.stdout
+    compared = nnit("compare", out, out)
+    assert "+0.000 [+0.000, +0.000], 95% interval over 2" in compared.stdout
+
+
+def test_a_function_is_evaluated(tmp_path):
+    (tmp_path / "still.py").write_text(
+        "import numpy as np\n\ndef act(obs):\n    return np.zeros(8)\n"
+    )
+    result = nnit("evaluate", "still:act", "--task", "PushCube-v1", "--episodes", 2, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "mean success_once 0.000" in result.stdout
+    assert (tmp_path / "still.act-evaluation" / "results.json").exists()
 
 
 def test_the_shipped_population_is_sound():
@@ -92,6 +110,9 @@ def test_doctor_tells_what_is_here():
         (["population", "configs/smoke.yaml", "--set", "task=PushCub-v1"], "PushCube-v1"),
         (["align", "configs/smoke.yaml", "--out", "/tmp/nnit-none"], "run `nnit population`"),
         (["evaluate", "/tmp/nnit-none"], "no policy files"),
+        (["evaluate", "nowhere:act", "--task", "PushCube-v1"], "cannot import nowhere:act"),
+        (["evaluate", "os:getcwd"], "names no task"),
+        (["compare", "/tmp/nnit-none", "/tmp/nnit-none"], "there is no /tmp/nnit-none"),
         (["zoo", "ls", "/tmp/nnit-none"], "is no zoo"),
         (
             ["run", "configs/smoke.yaml", "--set", "ray.address=127.0.0.1:1"],

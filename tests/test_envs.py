@@ -123,7 +123,7 @@ def test_grasps_are_those_of_plain_maniskill(task):
 
     def prepare(base):
         cube = base.cube if task == "PickCube-v1" else base.cubeA
-        turned = np.random.default_rng(base._episode_seed[0]).normal(size=4) + [4, 0, 0, 0]
+        turned = np.random.default_rng(base._episode_seed[0]).normal([4, 0, 0, 0])
         turned /= np.linalg.norm(turned)
         cube.set_pose(sapien.Pose(base.agent.tcp.pose.p[0].numpy(), turned))
 

@@ -1,40 +1,54 @@
-"""The pool on real ManiSkill and real Ray, under faults."""
+"""The pool on real ManiSkill and real Ray, under faults.
 
+After each: every (network, start seed) exactly once, and the figures of an undisturbed run.
+"""
+
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from conftest import TASK, random_policy
 
 from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool
-from nnit_dist.evaluate.rollout import Episode
-from nnit_dist.evaluate.run import evaluate
-from nnit_dist.evaluate.store import EpisodeStore
+from nnit_dist.evaluate.simulator import Simulators
 from nnit_dist.policy import Policy
 
 MODE = "pd_joint_delta_pos"
-pytestmark = pytest.mark.usefixtures("ray_local")
+HERE = Path(__file__).parent
 
 
 @dataclass
 class FaultyPolicy(Policy):
-    """Does `fault` in its first call, once if it is given a marker file, else every time."""
+    """Does `fault` in its first call, once if it is given a marker file, else every time.
+
+    With `seed_at`, only in the episode whose first observation that is.
+    """
 
     fault: str = "die"
     marker: str = ""
+    first_obs: np.ndarray | None = None
 
     def act(self, obs: np.ndarray) -> np.ndarray:
-        if self._is_due():
+        if self._is_due(obs):
             if self.fault == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.fault == "raise":
+                raise ArithmeticError("this policy cannot divide")
             time.sleep(600)
         return super().act(obs)
 
-    def _is_due(self) -> bool:
+    def _is_due(self, obs: np.ndarray) -> bool:
+        if self.first_obs is not None:
+            return np.array_equal(obs, self.first_obs)
         if not self.marker:
             return True
         try:  # of two actors that come here at once, one makes the marker
@@ -49,106 +63,164 @@ def faulty(policy_id: str, **kwargs) -> FaultyPolicy:
     return FaultyPolicy(base.topology, base.layers, TASK, "nnit", id=policy_id, **kwargs)
 
 
-def episodes_of(outcomes) -> dict[tuple[str, int], Episode]:
-    found: dict[tuple[str, int], Episode] = {}
+def new_pool(actors=2, **kwargs) -> SimulatorPool:
+    return SimulatorPool(Simulators(TASK, MODE, reward=True), actors, **kwargs)
+
+
+def episodes_of(outcomes) -> dict[tuple[str, int], tuple]:
+    """Every episode's figures; none may come twice."""
+    found: dict[tuple[str, int], tuple] = {}
     for outcome in outcomes:
-        assert not isinstance(outcome, Failure)
-        for episode in outcome[1].episodes:
-            key = (episode.policy_id, episode.seed)
-            assert key not in found, "an episode was counted twice"
-            found[key] = episode
+        assert not isinstance(outcome, Failure), outcome.reason
+        job, r = outcome
+        columns = (r.seeds, r.success_once, r.success_at_end, r.returns)
+        for seed, *figures in zip(*columns, strict=True):
+            assert (job.policy.id, seed) not in found, "an episode was counted twice"
+            found[job.policy.id, seed] = tuple(figures)
     return found
 
 
-def jobs(count=4, policies=None):
-    policies = policies or [random_policy(seed=i, policy_id=f"p{i}") for i in range(count)]
-    return [Job(p, (s, s + 1)) for p in policies for s in (10, 20)]
+def jobs(policies=None, episodes=4):
+    policies = policies or [random_policy(seed=i, policy_id=f"p{i}") for i in range(4)]
+    return [Job(p, tuple(range(10, 10 + episodes))) for p in policies]
 
 
-def test_results_do_not_depend_on_the_number_of_actors():
-    with SimulatorPool(TASK, MODE, actors=1) as pool:
-        one = episodes_of(pool.run(jobs()))
-    with SimulatorPool(TASK, MODE, actors=2) as pool:
-        two = episodes_of(pool.run(jobs()))
-    assert len(one) == 16
-    assert one == two
+@pytest.fixture(scope="module")
+def calm(ray_local):
+    """An undisturbed run on one actor."""
+    with new_pool(actors=1) as pool:
+        found = episodes_of(pool.run(jobs()))
+        assert pool.replaced == 0
+    assert len(found) == 16
+    return found
 
 
-def test_an_actor_killed_in_mid_episode_loses_nothing(tmp_path):
-    with SimulatorPool(TASK, MODE, actors=2) as pool:
-        dying = faulty("p1", marker=str(tmp_path / "died"))
-        healthy = [random_policy(seed=i, policy_id=f"p{i}") for i in (0, 2, 3)]
-        healthy.insert(1, dying)
-        disturbed = episodes_of(pool.run(jobs(policies=healthy)))
+def test_results_do_not_depend_on_the_number_of_actors(calm):
+    with new_pool(actors=2) as pool:
+        assert episodes_of(pool.run(jobs())) == calm
+
+
+def test_an_actor_killed_in_mid_episode_loses_nothing(calm, tmp_path):
+    policies = [random_policy(seed=i, policy_id=f"p{i}") for i in range(4)]
+    dying = FaultyPolicy(**vars(policies[1]), marker=str(tmp_path / "died"))
+    with new_pool() as pool:
+        assert episodes_of(pool.run(jobs([policies[0], dying, *policies[2:]]))) == calm
         assert pool.replaced == 1
-    with SimulatorPool(TASK, MODE, actors=2) as pool:
-        calm = episodes_of(pool.run(jobs(policies=healthy)))
-    assert disturbed == calm
 
 
-def test_a_network_that_always_kills_its_actor_is_given_up_and_the_rest_goes_on():
+def test_all_actors_killed_at_once_lose_nothing(calm):
+    with new_pool() as pool:
+        outcomes, killed = [], []
+        pool.await_simulators(2)
+        for outcome in pool.run(jobs()):
+            outcomes.append(outcome)
+            if not killed:
+                killed = simulator_processes()
+                for process in killed:
+                    process.kill()
+        assert len(killed) == 2
+        assert pool.replaced == 2
+    assert episodes_of(outcomes) == calm
+
+
+def simulator_processes() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [p for p in children if any("ray::Simulator" in word for word in p.cmdline())]
+
+
+def test_a_network_that_always_kills_its_actor_is_given_up_and_the_rest_goes_on(ray_local):
     policies = [random_policy(policy_id="good"), faulty("bad")]
-    with SimulatorPool(TASK, MODE, actors=2, max_attempts=2) as pool:
-        outcomes = list(pool.run([Job(p, (1,)) for p in policies]))
+    with new_pool(max_attempts=2) as pool:
+        outcomes = list(pool.run(jobs(policies, episodes=6)))
         failures = [o for o in outcomes if isinstance(o, Failure)]
         assert [f.job.policy.id for f in failures] == ["bad"]
-        assert "died" in failures[0].reason
-        assert len(outcomes) == 2
-        assert pool.replaced == 2
+        assert "died (2 times at start seed" in failures[0].reason
+        assert pool.replaced <= 4  # at most one more for each call that was on its way
+        good = episodes_of(o for o in outcomes if not isinstance(o, Failure))
+        assert set(good) == {("good", seed) for seed in range(10, 16)}
 
 
-def test_a_hanging_actor_is_replaced_after_its_deadline(tmp_path):
-    hanging = faulty("slow", fault="hang", marker=str(tmp_path / "hung"))
-    with SimulatorPool(TASK, MODE, actors=1, deadline_s=15) as pool:
-        found = episodes_of(
-            pool.run([Job(hanging, (1,)), Job(random_policy(policy_id="ok"), (1,))])
-        )
+def test_one_deadly_episode_is_found_and_its_neighbours_are_measured(calm):
+    from nnit_dist.envs.sim import SimEnv
+
+    env = SimEnv(TASK)
+    first_obs, _ = env.reset(seed=12)
+    env.close()
+    deadly = FaultyPolicy(**vars(random_policy(seed=1, policy_id="p1")), first_obs=first_obs)
+    with new_pool() as pool:
+        outcomes = list(pool.run([Job(deadly, (10, 11, 12, 13))]))
+    (failure,) = [o for o in outcomes if isinstance(o, Failure)]
+    assert "3 times at start seed 12" in failure.reason
+    found = episodes_of(o for o in outcomes if not isinstance(o, Failure))
+    assert all(found[key] == calm[key] for key in found)
+    assert {("p1", 10), ("p1", 11)} <= set(found)
+
+
+def test_a_policy_that_raises_costs_no_actor(ray_local):
+    with new_pool() as pool:
+        outcomes = list(pool.run(jobs([faulty("bad", fault="raise"), random_policy()])))
+        (failure,) = [o for o in outcomes if isinstance(o, Failure)]
+        assert "this policy cannot divide" in failure.reason
+        assert pool.replaced == 0
+        assert len(episodes_of(o for o in outcomes if not isinstance(o, Failure))) == 4
+
+
+def test_a_hanging_actor_is_replaced_after_its_deadline(calm, tmp_path):
+    policies = [random_policy(seed=i, policy_id=f"p{i}") for i in range(4)]
+    hanging = FaultyPolicy(**vars(policies[0]), fault="hang", marker=str(tmp_path / "hung"))
+    with new_pool(deadline_s=10) as pool:
+        assert episodes_of(pool.run(jobs([hanging, *policies[1:]]))) == calm
         assert pool.replaced == 1
-    assert set(found) == {("slow", 1), ("ok", 1)}
 
 
-def test_a_task_that_does_not_exist_fails_at_the_start():
+def test_what_is_dropped_does_not_run(ray_local):
+    with new_pool() as pool:
+        job, seen, spared = Job(random_policy(), tuple(range(20)), batch=3), [], []
+        for _, rollouts in pool.run([job]):
+            seen += rollouts.seeds
+            if len(seen) >= 6 and not spared:
+                spared.append(pool.drop(job))
+    assert seen == list(range(20 - spared[0]))
+    assert 6 <= len(seen) <= 8
+
+
+def test_a_pool_can_be_left_in_the_middle_and_used_again(calm):
+    with new_pool() as pool:
+        next(iter(pool.run(jobs())))
+        assert episodes_of(pool.run(jobs())) == calm
+
+
+def test_a_task_that_does_not_exist_fails_at_the_start(ray_local):
     with (
         pytest.raises(NnitError, match="Did you mean PushCube-v1"),
-        SimulatorPool("PushCubes-v1", MODE, actors=1),
+        SimulatorPool(Simulators("PushCubes-v1", MODE), actors=2),
     ):
         pass
 
 
-def test_evaluation_resumes_from_stored_episodes(tmp_path):
-    policies = [random_policy(seed=i, policy_id=f"p{i}") for i in range(3)]
-    whole = evaluate(policies, episodes=4, out=tmp_path / "whole")
-    evaluate(policies[:2], episodes=3, out=tmp_path / "part")
-    stored = EpisodeStore(tmp_path / "part" / "episodes").load(policies)
-    assert len(stored) == 6
-    resumed = evaluate(policies, episodes=4, out=tmp_path / "part")
-    assert resumed.rows() == whole.rows()
-    assert len(EpisodeStore(tmp_path / "part" / "episodes").load(policies)) == 12
+def run_script(script: str, *words: str) -> dict:
+    """Run a script on a Ray cluster of its own; it prints JSON in its last line."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", HERE / script, *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=HERE,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_a_policy_written_anew_under_the_same_id_is_measured_anew(tmp_path):
-    old, new = random_policy(seed=0), random_policy(seed=1)
-    evaluate([old], episodes=1, out=tmp_path)
-    again = evaluate([new], episodes=1, out=tmp_path)
-    assert again.rows() == evaluate([new], episodes=1).rows()
-    assert again.rows() != evaluate([old], episodes=1, out=tmp_path).rows()
+def test_a_node_that_is_lost_loses_nothing(calm):
+    """`kill -9` of the raylet of the second of two nodes, in the middle of a run."""
+    found = run_script("two_nodes.py", "lost")
+    assert found["nodes"] == 2
+    assert found["replaced"] >= 1
+    assert {(p, s): tuple(v) for p, s, *v in found["episodes"]} == calm
 
 
-def test_failures_are_reported_and_the_rest_is_measured():
-    result = evaluate([random_policy(policy_id="good"), faulty("bad")], episodes=2)
-    assert [row["policy_id"] for row in result.rows()] == ["good"]
-    assert "died" in result.failures["bad"]
-
-
-@pytest.mark.parametrize(
-    ("policies", "episodes", "expected"),
-    [
-        ([], 1, "no policies"),
-        ([random_policy()], 0, "at least 1 episode"),
-        ([random_policy(), random_policy()], 1, "several policies carry the id 'p'"),
-        ([random_policy(obs_dim=20)], 1, "maps 20 observations to 8 actions, but PushCube-v1"),
-    ],
-)
-def test_bad_requests(policies, episodes, expected):
-    with pytest.raises(NnitError, match=expected):
-        evaluate(policies, episodes)
+def test_a_node_without_a_working_simulator_is_named_once_and_the_rest_goes_on(calm):
+    found = run_script("two_nodes.py", "broken")
+    assert found["output"].count("no simulator works on node") == 1
+    assert "1 of 2 go on" in found["output"]
+    assert {(p, s): tuple(v) for p, s, *v in found["episodes"]} == calm

@@ -22,6 +22,7 @@ from nnit_dist.envs.sim import TRAIN_SEEDS
 from nnit_dist.envs.tasks import TaskInfo
 from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool
+from nnit_dist.evaluate.simulator import Simulators
 from nnit_dist.normalization import InputNorm
 from nnit_dist.policy import Policy
 from nnit_dist.progress import StageProgress
@@ -181,21 +182,24 @@ class _Alignment:
         self, jobs: list[tuple[int, Job]], view: StageProgress, name: str
     ) -> list[np.ndarray]:
         """Visited observations per teacher, in the order of the jobs whoever ran them first."""
-        view.add(name, total=len(jobs))
-        teacher_of = {(job.policy.id, job.seeds): teacher for teacher, job in jobs}
-        states: dict[tuple, np.ndarray] = {}
-        with SimulatorPool(self.task.name, self.task.control_mode, self.actors) as pool:
+        episodes = sum(len(job.seeds) for _, job in jobs)
+        view.add(name, total=episodes)
+        states: dict[tuple[Job, int], np.ndarray] = {}
+        simulators = Simulators(self.task.name, self.task.control_mode)
+        with SimulatorPool(simulators, self.actors) as pool:
             for outcome in pool.run([job for _, job in jobs]):
                 if isinstance(outcome, Failure):
                     raise NnitError(f"recording states failed: {outcome.reason}.")
                 job, rollouts = outcome
                 assert rollouts.observations is not None
-                states[(job.policy.id, job.seeds)] = rollouts.observations
-                view.update(name, len(states))
+                recorded = zip(rollouts.seeds, rollouts.observations, strict=True)
+                states |= {(job, seed): observations for seed, observations in recorded}
+                left = pool.seconds_left(episodes - len(states))
+                view.update(name, len(states), seconds_left=left)
         empty = np.zeros((0, self.task.obs_dim), np.float32)
         grouped: list[list[np.ndarray]] = [[empty] for _ in self.teachers]
-        for key, teacher in teacher_of.items():
-            grouped[teacher].append(states[key])
+        for teacher, job in jobs:
+            grouped[teacher] += [states[job, seed] for seed in job.seeds]
         return [np.concatenate(parts) for parts in grouped]
 
     def _save_states(self, index: int, obs: list[np.ndarray], norm: InputNorm) -> None:

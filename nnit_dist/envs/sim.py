@@ -36,6 +36,7 @@ class SimEnv(gym.Env):
         from nnit_dist.envs.cpu_env import CpuEnv  # ManiSkill takes a second to import
 
         torch.set_num_threads(1)
+        self.rewarded = reward
         self._max_steps = check_task(task)
         self._env = CpuEnv(_make(task, control_mode, reward, render), reward, rebuild=render)
         obs = self._env.reset(seed=0)

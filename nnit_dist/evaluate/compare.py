@@ -7,8 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nnit_dist.align.sampler import AlignedSampler
-from nnit_dist.artifacts import write_atomic, write_json
+from nnit_dist.artifacts import read_json, write_atomic, write_json
+from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.run import evaluate, summarize
+from nnit_dist.evaluate.stats import paired, paired_bootstrap
+from nnit_dist.evaluate.store import EpisodeStore
 from nnit_dist.policy import Policy, load_policies
 from nnit_dist.population.run import teachers
 from nnit_dist.topology import UNSEEN_KINDS, Hidden, TopologySplit
@@ -47,9 +50,13 @@ def run_evaluation(
         row["kind"] = "teacher" if row["source"] == "rllib" else split.kind_of(tuple(row["hidden"]))
     table = pa.Table.from_pylist(rows)
     write_atomic(out / "results.parquet", lambda partial: pq.write_table(table, partial))
-    summaries = summarize_methods(rows)
-    write_json(out / "results.json", {"summaries": summaries, "failures": result.failures})
-    return {"summaries": summaries, "failures": result.failures, "networks": len(rows)}
+    figures = {
+        "summaries": summarize_methods(rows),
+        "failures": result.failures,
+        "paired": paired_methods(rows),
+    }
+    write_json(out / "results.json", figures)
+    return figures | {"networks": len(rows)}
 
 
 def summarize_methods(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -65,6 +72,91 @@ def summarize_methods(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for method, kind in places
         if (method, kind) in groups
     ]
+
+
+def paired_methods(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """NNiT less the direct query, over the unseen topologies and start states of both."""
+    unseen = [row for row in rows if row["kind"] in UNSEEN_KINDS]
+    ours, theirs = (
+        [row for row in unseen if row["method"] == METHODS[source]] for source in ("nnit", "ghn")
+    )
+    return paired_rows(ours, theirs) if ours and theirs else None
+
+
+def paired_rows(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Difference of two methods' success over the topologies that both have, all samples."""
+    pairs = _pair_up(
+        [(tuple(row["hidden"]), row["success_once"]) for row in ours],
+        [(tuple(row["hidden"]), row["success_once"]) for row in theirs],
+    )
+    difference, low, high = paired_bootstrap(*pairs)
+    return {"difference": difference, "low": low, "high": high, "topologies": len(pairs[0])}
+
+
+def _pair_up(
+    ours: list[tuple[Any, float]], theirs: list[tuple[Any, float]]
+) -> tuple[list[list[float]], list[list[float]]]:
+    """The values of either side by key, for the keys that both have."""
+    groups: dict[Any, tuple[list[float], list[float]]] = {}
+    for side, values in enumerate((ours, theirs)):
+        for key, value in values:
+            groups.setdefault(key, ([], []))[side].append(value)
+    both = [group for group in groups.values() if all(group)]
+    return [group[0] for group in both], [group[1] for group in both]
+
+
+def compare_evaluations(first: Path, second: Path) -> str:
+    """What two directories of `nnit evaluate` say about each other, in a sentence.
+
+    Paired by topology where they share several, else by start state; for two single policies
+    with McNemar's exact test.
+
+    Raises:
+        NnitError: a directory holds no results, or they share no start states.
+    """
+    sides = [_stored(directory) for directory in (first, second)]
+    (rows_a, episodes_a), (rows_b, episodes_b) = sides
+    hidden = [{tuple(row["hidden"]) for row in rows} for rows, _ in sides]
+    seeds = {seed for _, seed, _ in episodes_a} & {seed for _, seed, _ in episodes_b}
+    if not seeds:
+        raise NnitError(f"{first} and {second} share no start states; nothing can be paired.")
+    by_topology = len(hidden[0] & hidden[1]) > 1
+    if by_topology:
+        found = paired_rows(rows_a, rows_b)
+        difference, low, high = (found[key] for key in ("difference", "low", "high"))
+        basis = f"{found['topologies']} topologies"
+    else:
+        pairs = _pair_up(*([(s, float(o)) for _, s, o in e] for e in (episodes_a, episodes_b)))
+        difference, low, high = paired_bootstrap(*pairs)
+        basis = f"{len(seeds)} start states"
+    text = (
+        f"success_once of {first} less that of {second}: {difference:+.3f} "
+        f"[{low:+.3f}, {high:+.3f}], 95% interval over {basis}"
+    )
+    if len(rows_a) == len(rows_b) == 1:
+        flags = ({s: o for _, s, o in e if s in seeds} for e in (episodes_a, episodes_b))
+        result = paired(*([once[seed] for seed in sorted(seeds)] for once in flags))
+        text += (
+            f"; only the first solves {result.only_first}, only the second {result.only_second} "
+            f"of {result.episodes} (McNemar p = {result.p_value:.3f})"
+        )
+    return text
+
+
+def _stored(directory: Path) -> tuple[list[dict[str, Any]], list[tuple[str, int, bool]]]:
+    """Rows of an evaluation and its episodes (policy, start seed, success_once)."""
+    rows = read_json(directory / "results.json").get("policies")
+    if not rows:
+        raise NnitError(f"{directory} holds no measured policies; run `nnit evaluate` first.")
+    table = EpisodeStore(directory / "episodes").table().sort_by("seed")
+    names = ("policy_id", "fingerprint", "seed", "success_once")
+    left = {(row["policy_id"], row["fingerprint"]): row["episodes"] for row in rows}
+    episodes = []
+    for policy_id, weights, seed, once in zip(*(table[n].to_pylist() for n in names), strict=True):
+        if left.get((policy_id, weights), 0):  # where it was stopped early, those that count
+            left[policy_id, weights] -= 1
+            episodes.append((policy_id, seed, once))
+    return rows, episodes
 
 
 def headline(summaries: list[dict[str, Any]]) -> str:

@@ -1,35 +1,50 @@
 """A pool of simulator actors that keeps every one busy and loses no result.
 
-`ray.util.ActorPool` drops a task when its actor dies. Here a task whose actor
-dies or overruns its deadline goes back into the queue with one attempt fewer,
-on a fresh actor; a policy that fails every attempt is reported with its reason
-and the rest goes on.
+`ray.util.ActorPool` drops a task when its actor dies. Here episodes whose actor dies or
+overruns its deadline are run again on a fresh actor: first together, then one by one, so
+that an episode that kills every simulator is found and only its network is given up.
+
+Episodes travel in calls of a few seconds, so that the driver has little to do, and in ever
+shorter ones towards the end, so that all actors finish together (guided self-scheduling,
+Polychronopoulos and Kuck 1987). A network's weights travel once, to the object store.
 """
 
+import contextlib
+import queue
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import RayActorError, RayTaskError
 
 from nnit_dist.errors import NnitError
-from nnit_dist.evaluate.simulator import Rollouts, Simulator
-from nnit_dist.policy import Policy
+from nnit_dist.evaluate.rollout import Part, Rollouts
+from nnit_dist.progress import console
 
 START_TIMEOUT_S = 180.0
+CALL_S = 2.0
+FIRST_CALL = 2
+MAX_STARTS = 3
+TICK_S = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
-    """Episodes of one policy from the given start seeds, in one call of an actor."""
+    """Episodes of one policy from the given start seeds.
 
-    policy: Policy
+    With `batch`, at most so many of them run at a time, and `SimulatorPool.drop` between
+    two batches spares the rest.
+    """
+
+    policy: Any
     seeds: tuple[int, ...]
     noise: float = 0.0
     record: bool = False
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,111 +55,341 @@ class Failure:
     reason: str
 
 
-@dataclass
-class _Running:
+@dataclass(eq=False)
+class _Work:
+    """A job on its way: in the queue as long as something of it may start.
+
+    `retries` are groups of episodes that failed, and how often. While one of them runs, or a
+    batch, that call is the job's `holder`, and nothing else of the job starts.
+    """
+
     job: Job
-    actor: Any
-    attempt: int
+    pending: deque[int]
+    retries: deque[tuple[tuple[int, ...], int]] = field(default_factory=deque)
+    weights: Any = None
+    running: int = 0
+    holder: Any = None
+    queued: bool = True
+    given_up: bool = False
+
+
+@dataclass(eq=False)
+class _Actor:
+    handle: Any
+    starts: int
+    width: int = 1
+    fresh: bool = True
+
+
+@dataclass(eq=False)
+class _Call:
+    """Episodes of one or several jobs on their way through one actor.
+
+    `failures` is how often these episodes failed before.
+    """
+
+    actor: _Actor
+    parts: list[tuple[_Work, tuple[int, ...]]]
+    failures: int
     started: float
+    deadline: float
+
+    @property
+    def episodes(self) -> int:
+        return sum(len(seeds) for _, seeds in self.parts)
 
 
 class SimulatorPool:
-    """`actors` simulators of one task, used as a context manager.
+    """Simulators on Ray, used as a context manager.
 
     Args:
-        actors: number of simulator processes, one CPU each; all of Ray's CPUs by default.
-        max_attempts: how often a job is tried before it is given up.
-        deadline_s: a call that takes longer counts as hung; its actor is replaced.
+        simulators: what to start (`evaluate.simulator.Simulators`).
+        actors: how many; as many as the cluster has room for by default. Those that find no
+            room join when there is some.
+        max_attempts: how often an episode is tried before its job is given up.
+        deadline_s: a call that takes this much longer than expected counts as hung; its actor
+            is replaced.
+
+    Attributes:
+        alive: simulators that are ready or at work.
+        replaced: simulators that died or were killed because they hung.
+        calls: how many calls were sent out.
     """
 
     def __init__(
         self,
-        task: str,
-        control_mode: str,
+        simulators: Any,
         actors: int | None = None,
         max_attempts: int = 3,
         deadline_s: float = 120.0,
     ) -> None:
-        self.size = actors or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.simulators, self.size = simulators, actors or simulators.default_count()
         self.max_attempts, self.deadline_s = max_attempts, deadline_s
-        self._task, self._control_mode = task, control_mode
-        self._idle: list[Any] = []
-        self.replaced = 0
+        self.replaced = self.calls = 0
+        self._arrivals: queue.SimpleQueue[tuple[_Actor | _Call, Future]] = queue.SimpleQueue()
+        self._actors: set[_Actor] = set()
+        self._idle: list[_Actor] = []
+        self._calls: set[_Call] = set()
+        self._queue: deque[_Work] = deque()
+        self._works: dict[Job, _Work] = {}
+        self._waiting = 0
+        self._pace = 0.0
+        self._paced = 0
+        self._checked = time.monotonic()
 
-    def _new_actor(self) -> Any:
-        remote: Any = ray.remote(Simulator)
-        return remote.options(num_cpus=1, max_restarts=0).remote(self._task, self._control_mode)
+    @property
+    def alive(self) -> int:
+        return len(self._idle) + len(self._calls)
 
     def __enter__(self) -> "SimulatorPool":
-        self._idle = [self._new_actor() for _ in range(self.size)]
+        for _ in range(self.size):
+            self._start()
         try:
-            ray.get([actor.ready.remote() for actor in self._idle], timeout=START_TIMEOUT_S)
-        except (RayError, GetTimeoutError) as error:
+            self.await_simulators(1)
+        except BaseException:
             self.__exit__()
-            raise NnitError(f"the simulator does not start: {_reason(error)}") from error
+            raise
         return self
 
-    def __exit__(self, *exc) -> None:
-        for actor in self._idle:
-            ray.kill(actor)
-        self._idle = []
+    def await_simulators(self, count: int) -> None:
+        """Wait until so many have started; a run begins with the first, and others join.
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Rollouts] | Failure]:
-        """Yield every job's result as it arrives, in no fixed order; each job exactly once."""
-        queue = deque((job, 1) for job in jobs)
-        running: dict[Any, _Running] = {}
+        Raises:
+            NnitError: the simulator does not work, or Ray has no room for so many.
+        """
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self.alive < count:
+            if time.monotonic() > deadline:
+                raise NnitError(
+                    f"{self.alive} simulators of {count} started within {START_TIMEOUT_S:.0f} s; "
+                    f"Ray has {ray.available_resources().get('CPU', 0):.0f} CPUs free. "
+                    "See `ray status`."
+                )
+            list(self._await_arrival())
+
+    def __exit__(self, *exc) -> None:
+        if ray.is_initialized():
+            for actor in self._actors:
+                self.simulators.stop(actor.handle)
+        self._actors.clear()
+        self._idle.clear()
+        self._calls.clear()
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Rollouts] | Failure]:
+        """Yield results as they arrive, in no fixed order; every episode exactly once.
+
+        A job that is given up yields one `Failure`, beside those episodes of it that end well.
+        """
+        self._works = {job: _Work(job, deque(job.seeds)) for job in jobs if job.seeds}
+        self._queue = deque(self._works.values())
+        self._waiting = sum(len(work.pending) for work in self._queue)
         try:
-            while queue or running:
-                while queue and self._idle:
-                    job, attempt = queue.popleft()
-                    actor = self._idle.pop()
-                    ref = actor.rollout.remote(job.policy, job.seeds, job.noise, job.record)
-                    running[ref] = _Running(job, actor, attempt, time.monotonic())
-                done, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
-                for ref in [*done, *self._overdue(running, set(done))]:
-                    call = running.pop(ref)
-                    outcome = self._collect(ref, call)
-                    if isinstance(outcome, Rollouts):
-                        yield call.job, outcome
-                    elif call.attempt < self.max_attempts:
-                        queue.append((call.job, call.attempt + 1))
-                    else:
-                        yield Failure(call.job, outcome)
+            while self._queue or self._calls:
+                self._dispatch()
+                yield from self._await_arrival()
         finally:
             # Reached early when the caller stops iterating; Ray may be gone by then.
             if ray.is_initialized():
-                for call in running.values():
+                for call in list(self._calls):
                     self._replace(call.actor)
+            self._calls.clear()
 
-    def _overdue(self, running: dict, done: set) -> list[Any]:
+    def drop(self, job: Job) -> int:
+        """Do not start those episodes of a job that do not yet run; returns how many."""
+        work = self._works.get(job)
+        return self._clear(work) if work else 0
+
+    def seconds_left(self, episodes: int) -> float:
+        """How long so many episodes still take, those that run now among them."""
         now = time.monotonic()
-        return [
-            ref
-            for ref, call in running.items()
-            if ref not in done and now - call.started > self.deadline_s
-        ]
+        spent = sum(min(now - c.started, self._pace * c.episodes) for c in self._calls)
+        return max(0.0, self._pace * episodes - spent) / max(1, self.alive)
 
-    def _collect(self, ref: Any, call: _Running) -> Rollouts | str:
-        """The call's result, or the reason why there is none; its actor is idle afterwards."""
-        try:
-            result = ray.get(ref, timeout=0)
-            self._idle.append(call.actor)
-            return result
-        except GetTimeoutError:
-            reason = f"no result within {self.deadline_s:.0f} s"
-        except RayActorError:
-            reason = "the simulator process died"
-        except RayError as error:
-            reason = _reason(error)
-        self._replace(call.actor)
-        return reason
+    # Sending work out
 
-    def _replace(self, actor: Any) -> None:
-        ray.kill(actor)
+    def _dispatch(self) -> None:
+        while self._idle and self._queue:
+            actor = self._idle.pop()
+            call = self._next_call(actor)
+            self._calls.add(call)
+            self.calls += 1
+            parts = [
+                Part(work.weights, seeds, work.job.noise, work.job.record)
+                for work, seeds in call.parts
+            ]
+            self._watch(actor.handle.rollout.remote(parts), call)
+
+    def _next_call(self, actor: _Actor) -> _Call:
+        retries = self._queue[0].retries
+        failures = retries[0][1] if retries else 0
+        parts = [self._take_retry()] if retries else self._take_fresh(self._call_size(actor))
+        call = _Call(actor, parts, failures, started=time.monotonic(), deadline=0.0)
+        call.deadline = call.started + self.deadline_s + 10 * self._pace * call.episodes
+        for work, seeds in parts:
+            work.running += 1
+            self._waiting -= len(seeds)
+            if work.weights is None:
+                work.weights = ray.put(work.job.policy)
+            if retries or work.job.batch:
+                work.holder = call
+        return call
+
+    def _take_retry(self) -> tuple[_Work, tuple[int, ...]]:
+        work = self._queue.popleft()
+        work.queued = False
+        return work, work.retries.popleft()[0]
+
+    def _take_fresh(self, size: int) -> list[tuple[_Work, tuple[int, ...]]]:
+        """Up to `size` episodes from the front of the queue."""
+        parts = []
+        while size > 0 and self._queue and not self._queue[0].retries:
+            work = self._queue[0]
+            count = min(size, len(work.pending), work.job.batch or size)
+            parts.append((work, tuple(work.pending.popleft() for _ in range(count))))
+            size -= count
+            if work.job.batch or not work.pending:
+                self._queue.popleft()
+                work.queued = False
+        return parts
+
+    def _call_size(self, actor: _Actor) -> int:
+        """Episodes of the next call: a few seconds' worth, fewer when the end is near."""
+        fair = self._waiting // (2 * max(1, self.alive + 1))
+        wanted = int(CALL_S / self._pace) if self._pace else FIRST_CALL
+        rounds = min(fair, wanted) // actor.width
+        return actor.width * max(1, rounds)
+
+    # Taking results in
+
+    def _watch(self, reference: Any, subject: "_Actor | _Call") -> None:
+        reference.future().add_done_callback(lambda future: self._arrivals.put((subject, future)))
+
+    def _await_arrival(self) -> Iterator[tuple[Job, Rollouts] | Failure]:
+        """Take one arrival in, or wait a moment for it, and look after calls that hang."""
+        with contextlib.suppress(queue.Empty):
+            subject, future = self._arrivals.get(timeout=TICK_S)
+            error = future.exception()
+            if isinstance(subject, _Actor):
+                self._settle_start(subject, future, error)
+            elif subject not in self._calls:
+                pass  # it came too late, or the pool was closed
+            elif error is None:
+                yield from self._succeed(subject, future.result())
+            else:
+                yield from self._fail(subject, error)
+        if time.monotonic() - self._checked > TICK_S:
+            self._checked = time.monotonic()
+            for call in [call for call in self._calls if call.deadline < self._checked]:
+                waited = self._checked - call.started
+                yield from self._fail(call, TimeoutError(f"no result within {waited:.0f} s"))
+
+    def _succeed(self, call: _Call, results: list[Rollouts]) -> Iterator[tuple[Job, Rollouts]]:
+        self._calls.remove(call)
+        self._idle.append(call.actor)
+        self._learn_pace(call)
+        for (work, _), rollouts in zip(call.parts, results, strict=True):
+            yield work.job, rollouts
+            self._release(work, call)
+
+    def _learn_pace(self, call: _Call) -> None:
+        """Average the seconds an episode takes an actor, over the last few hundred.
+
+        An actor's first call is slower, and counts only until there is a second one.
+        """
+        pace = (time.monotonic() - call.started) / call.episodes
+        if call.actor.fresh:
+            call.actor.fresh = False
+            self._pace = self._pace or pace
+            return
+        self._paced = min(self._paced + call.episodes, 10 * call.episodes)
+        self._pace += (pace - self._pace) * call.episodes / self._paced
+
+    def _fail(self, call: _Call, error: BaseException) -> Iterator[Failure]:
+        """Put a call's episodes back, or give their job up."""
+        self._calls.remove(call)
+        if isinstance(error, RayTaskError):
+            self._idle.append(call.actor)  # the policy raised; the simulator is well
+        else:
+            self._replace(call.actor)
+        failures = call.failures + 1
+        for work, seeds in call.parts:
+            if failures >= self.max_attempts and len(seeds) == 1:
+                self._clear(work)
+                if not work.given_up:
+                    work.given_up = True
+                    times = f"{failures} times at start seed {seeds[0]}"
+                    yield Failure(work.job, f"{_reason(error)} ({times})")
+            elif not work.given_up:
+                alone = failures >= self.max_attempts - 1
+                groups = [(seed,) for seed in seeds] if alone else [seeds]
+                work.retries.extendleft((group, failures) for group in reversed(groups))
+                self._waiting += len(seeds)
+            self._release(work, call)
+
+    def _release(self, work: _Work, call: _Call) -> None:
+        """A call of a job has ended: queue what is left of the job, or forget it."""
+        work.running -= 1
+        if work.holder is call:
+            work.holder = None
+        left = bool(work.pending or work.retries)
+        if left and not work.queued and work.holder is None:
+            work.queued = True
+            # What failed goes first: at the end it would keep everyone waiting.
+            (self._queue.appendleft if work.retries else self._queue.append)(work)
+        elif not left and not work.running:
+            self._works.pop(work.job, None)
+
+    def _clear(self, work: _Work) -> int:
+        spared = len(work.pending) + sum(len(seeds) for seeds, _ in work.retries)
+        work.pending.clear()
+        work.retries.clear()
+        if work.queued:
+            self._queue.remove(work)
+            work.queued = False
+        self._waiting -= spared
+        return spared
+
+    # Looking after actors
+
+    def _start(self, starts: int = 1) -> None:
+        actor = _Actor(self.simulators.start(), starts)
+        self._actors.add(actor)
+        self._watch(actor.handle.ready.remote(), actor)
+
+    def _settle_start(self, actor: _Actor, future: Future, error: BaseException | None) -> None:
+        if actor not in self._actors:
+            return
+        if error is None:
+            actor.width = future.result().width
+            self._idle.append(actor)
+            return
+        self._actors.remove(actor)
+        self.simulators.stop(actor.handle)
+        # What the simulator itself says will be the same the next time.
+        if not isinstance(error, RayTaskError) and actor.starts < MAX_STARTS:
+            self._start(actor.starts + 1)
+            return
+        if not self._actors:
+            raise NnitError(
+                f"no simulator is left, and none starts: {_reason(error)}"
+                if self._pace
+                else f"the simulator does not start: {_reason(error)}"
+            )
+        console.print(
+            f"[yellow]warning:[/] a simulator does not start, {len(self._actors)} of {self.size} "
+            f"go on: {_reason(error)}"
+        )
+
+    def _replace(self, actor: _Actor) -> None:
+        self._actors.discard(actor)
+        self.simulators.stop(actor.handle)
         self.replaced += 1
-        self._idle.append(self._new_actor())
+        self._start()
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    if isinstance(error, RayActorError):
+        return "the simulator process died"
     cause = getattr(error, "cause", None) or error
-    return str(cause).strip().splitlines()[-1]
+    lines = str(cause).strip().splitlines()
+    return lines[-1] if lines else type(cause).__name__

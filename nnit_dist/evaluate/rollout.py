@@ -4,8 +4,10 @@ ManiSkill's protocol: the episode runs its full length; `success_once` is succes
 at any step, `success_at_end` success at the last one.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,50 +17,86 @@ Act = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Episode:
-    """What one episode of one policy gave. `mean_return` is the sum of rewards."""
+class Part:
+    """Episodes of one network, within one call of a simulator.
 
-    policy_id: str
-    seed: int
-    success_once: bool
-    success_at_end: bool
-    episode_return: float
+    `policy` has `act`; for a Ray actor it is a reference to one in the object store.
+    """
+
+    policy: Any
+    seeds: tuple[int, ...]
+    noise: float = 0.0
+    record: bool = False
 
 
-def run_episode(
-    env: SimEnv,
-    act: Act,
-    seed: int,
-    policy_id: str = "",
-    noise: float = 0.0,
-    observations: list[np.ndarray] | None = None,
-) -> Episode:
-    """Roll `act` out from the start state of `seed`.
+@dataclass(frozen=True)
+class Rollouts:
+    """What N episodes of one network gave, in the order of their seeds.
+
+    Attributes:
+        success_once: bool [N], success at any step.
+        success_at_end: bool [N], success at the last step.
+        returns: float64 [N], sums of rewards; NaN from a simulator without rewards.
+        observations: float32 [N, steps, obs_dim] that the policy acted on, if recorded.
+        seconds: how long the simulator was at work on them.
+    """
+
+    seeds: tuple[int, ...]
+    success_once: np.ndarray
+    success_at_end: np.ndarray
+    returns: np.ndarray
+    observations: np.ndarray | None = None
+    seconds: float = 0.0
+
+
+def run_part(env: SimEnv, part: Part) -> Rollouts:
+    """The episodes of `part`, one after the other."""
+    recorded: list[list[np.ndarray]] | None = [] if part.record else None
+    results, started = [], time.perf_counter()
+    for seed in part.seeds:
+        seen: list[np.ndarray] | None = None if recorded is None else []
+        results.append(_run_episode(env, part.policy.act, seed, part.noise, seen))
+        if recorded is not None and seen is not None:
+            recorded.append(seen)
+    once, at_end, returns = zip(*results, strict=True)
+    return Rollouts(
+        part.seeds,
+        np.array(once),
+        np.array(at_end),
+        np.array(returns) if env.rewarded else np.full(len(returns), np.nan),
+        None if recorded is None else np.array(recorded),
+        time.perf_counter() - started,
+    )
+
+
+def _run_episode(
+    env: SimEnv, act: Act, seed: int, noise: float, seen: list[np.ndarray] | None
+) -> tuple[bool, bool, float]:
+    """Success at any step and at the last one, and the return.
 
     `noise` is the standard deviation of Gaussian noise added to every action (drawn from
-    `seed`). Visited observations are appended to `observations` when it is given.
+    `seed`). Visited observations are appended to `seen` when it is given.
     """
     rng = np.random.default_rng(seed)
     obs, _ = env.reset(seed=seed)
     once, success, total, truncated = False, False, 0.0, False
     while not truncated:
-        if observations is not None:
-            observations.append(obs)
+        if seen is not None:
+            seen.append(obs)
         action = act(obs)
         if noise:
             action = action + rng.normal(0.0, noise, action.shape)
-        obs, reward, _, truncated, info = env.step(np.clip(action, -1, 1).astype(np.float32))
+        obs, reward, _, truncated, info = env.step(
+            np.minimum(np.maximum(action, -1), 1).astype(np.float32)
+        )
         success = info["success"]
         once, total = once or success, total + reward
-    return Episode(policy_id, seed, once, success, total)
+    return once, success, total
 
 
-def run_episodes(env: SimEnv, act: Act, seeds: Iterable[int], policy_id: str = "") -> list[Episode]:
-    return [run_episode(env, act, seed, policy_id) for seed in seeds]
-
-
-def mean_success(episodes: list[Episode]) -> tuple[float, float, float]:
-    """Means of success_once, success_at_end and return."""
-    columns = [(e.success_once, e.success_at_end, e.episode_return) for e in episodes]
-    once, at_end, total = np.mean(np.asarray(columns, dtype=np.float64), axis=0)
-    return float(once), float(at_end), float(total)
+def mean_success(env: SimEnv, policy: Any, seeds: Iterable[int]) -> tuple[float, float, float]:
+    """Means of success_once, success_at_end and return over episodes in this process."""
+    rollouts = run_part(env, Part(policy, tuple(seeds)))
+    columns = rollouts.success_once, rollouts.success_at_end, rollouts.returns
+    once, at_end, total = (float(np.mean(column)) for column in columns)
+    return once, at_end, total

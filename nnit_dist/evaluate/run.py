@@ -1,6 +1,8 @@
-"""Measuring policies: every policy on the same start seeds, on the simulator pool."""
+"""Measuring policies: every policy from the same start states, on the simulator pool."""
 
-from collections.abc import Sequence
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,157 +10,238 @@ from typing import Any
 import numpy as np
 
 from nnit_dist.envs.sim import TEST_SEED, task_info
+from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE
 from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool
-from nnit_dist.evaluate.rollout import Episode
-from nnit_dist.evaluate.stats import cluster_bootstrap, wilson
+from nnit_dist.evaluate.rollout import Rollouts
+from nnit_dist.evaluate.scores import Scores
+from nnit_dist.evaluate.simulator import Simulators
+from nnit_dist.evaluate.stats import Paired, cluster_bootstrap, paired, wilson
 from nnit_dist.evaluate.store import EpisodeStore
+from nnit_dist.evaluate.subjects import Subject, check_subjects, read_subjects
 from nnit_dist.policy import Policy
 from nnit_dist.progress import StageProgress
-
-EPISODES_A_CALL = 10
+from nnit_dist.ray_session import ray_session
 
 
 @dataclass
 class Evaluation:
     """Episodes of every policy, and the policies that could not be measured, with the reason."""
 
-    policies: list[Policy]
-    episodes: dict[str, list[Episode]]
+    policies: list[Subject]
+    scores: Scores
     failures: dict[str, str]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a policy: its success with a 95% Wilson interval."""
-        return [self._row(policy) for policy in self.policies if policy.id in self.episodes]
+        """One row a policy: its success with a 95% Wilson interval, and its mean return."""
+        measured = [p for p in enumerate(self.policies) if p[1].id not in self.failures]
+        return [self._row(index, policy) for index, policy in measured]
 
-    def _row(self, policy: Policy) -> dict[str, Any]:
-        episodes = self.episodes[policy.id]
-        once = sum(e.success_once for e in episodes)
-        low, high = wilson(once, len(episodes))
+    def success(self, policy_id: str) -> np.ndarray:
+        """`success_once` of a policy's episodes that count, bool [N], by start seed."""
+        for index, policy in enumerate(self.policies):
+            if policy.id == policy_id and policy_id not in self.failures:
+                return self.scores.success_once[index, : self.scores.counted(index)] == 1
+        raise NnitError(f"no policy {policy_id!r} was measured.")
+
+    def compare(self, first: str, second: str) -> Paired:
+        """Two policies from the same start states, episode by episode."""
+        a, b = self.success(first), self.success(second)
+        common = min(len(a), len(b))
+        return paired(a[:common], b[:common])
+
+    def _row(self, index: int, policy: Subject) -> dict[str, Any]:
+        count = self.scores.counted(index)
+        once = int(self.scores.success_once[index, :count].sum())
+        low, high = wilson(once, count)
+        mean_return = float(self.scores.returns[index, :count].mean())
         return {
             "policy_id": policy.id,
+            "fingerprint": policy.fingerprint(),
             "source": policy.source,
-            "hidden": list(policy.topology.hidden),
-            "episodes": len(episodes),
-            "success_once": once / len(episodes),
+            "hidden": list(_hidden(policy)),
+            "episodes": count,
+            "success_once": once / count,
             "success_once_low": low,
             "success_once_high": high,
-            "success_at_end": float(np.mean([e.success_at_end for e in episodes])),
-            "return": float(np.mean([e.episode_return for e in episodes])),
+            "success_at_end": float(self.scores.success_at_end[index, :count].mean()),
+            "return": None if np.isnan(mean_return) else mean_return,
         }
 
 
 def evaluate(
-    policies: Sequence[Policy],
+    policies: Any,
     episodes: int = 100,
     out: Path | None = None,
     actors: int | None = None,
+    *,
+    task: str | None = None,
+    control_mode: str = DEFAULT_CONTROL_MODE,
+    returns: bool = False,
+    until_halfwidth: float | None = None,
     first_seed: int = TEST_SEED,
     title: str = "evaluate",
 ) -> Evaluation:
-    """Roll every policy out for `episodes` episodes from the same fixed start states.
+    """Roll every policy out in ManiSkill3 from the same fixed start states.
 
-    Needs a running Ray. With `out`, episodes are stored there as Parquet and those already
-    stored are not run again. Policies that make their simulator fail every time end in
-    `failures`; the rest is measured all the same.
+    Starts a local Ray on all cores unless one is running. Success follows ManiSkill's
+    protocol: episodes run their full length; `success_once` is success at any step,
+    `success_at_end` at the last.
 
     Args:
-        policies: policies of one task and control mode, ids all different.
+        policies: a policy, a path to policy files or to a zoo, a callable that maps an
+            observation [obs_dim] to an action [act_dim] in [-1, 1], or a list of these. Of
+            one task and control mode, with ids all different.
         episodes: episodes a policy; the start seeds are `first_seed`, `first_seed` + 1, ...
-        actors: simulator processes; all of Ray's CPUs by default.
+            By default seeds that nothing is trained or selected on.
+        out: a directory to keep every episode in (`out/episodes`, Parquet, one row an
+            episode). Those already there are not run again, so a killed evaluation goes on.
+        actors: simulator processes; one for every CPU of the cluster by default.
+        task, control_mode: of callables, which carry neither.
+        returns: whether to measure returns too, which takes half as long again.
+        until_halfwidth: stop measuring a policy when the 95% interval of its success is this
+            narrow to either side. Cheaper, and biased: `stats.stopping_bias` says how much.
+
+    Returns:
+        An `Evaluation`. Policies that make their simulator fail every time are in its
+        `failures` with the reason; the rest is measured all the same.
 
     Raises:
-        NnitError: no policies, no episodes, mixed tasks, doubled ids, wrong sizes or NaN.
+        NnitError: no policies, no episodes, an unknown task, mixed tasks, doubled ids, sizes
+            that are not the task's, or NaN weights. Nothing is run then.
 
     Example:
-        >>> from nnit_dist.ray_session import ray_session
-        >>> with ray_session():
-        ...     result = evaluate(load_policies(Path("generated")), episodes=100)
-        >>> result.rows()[0]["success_once"]
+        >>> from pathlib import Path
+        >>> from nnit_dist.evaluate import evaluate
+        >>> result = evaluate(Path("my_policies"), episodes=20)
+        >>> [(row["policy_id"], row["success_once"]) for row in result.rows()]
+        >>> evaluate(lambda obs: -obs[:8], episodes=20, task="PushCube-v1").rows()
     """
-    _check(policies, episodes)
+    subjects = read_subjects(policies, task, control_mode)
+    _check(subjects, episodes, until_halfwidth)
+    scores = Scores(len(subjects), range(first_seed, first_seed + episodes), until_halfwidth)
     store = EpisodeStore(out / "episodes") if out else None
-    known = store.load(policies) if store else {}
-    seeds = range(first_seed, first_seed + episodes)
-    jobs = _open_jobs(policies, seeds, known)
-    failures = _measure(policies, jobs, known, store, actors, episodes, title) if jobs else {}
-    measured = {
-        policy.id: [known[policy.id, seed] for seed in seeds]
-        for policy in policies
-        if policy.id not in failures
-    }
-    return Evaluation(list(policies), measured, failures)
-
-
-def _measure(
-    policies: Sequence[Policy],
-    jobs: list[Job],
-    known: dict[tuple[str, int], Episode],
-    store: EpisodeStore | None,
-    actors: int | None,
-    episodes: int,
-    title: str,
-) -> dict[str, str]:
-    """Run the jobs into `known` and the store; returns the failures."""
+    for index, rollouts in store.load(subjects) if store else ():
+        if not (returns and np.isnan(rollouts.returns).any()):
+            scores.add(index, rollouts)
     failures: dict[str, str] = {}
-    total = len(policies) * episodes
-    first = policies[0]
-    with StageProgress("episodes") as view:
-        done = total - sum(len(job.seeds) for job in jobs)
-        view.add(title, total=total, completed=done)
-        with SimulatorPool(first.task, first.control_mode, actors) as pool:
-            successes = count = 0
-            for outcome in pool.run(jobs):
-                if isinstance(outcome, Failure):
-                    failures[outcome.job.policy.id] = outcome.reason
-                    continue
-                fresh = outcome[1].episodes
-                known.update({(e.policy_id, e.seed): e for e in fresh})
-                if store:
-                    store.add(outcome[0].policy, fresh)
-                done, count = done + len(fresh), count + len(fresh)
-                successes += sum(e.success_once for e in fresh)
-                view.update(title, done, f"success {successes / count:.3f}")
+    if any(scores.missing(index) for index in range(len(subjects))):
+        simulators = Simulators(subjects[0].task, subjects[0].control_mode, returns)
+        with ray_session():
+            failures = measure(subjects, scores, store, simulators, actors, title)
     if store:
-        store.flush()
-    return failures
+        store.compact()
+    return Evaluation(subjects, scores, failures)
 
 
-def _open_jobs(
-    policies: Sequence[Policy], seeds: range, known: dict[tuple[str, int], Episode]
-) -> list[Job]:
-    jobs = []
-    for policy in policies:
-        missing = [seed for seed in seeds if (policy.id, seed) not in known]
-        for start in range(0, len(missing), EPISODES_A_CALL):
-            jobs.append(Job(policy, tuple(missing[start : start + EPISODES_A_CALL])))
-    return jobs
+def measure(
+    subjects: list[Subject],
+    scores: Scores,
+    store: EpisodeStore | None,
+    simulators: Any,
+    actors: int | None,
+    title: str,
+    watch: Callable[[int, float], None] | None = None,
+) -> dict[str, str]:
+    """Run on a pool what is missing in `scores`, into it and the store; returns the failures.
+
+    `watch` is told the episodes done and the seconds left, whenever results arrive.
+    """
+    work = _Measurement(subjects, scores, store)
+    try:
+        with StageProgress("episodes") as view:
+            view.add(title, total=work.total, completed=work.done)
+            with SimulatorPool(simulators, actors) as pool:
+                for _ in work.run(pool):
+                    left = pool.seconds_left(work.total - work.done)
+                    view.resize(title, work.total)
+                    view.update(title, work.done, work.note(pool), left)
+                    if watch:
+                        watch(work.done, left)
+    finally:
+        if store:
+            store.flush()
+    return work.failures
 
 
-def _check(policies: Sequence[Policy], episodes: int) -> None:
-    if not policies:
+class _Measurement:
+    """What is missing in `scores`, on its way through a pool."""
+
+    def __init__(self, subjects: list[Subject], scores: Scores, store: EpisodeStore | None) -> None:
+        self.subjects, self.scores, self.store = subjects, scores, store
+        self.failures: dict[str, str] = {}
+        self.total = self.done = self.fresh = self.successes = 0
+        self.started = time.monotonic()
+        for index in range(len(subjects)):
+            self.total += scores.counted(index)
+            self.done += scores.counted(index) - len(scores.missing(index))
+
+    def run(self, pool: SimulatorPool) -> Iterator[None]:
+        owners = {
+            Job(subject, missing, batch=self.scores.batch): index
+            for index, subject in enumerate(self.subjects)
+            if (missing := self.scores.missing(index))
+        }
+        jobs = list(owners)
+        # In any order, so that what the first tenth tells about time and success holds.
+        random.Random(0).shuffle(jobs)
+        self.started = time.monotonic()
+        for outcome in pool.run(jobs):
+            if isinstance(outcome, Failure):
+                self._give_up(outcome, owners[outcome.job])
+            else:
+                self._take(*outcome, owners[outcome[0]], pool)
+            yield
+
+    def _give_up(self, failure: Failure, index: int) -> None:
+        self.failures[self.subjects[index].id] = failure.reason
+        self.total -= len(self.scores.missing(index))
+
+    def _take(self, job: Job, rollouts: Rollouts, index: int, pool: SimulatorPool) -> None:
+        counted = self.scores.counted(index)
+        self.scores.add(index, rollouts)
+        if self.store:
+            self.store.add(self.subjects[index], rollouts)
+        self.done += len(rollouts.seeds)
+        self.fresh += len(rollouts.seeds)
+        self.successes += int(rollouts.success_once.sum())
+        if self.scores.counted(index) < counted:
+            self.total -= pool.drop(job)
+
+    def note(self, pool: SimulatorPool) -> str:
+        """What goes on, in a few words."""
+        parts = [
+            f"{self.fresh / (time.monotonic() - self.started):.0f}/s",
+            f"success {self.successes / max(self.fresh, 1):.3f}",
+            f"{pool.alive} simulators",
+        ]
+        if pool.replaced:
+            parts.append(f"{pool.replaced} replaced")
+        if self.failures:
+            parts.append(f"{len(self.failures)} given up")
+        if self.store and self.store.trouble:
+            parts.append(self.store.trouble)
+        return ", ".join(parts)
+
+
+def _hidden(subject: Subject) -> tuple[int, ...]:
+    return subject.topology.hidden if isinstance(subject, Policy) else subject.hidden
+
+
+def _check(subjects: Sequence[Subject], episodes: int, until_halfwidth: float | None) -> None:
+    if not subjects:
         raise NnitError("there are no policies to evaluate.")
     if episodes < 1:
         raise NnitError(f"evaluate needs at least 1 episode a policy; got {episodes}.")
-    tasks = {(policy.task, policy.control_mode) for policy in policies}
+    if until_halfwidth is not None and not 0 < until_halfwidth < 0.5:
+        raise NnitError(f"until_halfwidth must lie between 0 and 0.5; got {until_halfwidth}.")
+    tasks = {(subject.task, subject.control_mode) for subject in subjects}
     if len(tasks) > 1:
         raise NnitError(f"policies of several tasks: {sorted(tasks)}. Evaluate one at a time.")
-    ids = [policy.id for policy in policies]
-    doubled = {policy_id for policy_id in ids if ids.count(policy_id) > 1}
-    if doubled:
-        raise NnitError(f"several policies carry the id {sorted(doubled)[0]!r}; ids key results.")
-    info = task_info(*next(iter(tasks)))
-    for policy in policies:
-        policy.check_finite()
-        sizes = (policy.topology.obs_dim, policy.topology.act_dim)
-        if sizes != (info.obs_dim, info.act_dim):
-            raise NnitError(
-                f"policy {policy.id!r} maps {sizes[0]} observations to {sizes[1]} actions, but "
-                f"{info.name} has {info.obs_dim} and {info.act_dim} ({info.control_mode})."
-            )
+    check_subjects(subjects, task_info(*next(iter(tasks))))
 
 
-def summarize(rows: list[dict[str, Any]]) -> dict[str, float]:
+def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean success over all networks of `rows`, with a 95% interval over topologies.
 
     Of a single topology the interval is over its networks, of a single network over episodes.
@@ -178,7 +261,6 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, float]:
         "low": low,
         "high": high,
         "success_at_end": float(np.mean([row["success_at_end"] for row in rows])),
-        "return": float(np.mean([row["return"] for row in rows])),
         "topologies": len(clusters),
         "networks": len(rows),
         "episodes": sum(row["episodes"] for row in rows),

@@ -14,7 +14,7 @@ from ray.rllib.utils.debug import update_global_seed_if_necessary
 
 from nnit_dist.artifacts import read_json, write_json
 from nnit_dist.envs.sim import TRAIN_SEEDS, VALIDATION_SEED, SimEnv
-from nnit_dist.evaluate.rollout import mean_success, run_episodes
+from nnit_dist.evaluate.rollout import mean_success
 from nnit_dist.policy import Policy
 from nnit_dist.population.module import ActorCriticModule
 from nnit_dist.population.ppo import Recipe, ppo_config
@@ -144,5 +144,5 @@ class Trial:
             f"{self.spec.id}_{env_steps:09d}",
         )
         seeds = range(VALIDATION_SEED, VALIDATION_SEED + self.recipe.eval_episodes)
-        once, at_end, mean_return = mean_success(run_episodes(self.env, policy.act, seeds))
+        once, at_end, mean_return = mean_success(self.env, policy, seeds)
         return Member(policy, self.spec.id, self.spec.seed, env_steps, once, at_end, mean_return)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from nnit_dist.artifacts import write_atomic
 from nnit_dist.evaluate.compare import headline
 from nnit_dist.report import plots
-from nnit_dist.report.film import film_policies
+from nnit_dist.report.film import film_unseen
 
 if TYPE_CHECKING:
     from nnit_dist.pipeline import Run
@@ -38,7 +38,7 @@ def build_report(run: "Run", out: Path) -> dict[str, Any]:
     }
     for name, figure in pictures.items():
         figure.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight")
-    film = film_policies(run, out / "policies.mp4")
+    film = film_unseen(run, out / "policies.mp4")
     fields = {
         "name": html.escape(run.config.name),
         "task": html.escape(run.config.task),
@@ -79,7 +79,6 @@ def _summary_table(summaries: list[dict[str, Any]]) -> str:
             "success once",
             "95% interval",
             "success at end",
-            "return",
             "networks",
             "episodes",
         ],
@@ -90,7 +89,6 @@ def _summary_table(summaries: list[dict[str, Any]]) -> str:
                 f"{row['success_once']:.3f}",
                 f"{row['low']:.3f} to {row['high']:.3f}",
                 f"{row['success_at_end']:.3f}",
-                f"{row['return']:.1f}",
                 str(row["networks"]),
                 f"{row['episodes']:,}",
             ]

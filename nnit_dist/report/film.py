@@ -1,9 +1,10 @@
-"""The film of the report: networks of unseen topologies at work, side by side.
+"""Films of policies at work, side by side.
 
 Rendered by ManiSkill where there is a Vulkan device; elsewhere drawn from above, from the
 positions that the simulator holds.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,9 @@ from PIL import Image, ImageDraw
 
 from nnit_dist.envs.headless import has_render_device
 from nnit_dist.envs.sim import TEST_SEED, SimEnv
+from nnit_dist.evaluate.run import Evaluation
+from nnit_dist.evaluate.subjects import Subject
 from nnit_dist.nnit.model import NNiTModel
-from nnit_dist.policy import Policy
 from nnit_dist.topology import Hidden, TopologySplit
 
 if TYPE_CHECKING:
@@ -30,19 +32,54 @@ EVERY = 2  # env steps between frames
 FPS = 10  # real time: ManiSkill controls at 20 Hz
 
 
-def film_policies(run: "Run", path: Path) -> Path:
-    """Write an MP4 of one NNiT sample each of a few unseen topologies, in one episode each."""
-    model = NNiTModel.load(run.out / "train" / "nnit.safetensors")
+@dataclass(frozen=True)
+class Clip:
+    """One episode of one policy, under a title."""
+
+    policy: Subject
+    seed: int
+    title: str
+
+
+def film(clips: list[Clip], path: Path) -> Path:
+    """Write an MP4 of a few episodes side by side, of policies of one task."""
     rendered = has_render_device()
-    env = SimEnv(run.config.task, run.config.control_mode, reward=False, render=rendered)
-    policies = [model.generate(hidden, 1)[0] for hidden in _choose(run.split)]
-    clips = [_record(env, policy, TEST_SEED + i, rendered) for i, policy in enumerate(policies)]
+    first = clips[0].policy
+    env = SimEnv(first.task, first.control_mode, reward=False, render=rendered)
+    shown = [_record(env, clip, rendered) for clip in clips]
     env.close()
-    blank = np.full_like(clips[0], 255)
-    clips += [blank] * (-len(clips) % COLUMNS)
-    frames = rearrange(np.stack(clips), "(r k) t h w c -> t (r h) (k w) c", k=COLUMNS)
+    blank = np.full_like(shown[0], 255)
+    shown += [blank] * (-len(shown) % COLUMNS)
+    frames = rearrange(np.stack(shown), "(r k) t h w c -> t (r h) (k w) c", k=COLUMNS)
+    path.parent.mkdir(parents=True, exist_ok=True)
     imageio.mimwrite(path, list(frames), format="FFMPEG", fps=FPS, quality=6)
     return path
+
+
+def film_unseen(run: "Run", path: Path) -> Path:
+    """An MP4 of one NNiT sample each of a few unseen topologies, in one episode each."""
+    model = NNiTModel.load(run.out / "train" / "nnit.safetensors")
+    policies = [model.generate(hidden, 1)[0] for hidden in _choose(run.split)]
+    clips = [
+        Clip(p, TEST_SEED + i, f"{p.topology.name}, {p.topology.num_params:,} weights")
+        for i, p in enumerate(policies)
+    ]
+    return film(clips, path)
+
+
+def film_extremes(result: Evaluation, directory: Path) -> list[Path]:
+    """An MP4 each of the best, the median and the worst network, from the first start states."""
+    rows = sorted(result.rows(), key=lambda row: (-row["success_once"], row["policy_id"]))
+    if not rows:
+        return []
+    by_id = {policy.id: policy for policy in result.policies}
+    picks = {"best": rows[0], "median": rows[len(rows) // 2], "worst": rows[-1]}
+    written = []
+    for name, row in picks.items():
+        policy, seeds = by_id[row["policy_id"]], result.scores.seeds[:CLIPS]
+        clips = [Clip(policy, seed, f"{policy.id}, start {seed}") for seed in seeds]
+        written.append(film(clips, directory / f"{name}.mp4"))
+    return written
 
 
 def _choose(split: TopologySplit) -> list[Hidden]:
@@ -53,26 +90,25 @@ def _choose(split: TopologySplit) -> list[Hidden]:
     return [pool[i * (len(pool) - 1) // max(count - 1, 1)] for i in range(count)]
 
 
-def _record(env: SimEnv, policy: Policy, seed: int, rendered: bool) -> np.ndarray:
+def _record(env: SimEnv, clip: Clip, rendered: bool) -> np.ndarray:
     """Frames [T, SIDE, SIDE, 3] of one episode."""
-    obs, _ = env.reset(seed=seed)
+    obs, _ = env.reset(seed=clip.seed)
     frames, trail, step, truncated, success = [], [env.positions()], 0, False, False
     while not truncated:
-        obs, _, _, truncated, info = env.step(policy.act(obs))
+        obs, _, _, truncated, info = env.step(clip.policy.act(obs))
         success, step = success or info["success"], step + 1
         trail.append(env.positions())
         if step % EVERY == 0 or truncated:
             frame = env.render() if rendered else _draw_from_above(trail)
-            frames.append(_caption(frame, policy, success))
+            frames.append(_caption(frame, clip.title, success))
     return np.stack(frames)
 
 
-def _caption(frame: np.ndarray, policy: Policy, success: bool) -> np.ndarray:
+def _caption(frame: np.ndarray, title: str, success: bool) -> np.ndarray:
     image = Image.fromarray(frame).resize((SIDE, SIDE))
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, 0, SIDE, 18), fill=(26, 127, 55) if success else (27, 31, 36))
-    text = f"{policy.topology.name}, {policy.topology.num_params:,} weights"
-    draw.text((6, 3), text + (": success" if success else ""), fill="white")
+    draw.text((6, 3), title + (": success" if success else ""), fill="white")
     return np.asarray(image)
 
 

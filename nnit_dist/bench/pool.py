@@ -1,0 +1,275 @@
+"""`nnit bench pool`: the evaluation pool beside the bare ManiSkill loop, and at scale.
+
+The bare loop is what everyone writes: `gym.make`, a policy in numpy, `env.step`, the dense
+reward on. The scale part runs on stand-in simulators, which sleep instead of simulating: it
+measures the pool and its driver, not physics.
+"""
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+
+from nnit_dist.envs import headless
+from nnit_dist.envs.sim import TEST_SEED, SimEnv, task_info
+from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE, TaskInfo
+from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool
+from nnit_dist.evaluate.rollout import Part, Rollouts, run_part
+from nnit_dist.evaluate.run import measure
+from nnit_dist.evaluate.scores import Scores
+from nnit_dist.evaluate.simulator import Ready, Simulators
+from nnit_dist.evaluate.store import EpisodeStore
+from nnit_dist.policy import Policy
+from nnit_dist.topology import Topology
+
+WARM_EPISODES = 5
+REPEATS = 3
+
+
+def random_policy(info: TaskInfo, seed: int, hidden: tuple[int, ...] = (64, 64)) -> Policy:
+    """A policy that moves at random."""
+    rng = np.random.default_rng(seed)
+    topology = Topology(info.obs_dim, hidden, info.act_dim)
+    layers = [
+        (rng.normal(0, fan_in**-0.5, (out, fan_in)), rng.normal(0, 0.1, out))
+        for out, fan_in in topology.shapes
+    ]
+    return Policy(topology, layers, info.name, "random", info.control_mode, f"random_{seed}")
+
+
+def bench_speed(task: str, episodes: int, cores: int) -> dict[str, float]:
+    """Env steps a second: the bare loop, ours without Ray, the pool on one and on all cores.
+
+    The bare loop and ours take turns, so that a machine whose speed drifts favours neither.
+    """
+    info = task_info(task)
+    policy = random_policy(info, 0)
+    bare, ours = _Bare(info), SimEnv(task, reward=False)
+    steps: dict[str, list[float]] = {"bare": [], "ours": []}
+    physics = _time_physics(ours)
+    for repeat in range(REPEATS + 1):
+        count = episodes if repeat else WARM_EPISODES
+        seeds = tuple(range(TEST_SEED, TEST_SEED + count))
+        physics["seconds"] = 0.0
+        started = time.perf_counter()
+        bare.run(policy, seeds)
+        between = time.perf_counter()
+        run_part(ours, Part(policy, seeds))
+        ended = time.perf_counter()
+        steps["bare"].append(count * info.max_episode_steps / (between - started))
+        steps["ours"].append(count * info.max_episode_steps / (ended - between))
+        share = physics["seconds"] / (ended - between)
+    ours.close()
+    bare_rate, ours_rate = (float(np.median(steps[name][1:])) for name in ("bare", "ours"))
+    one, overhead = _pool_rate(info, episodes * REPEATS * cores, 1)
+    every, _ = _pool_rate(info, episodes * REPEATS * cores, cores)
+    return {
+        "bare": bare_rate,
+        "ours": ours_rate,
+        "physics_share": share,
+        "one_actor": one,
+        "all_actors": every,
+        "ratio": every / cores / bare_rate,
+        "scaling": every / one,
+        "call_overhead_ms": overhead,
+    }
+
+
+class _Bare:
+    """The loop that everyone writes."""
+
+    def __init__(self, info: TaskInfo) -> None:
+        import gymnasium as gym
+
+        if not headless.has_render_device():
+            headless.install_stand_ins()
+        self.env = gym.make(
+            info.name,
+            obs_mode="state",
+            control_mode=info.control_mode,
+            sim_backend="physx_cpu",
+            render_backend="none",
+        )
+        self.steps = info.max_episode_steps
+
+    def run(self, policy: Policy, seeds: tuple[int, ...]) -> None:
+        for seed in seeds:
+            obs, _ = self.env.reset(seed=seed)
+            for _ in range(self.steps):
+                obs, *_ = self.env.step(policy.act(obs[0].numpy()))
+
+
+def _time_physics(env: SimEnv) -> dict[str, float]:
+    """Add up the time that PhysX takes in `env`, its clock included."""
+    spent, scene = {"seconds": 0.0}, env._env.base.scene
+    plain = scene.step
+
+    def step() -> None:
+        started = time.perf_counter()
+        plain()
+        spent["seconds"] += time.perf_counter() - started
+
+    scene.step = step
+    return spent
+
+
+def _pool_rate(info: TaskInfo, episodes: int, actors: int) -> tuple[float, float]:
+    """Env steps a second of a warm pool, and milliseconds a call beyond the simulator's work."""
+    seeds = tuple(range(TEST_SEED, TEST_SEED + 100))
+    networks = -(-episodes // len(seeds))
+    with SimulatorPool(Simulators(info.name, info.control_mode), actors) as pool:
+        pool.await_simulators(actors)
+        list(pool.run([Job(random_policy(info, 0), seeds[: 10 * actors])]))
+        started, at_work, count = time.perf_counter(), 0.0, 0
+        calls = pool.calls
+        for outcome in pool.run([Job(random_policy(info, n), seeds) for n in range(networks)]):
+            assert not isinstance(outcome, Failure)
+            at_work += outcome[1].seconds
+            count += len(outcome[1].seeds)
+        spent = time.perf_counter() - started
+    overhead = (spent * actors - at_work) / (pool.calls - calls)
+    return count * info.max_episode_steps / spent, 1000 * overhead
+
+
+class StandInHost:
+    """A process that plays many simulators, which sleep and then report made-up success."""
+
+    async def ready(self) -> Ready:
+        return Ready(f"stand-in {os.getpid()}")
+
+    async def rollout(self, parts: list[Part], episode_s: float) -> list[Rollouts]:
+        started = time.perf_counter()
+        await asyncio.sleep(episode_s * sum(len(part.seeds) for part in parts))
+        spent = time.perf_counter() - started
+        return [
+            Rollouts(part.seeds, flags, flags, np.zeros(len(flags)), seconds=spent)
+            for part in parts
+            for flags in [np.array([seed % 3 > 0 for seed in part.seeds])]
+        ]
+
+
+class StandIns:
+    """Stand-in simulators behind the interface of `Simulators`: no physics, only sleep."""
+
+    def __init__(self, count: int, episode_s: float, hosts: int = 4) -> None:
+        self.count, self.episode_s = count, episode_s
+        host: Any = ray.remote(StandInHost).options(num_cpus=0, max_concurrency=count)
+        self._hosts = [host.remote() for _ in range(hosts)]
+        self._started = 0
+
+    def start(self) -> "_StandIn":
+        self._started += 1
+        return _StandIn(self._hosts[self._started % len(self._hosts)], self.episode_s)
+
+    def stop(self, actor: "_StandIn") -> None:
+        pass
+
+    def default_count(self) -> int:
+        return self.count
+
+
+class _StandIn:
+    """Looks like the handle of a Ray actor of its own."""
+
+    def __init__(self, host: Any, episode_s: float) -> None:
+        self._host, self._episode_s = host, episode_s
+        self.ready = host.ready
+        self.rollout = self
+
+    def remote(self, parts: list[Part]) -> Any:
+        return self._host.rollout.remote(parts, self._episode_s)
+
+
+def bench_scale(actors: int, networks: int, episodes: int, episode_s: float) -> dict[str, float]:
+    """What `networks` x `episodes` rollouts on stand-in simulators cost the driver."""
+    info = TaskInfo("stand-in", DEFAULT_CONTROL_MODE, 35, 8, 50)
+    subjects = [random_policy(info, seed) for seed in range(networks)]
+    scores = Scores(networks, range(TEST_SEED, TEST_SEED + episodes))
+    process, total = psutil.Process(), networks * episodes
+    with tempfile.TemporaryDirectory() as directory:
+        stand_ins, watch = StandIns(actors, episode_s), _Watch(total)
+        store = EpisodeStore(Path(directory))
+        memory, cpu, started = process.memory_info().rss, time.process_time(), time.perf_counter()
+        failures = measure(list(subjects), scores, store, stand_ins, actors, "rollouts", watch)
+        spent = time.perf_counter() - started
+        cpu = time.process_time() - cpu
+        assert not failures
+        assert sum(len(r.seeds) for _, r in store.load(subjects)) == total
+    return {
+        "rollouts": total,
+        "seconds": spent,
+        "ideal_s": total * episode_s / actors,
+        "driver_ms": 1000 * cpu / total,
+        "driver_busy": cpu / spent,
+        "memory_mb": (process.memory_info().rss - memory) / 2**20,
+        "expected_s": watch.expected,
+        "true_s": watch.true_left(),
+    }
+
+
+class _Watch:
+    """Notes the expected time left after a tenth of the work, and what it came to."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.expected, self._at, self._last = total, 0.0, 0.0, 0.0
+
+    def __call__(self, done: int, seconds_left: float) -> None:
+        self._last = time.perf_counter()
+        if not self._at and done >= self.total / 10:
+            self._at, self.expected = self._last, seconds_left
+
+    def true_left(self) -> float:
+        return self._last - self._at
+
+
+def bench_estimate(task: str, networks: int, episodes: int, actors: int) -> dict[str, float]:
+    """The time left that is shown after a tenth of a real evaluation, and what it came to."""
+    info = task_info(task)
+    subjects = [random_policy(info, seed) for seed in range(networks)]
+    scores = Scores(networks, range(TEST_SEED, TEST_SEED + episodes))
+    watch = _Watch(networks * episodes)
+    simulators = Simulators(task, info.control_mode)
+    measure(list(subjects), scores, None, simulators, actors, "episodes", watch)
+    return {"expected_s": watch.expected, "true_s": watch.true_left()}
+
+
+def lines(cores: int, seconds: float, tasks: list[str], scale: bool) -> Iterator[str]:
+    """Run everything; one line a figure as soon as it is there."""
+    for task in tasks:
+        episodes = max(10, int(seconds * 10 / REPEATS))
+        found = bench_speed(task, episodes, cores)
+        yield (
+            f"{task}: bare ManiSkill loop {found['bare']:,.0f} steps/s a core; pool "
+            f"{found['all_actors'] / cores:,.0f} steps/s a core on {cores} actors: "
+            f"{found['ratio']:.2f} times"
+        )
+        yield (
+            f"  without Ray {found['ours']:,.0f} steps/s, of which PhysX takes "
+            f"{found['physics_share']:.0%}; one actor {found['one_actor']:,.0f} steps/s, "
+            f"{cores} actors {found['scaling']:.2f} times that; "
+            f"pool overhead {found['call_overhead_ms']:.1f} ms a call"
+        )
+        yield _estimate(task, bench_estimate(task, 40, max(1, int(3 * seconds)), cores))
+    if scale:
+        found = bench_scale(1000, 1000, 100, 0.5)
+        yield (
+            f"1,000 stand-in simulators (they sleep), {found['rollouts']:,.0f} rollouts: "
+            f"{found['seconds']:.0f} s ({found['ideal_s']:.0f} s if no simulator ever waited), "
+            f"driver {found['driver_ms']:.3f} ms CPU a rollout, {found['memory_mb']:.0f} MB growth"
+        )
+        yield _estimate("stand-ins", found)
+
+
+def _estimate(name: str, found: dict[str, float]) -> str:
+    off = found["expected_s"] / found["true_s"] - 1
+    return (
+        f"  {name}: time left shown after a tenth {found['expected_s']:.1f} s, "
+        f"true {found['true_s']:.1f} s ({off:+.0%})"
+    )

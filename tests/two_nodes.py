@@ -1,0 +1,57 @@
+"""Runs the pool on a Ray cluster of two nodes on this machine, one of which fails.
+
+`lost`: its raylet is killed in the middle. `broken`: SAPIEN cannot be imported there.
+"""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import ray
+from ray.cluster_utils import Cluster
+from test_pool import episodes_of, jobs, new_pool
+
+from nnit_dist.progress import console
+
+
+def main(fault: str) -> None:
+    here = str(Path(__file__).parent)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    path = here
+    if fault == "broken":
+        broken = Path(tempfile.mkdtemp()) / "sapien"
+        broken.mkdir()
+        (broken / "__init__.py").write_text("raise ImportError('libsapien.so is missing')\n")
+        path = f"{broken.parent}:{here}"
+    second = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": path})
+    ray.init(address=cluster.address, log_to_driver=False)
+    output, outcomes = io.StringIO(), []
+    console.file = output
+    with new_pool(actors=2) as pool:
+        if fault == "lost":
+            pool.await_simulators(2)
+        nodes = len(ray.nodes())
+        for outcome in pool.run(jobs()):
+            if fault == "lost" and not outcomes:
+                (raylet,) = [info.process.pid for info in second.all_processes["raylet"]]
+                os.kill(raylet, signal.SIGKILL)
+            outcomes.append(outcome)
+        replaced = pool.replaced
+    episodes = [
+        [policy, seed, *(value.item() for value in figures)]
+        for (policy, seed), figures in episodes_of(outcomes).items()
+    ]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        ray.shutdown()
+        cluster.shutdown()
+    found = {"episodes": episodes, "replaced": replaced, "nodes": nodes}
+    print(json.dumps(found | {"output": output.getvalue()}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
