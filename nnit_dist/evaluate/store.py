@@ -101,22 +101,26 @@ class EpisodeStore:
         self._pending, self._flushed = [], time.monotonic()
 
     def compact(self) -> None:
-        """Write all files as one, every episode once, with its return if that was measured.
+        """Write all files as one, sorted, every episode once.
+
+        Where an episode was measured with its return and without, with it.
 
         Raises:
             NnitError: what is not yet written cannot be.
         """
         self.flush()
-        files = self._files()
-        if len(files) < 2:
+        files, table = self._files(), self.table()
+        unmeasured = pc.is_nan(table["episode_return"])
+        keys = [(name, "ascending") for name in (*SCHEMA.names[:3], "unmeasured")]
+        table = table.append_column("unmeasured", unmeasured).sort_by(keys)
+        row = pa.array(np.arange(len(table)))
+        groups = table.append_column("row", row).group_by(SCHEMA.names[:3])
+        first = groups.aggregate([("row", "min")])["row_min"].to_numpy()
+        whole = table.take(np.sort(first)).select(SCHEMA.names)
+        if len(files) == 1 and whole.equals(_read(files[0])):
             return
-        table = self.table()
-        without_return = np.isnan(table["episode_return"].to_numpy())
-        ranks = pa.array(np.arange(len(table)) + len(table) * without_return)
-        episodes = table.append_column("rank", ranks).group_by(SCHEMA.names[:3])
-        rows = episodes.aggregate([("rank", "min")])["rank_min"].to_numpy() % len(table)
-        with contextlib.suppress(NnitError):  # no room for a copy: then they stay several
-            self._write(table.take(np.sort(rows)))
+        with contextlib.suppress(NnitError):  # no room for a copy: then they stay as they are
+            self._write(whole)
             for file in files:
                 file.unlink()
 
