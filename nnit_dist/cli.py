@@ -5,7 +5,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Column, Table
@@ -29,6 +29,7 @@ Out = Annotated[Path | None, typer.Option(help="run directory; runs/NAME by defa
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="override a key, e.g. --set nnit.steps=500")
 ]
+Backend = Literal["auto", "physx_cpu", "physx_cuda"]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 
@@ -127,6 +128,7 @@ def evaluate(
     videos: Annotated[
         bool, typer.Option("--videos", help="film the best, the median and the worst policy")
     ] = False,
+    sim_backend: Annotated[Backend, typer.Option(help="auto: a GPU where Ray has one")] = "auto",
     address: Annotated[str | None, typer.Option(help="a running Ray cluster")] = None,
     debug: Debug = False,
 ) -> None:
@@ -141,7 +143,13 @@ def evaluate(
     target = out or Path(f"{policies.replace(':', '.').rstrip('/')}-evaluation")
     with quiet_libraries(target / "evaluate.log"), ray_session(address):
         result = measure(
-            subjects, episodes, target, actors, returns=returns, until_halfwidth=until_halfwidth
+            subjects,
+            episodes,
+            target,
+            actors,
+            returns=returns,
+            until_halfwidth=until_halfwidth,
+            sim_backend=sim_backend,
         )
     rows = result.rows()
     summary = summarize(rows) if rows else None

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nnit_dist.align.run import AlignConfig, Placement
 from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE
 from nnit_dist.errors import NnitError, nearest
+from nnit_dist.evaluate.simulator import SimBackend
 from nnit_dist.nnit.model import DEFAULT_STEPS
 from nnit_dist.nnit.train import NNiTConfig
 from nnit_dist.population.run import PopulationConfig
@@ -49,6 +50,7 @@ class RayConfig(_Model):
     address: str | None = Field(None, description="a running cluster; a local Ray by default")
     num_cpus: int | None = Field(None, gt=0, description="logical CPUs of a local Ray")
     actors: int | None = Field(None, gt=0, description="simulator processes of a pool")
+    sim_backend: SimBackend = Field("auto", description="of a pool; auto: a GPU where Ray has one")
 
 
 class RunConfig(_Model):

@@ -65,6 +65,7 @@ class Run:
                 c.training,
                 c.seed,
                 c.ray.actors,
+                c.ray.sim_backend,
             ),
         )
 
@@ -124,6 +125,7 @@ class Run:
                 c.seed,
                 out,
                 c.ray.actors,
+                c.ray.sim_backend,
             ),
         )
 

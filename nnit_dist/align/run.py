@@ -22,7 +22,7 @@ from nnit_dist.envs.sim import TRAIN_SEEDS
 from nnit_dist.envs.tasks import TaskInfo
 from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool
-from nnit_dist.evaluate.simulator import Simulators
+from nnit_dist.evaluate.simulator import SimBackend, Simulators
 from nnit_dist.normalization import InputNorm
 from nnit_dist.policy import Policy
 from nnit_dist.progress import StageProgress
@@ -66,6 +66,7 @@ def run_align(
     placement: Placement,
     seed: int,
     actors: int | None,
+    sim_backend: SimBackend = "auto",
 ) -> dict[str, Any]:
     """Train the hypernetwork; returns the stage's figures.
 
@@ -82,7 +83,10 @@ def run_align(
             f"no policy of the population reaches align.min_success={config.min_success} (best "
             f"{best:.2f}). Raise population.recipe.env_steps or lower align.min_success."
         )
-    stage = _Alignment(config, [m.policy for m in taught], task, seen, out, placement, seed, actors)
+    simulators = Simulators(task.name, task.control_mode, sim_backend=sim_backend)
+    stage = _Alignment(
+        config, [m.policy for m in taught], task, seen, out, placement, seed, simulators, actors
+    )
     stage.run()
     rows = read_metrics(out / METRICS)
     return {
@@ -106,10 +110,12 @@ class _Alignment:
         out: Path,
         placement: Placement,
         seed: int,
+        simulators: Simulators,
         actors: int | None,
     ) -> None:
         self.config, self.teachers, self.task, self.seen = config, teachers, task, seen
-        self.out, self.placement, self.seed, self.actors = out, placement, seed, actors
+        self.out, self.placement, self.seed = out, placement, seed
+        self.simulators, self.actors = simulators, actors
         self.max_width = max(max(hidden) for hidden in seen)
         self.episodes = 0
         self.parameters = 0
@@ -185,8 +191,7 @@ class _Alignment:
         episodes = sum(len(job.seeds) for _, job in jobs)
         view.add(name, total=episodes)
         states: dict[tuple[Job, int], np.ndarray] = {}
-        simulators = Simulators(self.task.name, self.task.control_mode)
-        with SimulatorPool(simulators, self.actors) as pool:
+        with SimulatorPool(self.simulators, self.actors) as pool:
             for outcome in pool.run([job for _, job in jobs]):
                 if isinstance(outcome, Failure):
                     raise NnitError(f"recording states failed: {outcome.reason}.")

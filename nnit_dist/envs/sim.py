@@ -5,6 +5,8 @@ State observations; an episode always runs its full length (ManiSkill's
 episode that ended on success would punish success.
 """
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import torch
@@ -38,7 +40,9 @@ class SimEnv(gym.Env):
         torch.set_num_threads(1)
         self.rewarded = reward
         self._max_steps = check_task(task)
-        self._env = CpuEnv(_make(task, control_mode, reward, render), reward, rebuild=render)
+        self._env = CpuEnv(
+            make_maniskill(task, control_mode, reward, render=render), reward, rebuild=render
+        )
         obs = self._env.reset(seed=0)
         action_space = self._env.base.single_action_space
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, obs.shape, np.float32)
@@ -77,6 +81,10 @@ class SimEnv(gym.Env):
         }
         return {"tool": self._env.base.agent.tcp.pose.p[0].numpy(), **actors}
 
+    def state(self) -> dict:
+        """The simulation's state, nested dicts of tensors [1, D] (`BaseEnv.get_state_dict`)."""
+        return self._env.base.get_state_dict()
+
     def close(self) -> None:
         self._env.base.close()
 
@@ -88,7 +96,19 @@ def task_info(task: str, control_mode: str = DEFAULT_CONTROL_MODE) -> TaskInfo:
     return env.info
 
 
-def _make(task: str, control_mode: str, reward: bool, render: bool):
+def make_maniskill(
+    task: str,
+    control_mode: str,
+    reward: bool,
+    sim_backend: str = "physx_cpu",
+    num_envs: int = 1,
+    render: bool = False,
+) -> Any:
+    """ManiSkill's own environment, state observations; with or without a Vulkan device.
+
+    Raises:
+        NnitError: it cannot be built, or `render` is asked for where nothing can render.
+    """
     if not headless.has_render_device():
         if render:
             raise NnitError("no Vulkan device to render with; see `nnit doctor`.")
@@ -99,7 +119,8 @@ def _make(task: str, control_mode: str, reward: bool, render: bool):
             obs_mode="state",
             control_mode=control_mode,
             reward_mode="normalized_dense" if reward else "none",
-            sim_backend="physx_cpu",
+            sim_backend=sim_backend,
+            num_envs=num_envs,
             render_backend=_render_backend() if render else "none",
             render_mode="rgb_array" if render else None,
             human_render_camera_configs={"width": 256, "height": 256},

@@ -10,6 +10,7 @@ from nnit_dist.align.sampler import AlignedSampler
 from nnit_dist.artifacts import read_json, write_atomic, write_json
 from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.run import evaluate, summarize
+from nnit_dist.evaluate.simulator import SimBackend
 from nnit_dist.evaluate.stats import paired, paired_bootstrap
 from nnit_dist.evaluate.store import EpisodeStore
 from nnit_dist.policy import Policy, load_policies
@@ -33,6 +34,7 @@ def run_evaluation(
     seed: int,
     out: Path,
     actors: int | None,
+    sim_backend: SimBackend,
 ) -> dict[str, Any]:
     """Measure every method on the same start states; returns summaries.
 
@@ -43,7 +45,7 @@ def run_evaluation(
     sampler = AlignedSampler.load(ghn)
     asked = [p for hidden in topologies for p in sampler.policies(hidden, samples, seed)]
     policies: list[Policy] = [*taught, *asked, *load_policies(generated)]
-    result = evaluate(policies, episodes, out, actors)
+    result = evaluate(policies, episodes, out, actors, sim_backend=sim_backend)
     rows = result.rows()
     for row in rows:
         row["method"] = METHODS[row["source"]]

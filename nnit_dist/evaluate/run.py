@@ -15,7 +15,7 @@ from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool
 from nnit_dist.evaluate.rollout import Rollouts
 from nnit_dist.evaluate.scores import Scores
-from nnit_dist.evaluate.simulator import Simulators
+from nnit_dist.evaluate.simulator import SimBackend, Simulators
 from nnit_dist.evaluate.stats import Paired, cluster_bootstrap, paired, wilson
 from nnit_dist.evaluate.store import EpisodeStore
 from nnit_dist.evaluate.subjects import Subject, check_subjects, read_subjects
@@ -79,6 +79,7 @@ def evaluate(
     control_mode: str = DEFAULT_CONTROL_MODE,
     returns: bool = False,
     until_halfwidth: float | None = None,
+    sim_backend: SimBackend = "auto",
     first_seed: int = TEST_SEED,
     title: str = "evaluate",
 ) -> Evaluation:
@@ -101,6 +102,8 @@ def evaluate(
         returns: whether to measure returns too, which takes half as long again.
         until_halfwidth: stop measuring a policy when the 95% interval of its success is this
             narrow to either side. Cheaper, and biased: `stats.stopping_bias` says how much.
+        sim_backend: `physx_cpu`, `physx_cuda` (many networks at once on a GPU; not callables), or
+            `auto`: the latter where Ray has a GPU.
 
     Returns:
         An `Evaluation`. Policies that make their simulator fail every time are in its
@@ -126,8 +129,11 @@ def evaluate(
             scores.add(index, rollouts)
     failures: dict[str, str] = {}
     if any(scores.missing(index) for index in range(len(subjects))):
-        simulators = Simulators(subjects[0].task, subjects[0].control_mode, returns)
+        first = subjects[0]
+        if not all(isinstance(subject, Policy) for subject in subjects):
+            sim_backend = _without_batches(sim_backend)
         with ray_session():
+            simulators = Simulators(first.task, first.control_mode, returns, sim_backend)
             failures = measure(subjects, scores, store, simulators, actors, title)
     if store:
         store.compact()
@@ -222,6 +228,12 @@ class _Measurement:
         if self.store and self.store.trouble:
             parts.append(self.store.trouble)
         return ", ".join(parts)
+
+
+def _without_batches(sim_backend: SimBackend) -> SimBackend:
+    if sim_backend == "physx_cuda":
+        raise NnitError("callables cannot be batched on a GPU; evaluate them with physx_cpu.")
+    return "physx_cpu"
 
 
 def _hidden(subject: Subject) -> tuple[int, ...]:

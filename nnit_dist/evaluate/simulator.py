@@ -1,13 +1,17 @@
 """Simulators as Ray actors, and how a pool starts them."""
 
 import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
 from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.rollout import Part, Rollouts, run_part
+
+SimBackend = Literal["auto", "physx_cpu", "physx_cuda"]
 
 
 @dataclass(frozen=True)
@@ -31,23 +35,30 @@ class Simulator:
         Raises:
             NnitError: no simulator works on this node.
         """
-        try:
+        with _named_node():
             from nnit_dist.envs.sim import SimEnv
 
             self._env = SimEnv(*self._task)
-        except NnitError:
-            raise
-        except Exception as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise NnitError(
-                f"no simulator works on node {socket.gethostname()}: {reason[-1]} "
-                "Run `nnit doctor` there."
-            ) from error
         return Ready(socket.gethostname())
 
     def rollout(self, parts: list[Part]) -> list[Rollouts]:
         """Run every part's episodes; their policies are references to the object store."""
         return [run_part(self._env, part) for part in fetched(parts)]
+
+
+@contextmanager
+def _named_node() -> Iterator[None]:
+    """Say on which node building a simulator failed."""
+    try:
+        yield
+    except NnitError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise NnitError(
+            f"no simulator works on node {socket.gethostname()}: {reason[-1]} "
+            "Run `nnit doctor` there."
+        ) from error
 
 
 def fetched(parts: list[Part]) -> list[Part]:
@@ -59,27 +70,100 @@ def fetched(parts: list[Part]) -> list[Part]:
     ]
 
 
+class BatchSimulator:
+    """One ManiSkill3 simulation of many environments: many different networks at once.
+
+    On a GPU, with start states from a CPU simulator beside it; with `physx_cpu`, which
+    stacks CPU environments in this process, for tests.
+    """
+
+    def __init__(
+        self, task: str, control_mode: str, reward: bool, num_envs: int, sim_backend: str
+    ) -> None:
+        self._task, self._num_envs, self._backend = (task, control_mode), num_envs, sim_backend
+        self._reward = reward
+        self._env: Any = None
+        self._starter: Any = None
+        self._known: dict[int, Any] = {}
+
+    def ready(self) -> Ready:
+        """Build the environments.
+
+        Raises:
+            NnitError: no such simulator works on this node.
+        """
+        from nnit_dist.envs.batch_env import GpuEnv, StackedEnv
+
+        with _named_node():
+            if self._backend == "physx_cpu":
+                self._env = StackedEnv(*self._task, self._num_envs, self._reward)
+            else:
+                self._starter = ray.remote(StartStates).options(num_cpus=0).remote(*self._task)
+                self._env = GpuEnv(*self._task, self._num_envs, self._reward, self._starts)
+        return Ready(socket.gethostname(), self._num_envs)
+
+    def rollout(self, parts: list[Part]) -> list[Rollouts]:
+        """Run every part's episodes, as many at once as there are environments."""
+        from nnit_dist.evaluate.batched import run_parts
+
+        return run_parts(self._env, fetched(parts), self._reward)
+
+    def _starts(self, seeds: Sequence[int]) -> list[Any]:
+        unknown = [seed for seed in seeds if seed not in self._known]
+        self._known |= zip(unknown, ray.get(self._starter.record.remote(unknown)), strict=True)
+        return [self._known[seed] for seed in seeds]
+
+
+class StartStates:
+    """The CPU simulator beside a GPU's, in a process of its own, for start states."""
+
+    def __init__(self, task: str, control_mode: str) -> None:
+        from nnit_dist.envs.sim import SimEnv
+
+        self._env = SimEnv(task, control_mode, reward=False)
+
+    def record(self, seeds: list[int]) -> list[Any]:
+        from nnit_dist.envs.batch_env import record_start
+
+        return [record_start(self._env, seed) for seed in seeds]
+
+
 @dataclass(frozen=True)
 class Simulators:
     """What a pool starts: simulators of one task on Ray.
 
-    `reward` is for returns and costs a third of the speed.
+    Args:
+        reward: measure returns, which takes about a third longer.
+        sim_backend: `physx_cpu`, one environment a CPU core; `physx_cuda`, `width` environments
+            a GPU; `auto`, the latter where Ray has GPUs.
+        width: environments of a batch.
     """
 
     task: str
     control_mode: str
     reward: bool = False
+    sim_backend: SimBackend = "auto"
+    width: int = 1024
 
     def start(self) -> Any:
         """A new actor with `ready()` and `rollout(parts)`."""
-        actor: Any = ray.remote(Simulator)
-        return actor.options(num_cpus=1, max_restarts=0).remote(
-            self.task, self.control_mode, self.reward
-        )
+        common = self.task, self.control_mode, self.reward
+        if self._on_gpu:
+            gpu: Any = ray.remote(BatchSimulator).options(num_gpus=1, max_restarts=0)
+            return gpu.remote(*common, self.width, "physx_cuda")
+        cpu: Any = ray.remote(Simulator).options(num_cpus=1, max_restarts=0)
+        return cpu.remote(*common)
 
     def stop(self, actor: Any) -> None:
         ray.kill(actor)
 
     def default_count(self) -> int:
-        """One for every CPU of the cluster."""
-        return max(1, int(ray.cluster_resources().get("CPU", 1)))
+        """One for every GPU or CPU of the cluster."""
+        kind = "GPU" if self._on_gpu else "CPU"
+        return max(1, int(ray.cluster_resources().get(kind, 1)))
+
+    @property
+    def _on_gpu(self) -> bool:
+        if self.sim_backend == "auto":
+            return ray.cluster_resources().get("GPU", 0) >= 1
+        return self.sim_backend == "physx_cuda"
