@@ -325,9 +325,9 @@ def _summary(the_run) -> None:
     """Success by kind of topology and method, and what it comes to in a sentence."""
     from nnit_dist.evaluate.compare import ALL_UNSEEN, METHODS, headline
 
-    summaries = the_run.manifest("evaluate")["figures"]["summaries"]
+    figures = the_run.manifest("evaluate")["figures"]
     cells: dict[str, dict[str, str]] = {}
-    for row in summaries:
+    for row in figures["summaries"]:
         once, low, high = (f"{100 * row[key]:.1f}" for key in ("success_once", "low", "high"))
         cells.setdefault(row["kind"], {})[row["method"]] = f"{once} [dim]({low}-{high})[/]"
     table = Table("topologies", *METHODS.values(), title="success_once in %, mean and 95% interval")
@@ -337,5 +337,5 @@ def _summary(the_run) -> None:
         )
         table.add_row(name, *(by_method.get(method, "") for method in METHODS.values()))
     console.print(table)
-    console.print(headline(summaries))
+    console.print(headline(figures))
     console.print(f"report: {the_run.out / 'report' / 'report.html'}")

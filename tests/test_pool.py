@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 class FaultyPolicy(Policy):
     """Does `fault` in its first call, once if it is given a marker file, else every time.
 
-    With `seed_at`, only in the episode whose first observation that is.
+    With `first_obs`, only in the episode that begins with it.
     """
 
     fault: str = "die"
@@ -43,6 +43,8 @@ class FaultyPolicy(Policy):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.fault == "raise":
                 raise ArithmeticError("this policy cannot divide")
+            if self.fault == "refuse":
+                raise NnitError("this simulator refuses")
             time.sleep(600)
         return super().act(obs)
 
@@ -163,6 +165,12 @@ def test_a_policy_that_raises_costs_no_actor(ray_local):
         assert "this policy cannot divide" in failure.reason
         assert pool.replaced == 0
         assert len(episodes_of(o for o in outcomes if not isinstance(o, Failure))) == 4
+
+
+def test_what_the_simulator_refuses_ends_the_run(ray_local):
+    refused = faulty("any", fault="refuse")
+    with pytest.raises(NnitError, match="this simulator refuses"), new_pool() as pool:
+        list(pool.run(jobs([refused])))
 
 
 def test_a_hanging_actor_is_replaced_after_its_deadline(calm, tmp_path):

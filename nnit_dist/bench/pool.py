@@ -145,11 +145,9 @@ class StandInHost:
         return Ready(f"stand-in {os.getpid()}")
 
     async def rollout(self, parts: list[Part], episode_s: float) -> list[Rollouts]:
-        started = time.perf_counter()
         await asyncio.sleep(episode_s * sum(len(part.seeds) for part in parts))
-        spent = time.perf_counter() - started
         return [
-            Rollouts(part.seeds, flags, flags, np.zeros(len(flags)), seconds=spent)
+            Rollouts(part.seeds, flags, flags, np.zeros(len(flags)), None, len(flags) * episode_s)
             for part in parts
             for flags in [np.array([seed % 3 > 0 for seed in part.seeds])]
         ]

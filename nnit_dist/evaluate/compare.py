@@ -161,15 +161,23 @@ def _stored(directory: Path) -> tuple[list[dict[str, Any]], list[tuple[str, int,
     return rows, episodes
 
 
-def headline(summaries: list[dict[str, Any]]) -> str:
-    """What a run comes to, in a sentence; empty where no unseen topology was measured."""
+def headline(figures: dict[str, Any]) -> str:
+    """What a run comes to, in two sentences; empty where no unseen topology was measured."""
+    summaries, pair = figures["summaries"], figures.get("paired")
     found = {(row["method"], row["kind"]): row for row in summaries}
     unseen = found.get((METHODS["nnit"], ALL_UNSEEN))
     if unseen is None:
         return ""
-    return (
+    text = (
         f"Nobody trained these: {unseen['networks']} networks of {unseen['topologies']} topologies "
         f"that training never saw succeed in {unseen['success_once']:.1%} of "
         f"{unseen['episodes']:,} episodes; their teachers in "
         f"{found[METHODS['rllib'], 'teacher']['success_once']:.1%}."
     )
+    if pair:
+        difference, low, high = (100 * pair[key] for key in ("difference", "low", "high"))
+        text += (
+            f" NNiT less the direct query, paired: {difference:+.1f} points "
+            f"[{low:+.1f}, {high:+.1f}]."
+        )
+    return text

@@ -27,6 +27,7 @@ from nnit_dist.progress import console
 
 START_TIMEOUT_S = 180.0
 CALL_S = 2.0
+CALLS_PER_S = 100  # what the driver is to have to do with; calls grow longer with more actors
 FIRST_CALL = 2
 MAX_STARTS = 3
 TICK_S = 1.0
@@ -133,7 +134,7 @@ class SimulatorPool:
         self._queue: deque[_Work] = deque()
         self._works: dict[Job, _Work] = {}
         self._waiting = 0
-        self._pace = 0.0
+        self._pace = self._work = 0.0
         self._paced = 0
         self._checked = time.monotonic()
 
@@ -254,8 +255,9 @@ class SimulatorPool:
 
     def _call_size(self, actor: _Actor) -> int:
         """Episodes of the next call: a few seconds' worth, fewer when the end is near."""
-        fair = self._waiting // (2 * max(1, self.alive + 1))
-        wanted = int(CALL_S / self._pace) if self._pace else FIRST_CALL
+        fair = self._waiting // (2 * (self.alive + 1))
+        call_s = max(CALL_S, self.alive / CALLS_PER_S)
+        wanted = int(call_s / self._work) if self._work else FIRST_CALL
         rounds = min(fair, wanted) // actor.width
         return actor.width * max(1, rounds)
 
@@ -286,27 +288,34 @@ class SimulatorPool:
     def _succeed(self, call: _Call, results: list[Rollouts]) -> Iterator[tuple[Job, Rollouts]]:
         self._calls.remove(call)
         self._idle.append(call.actor)
-        self._learn_pace(call)
+        self._learn_pace(call, sum(rollouts.seconds for rollouts in results))
         for (work, _), rollouts in zip(call.parts, results, strict=True):
             yield work.job, rollouts
             self._release(work, call)
 
-    def _learn_pace(self, call: _Call) -> None:
-        """Average the seconds an episode takes an actor, over the last few hundred.
+    def _learn_pace(self, call: _Call, at_work: float) -> None:
+        """Average, over the last few calls, what an episode takes: the simulator alone, and
+        from call to result. The first would not do for the time left, nor the second for the
+        length of calls: a driver that is late would shorten them and be later still.
 
         An actor's first call is slower, and counts only until there is a second one.
         """
         pace = (time.monotonic() - call.started) / call.episodes
+        work = at_work / call.episodes
         if call.actor.fresh:
             call.actor.fresh = False
-            self._pace = self._pace or pace
+            self._pace, self._work = self._pace or pace, self._work or work
             return
         self._paced = min(self._paced + call.episodes, 10 * call.episodes)
-        self._pace += (pace - self._pace) * call.episodes / self._paced
+        share = call.episodes / self._paced
+        self._pace += (pace - self._pace) * share
+        self._work += (work - self._work) * share
 
     def _fail(self, call: _Call, error: BaseException) -> Iterator[Failure]:
         """Put a call's episodes back, or give their job up."""
         self._calls.remove(call)
+        if isinstance(cause := getattr(error, "cause", None), NnitError):
+            raise NnitError(str(cause))  # the simulator refuses, whatever the policy
         if isinstance(error, RayTaskError):
             self._idle.append(call.actor)  # the policy raised; the simulator is well
         else:

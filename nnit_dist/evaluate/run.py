@@ -23,6 +23,8 @@ from nnit_dist.policy import Policy
 from nnit_dist.progress import StageProgress
 from nnit_dist.ray_session import ray_session
 
+SHOW_EVERY_S = 0.2
+
 
 @dataclass
 class Evaluation:
@@ -151,14 +153,18 @@ def measure(
 ) -> dict[str, str]:
     """Run on a pool what is missing in `scores`, into it and the store; returns the failures.
 
-    `watch` is told the episodes done and the seconds left, whenever results arrive.
+    `watch` is told the episodes done and the seconds left, a few times a second.
     """
     work = _Measurement(subjects, scores, store)
     try:
         with StageProgress("episodes") as view:
             view.add(title, total=work.total, completed=work.done)
             with SimulatorPool(simulators, actors) as pool:
+                shown = 0.0
                 for _ in work.run(pool):
+                    if time.monotonic() - shown < SHOW_EVERY_S and work.done < work.total:
+                        continue
+                    shown = time.monotonic()
                     left = pool.seconds_left(work.total - work.done)
                     view.resize(title, work.total)
                     view.update(title, work.done, work.note(pool), left)

@@ -27,7 +27,7 @@ def build_report(run: "Run", out: Path) -> dict[str, Any]:
     Reads the manifests and artefacts of every earlier stage.
     """
     rows = pq.read_table(run.out / "evaluate" / "results.parquet").to_pylist()
-    summaries = run.manifest("evaluate")["figures"]["summaries"]
+    figures = run.manifest("evaluate")["figures"]
     for name in ("results.json", "results.parquet"):
         shutil.copy(run.out / "evaluate" / name, out / name)
     pictures = {
@@ -42,8 +42,8 @@ def build_report(run: "Run", out: Path) -> dict[str, Any]:
     fields = {
         "name": html.escape(run.config.name),
         "task": html.escape(run.config.task),
-        "headline": headline(summaries),
-        "summary": _summary_table(summaries),
+        "headline": headline(figures),
+        "summary": _summary_table(figures["summaries"]),
         "stages": _stage_table(run),
         "topologies": _topology_table(rows),
         **{name: _image(out / f"{name}.png") for name in pictures},
