@@ -50,7 +50,7 @@ class Policy:
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         """Actions [..., act_dim] in [-1, 1] for observations [..., obs_dim]."""
-        return np.clip(self.forward(obs), -1.0, 1.0)
+        return np.minimum(np.maximum(self.forward(obs), -1.0), 1.0)
 
     def forward(self, obs: np.ndarray) -> np.ndarray:
         """Output before clipping, [..., act_dim], for observations [..., obs_dim]."""

@@ -6,7 +6,7 @@ import pytest
 import sapien
 
 from nnit_dist.envs import headless
-from nnit_dist.envs.sim import TEST_SEED, TRAIN_SEEDS, VALIDATION_SEED, SimEnv
+from nnit_dist.envs.sim import TEST_SEED, TRAIN_SEEDS, VALIDATION_SEED, SimEnv, make_maniskill
 from nnit_dist.envs.tasks import check_task
 from nnit_dist.errors import NnitError
 
@@ -59,11 +59,11 @@ def test_an_episode_depends_on_its_seed_alone(env):
     fresh.close()
 
 
-def episode(env, reset, step, seed, actions, prepare=None):
+def episode(base, reset, step, seed, actions, prepare=None):
     """Observations, rewards and success of an episode, from ours or from plain ManiSkill."""
     obs = reset(seed)
     if prepare:
-        prepare(env._env.base)
+        prepare(base)
     states, rewards, flags = [np.ravel(obs)], [], []
     for action in actions:
         obs, reward, _, _, info = step(action)
@@ -81,18 +81,20 @@ def assert_equal_to_plain(env, actions, prepare=None):
             obs, reward, info = env._env.step(action)
             return obs, reward, None, None, info
 
-        return episode(env, env._env.reset, step, seed, actions[seed], prepare)
+        return episode(env._env.base, env._env.reset, step, seed, actions[seed], prepare)
+
+    plain = make_maniskill(env.info.name, env.info.control_mode, reward=True)
 
     def theirs(seed):
-        plain = env._env.base
         reset = lambda seed: plain.reset(seed=seed, options={"reconfigure": True})[0]  # noqa: E731
-        return episode(env, reset, plain.step, seed, actions[seed], prepare)
+        return episode(plain, reset, plain.step, seed, actions[seed], prepare)
 
     mine = {seed: ours(seed) for seed in (0, 1, 2, 1, 0)}
     for seed in range(3):
         states, rewards, flags = theirs(seed)
         assert np.array_equal(mine[seed][0], states)
         assert mine[seed][1:] == (rewards, flags)
+    plain.close()
     return [flag for seed in mine for flag in mine[seed][2]]
 
 

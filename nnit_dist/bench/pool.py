@@ -47,7 +47,7 @@ def random_policy(info: TaskInfo, seed: int, hidden: tuple[int, ...] = (64, 64))
 def bench_speed(task: str, episodes: int, cores: int) -> dict[str, float]:
     """Env steps a second: the bare loop, ours without Ray, the pool on one and on all cores.
 
-    The bare loop and ours take turns, so that a machine whose speed drifts favours neither.
+    What is compared takes turns, so that a machine whose speed drifts favours neither; medians.
     """
     info = task_info(task)
     policy = random_policy(info, 0)
@@ -68,8 +68,11 @@ def bench_speed(task: str, episodes: int, cores: int) -> dict[str, float]:
         share = physics["seconds"] / (ended - between)
     ours.close()
     bare_rate, ours_rate = (float(np.median(steps[name][1:])) for name in ("bare", "ours"))
-    one, overhead = _pool_rate(info, episodes * REPEATS * cores, 1)
-    every, _ = _pool_rate(info, episodes * REPEATS * cores, cores)
+    rates: dict[int, list[float]] = {1: [], cores: []}
+    for actors in [1, cores] * REPEATS:
+        rate, overhead = _pool_rate(policy, info.max_episode_steps, episodes * cores, actors)
+        rates[actors].append(rate)
+    one, every = float(np.median(rates[1])), float(np.median(rates[cores]))
     return {
         "bare": bare_rate,
         "ours": ours_rate,
@@ -120,22 +123,19 @@ def _time_physics(env: SimEnv) -> dict[str, float]:
     return spent
 
 
-def _pool_rate(info: TaskInfo, episodes: int, actors: int) -> tuple[float, float]:
+def _pool_rate(policy: Policy, steps: int, episodes: int, actors: int) -> tuple[float, float]:
     """Env steps a second of a warm pool, and milliseconds a call beyond the simulator's work."""
-    seeds = tuple(range(TEST_SEED, TEST_SEED + 100))
-    networks = -(-episodes // len(seeds))
-    with SimulatorPool(Simulators(info.name, info.control_mode), actors) as pool:
+    seeds = tuple(range(TEST_SEED, TEST_SEED + episodes))
+    with SimulatorPool(Simulators(policy.task, policy.control_mode), actors) as pool:
         pool.await_simulators(actors)
-        list(pool.run([Job(random_policy(info, 0), seeds[: 10 * actors])]))
-        started, at_work, count = time.perf_counter(), 0.0, 0
-        calls = pool.calls
-        for outcome in pool.run([Job(random_policy(info, n), seeds) for n in range(networks)]):
+        list(pool.run([Job(policy, seeds[: 10 * actors])]))
+        started, at_work, calls = time.perf_counter(), 0.0, pool.calls
+        for outcome in pool.run([Job(policy, seeds)]):
             assert not isinstance(outcome, Failure)
             at_work += outcome[1].seconds
-            count += len(outcome[1].seeds)
         spent = time.perf_counter() - started
     overhead = (spent * actors - at_work) / (pool.calls - calls)
-    return count * info.max_episode_steps / spent, 1000 * overhead
+    return episodes * steps / spent, 1000 * overhead
 
 
 class StandInHost:

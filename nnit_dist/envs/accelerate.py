@@ -9,6 +9,7 @@ with the same bits is left to ManiSkill.
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,12 @@ from mani_skill.utils.structs.pose import Pose
 MARGIN = 1e-3
 
 
-def accelerate(env: BaseEnv) -> bool:
-    """Give the parts of `env` the faster classes below; True if its controllers take numpy."""
+def accelerate(env: BaseEnv) -> Callable[[np.ndarray], None] | None:
+    """Give the parts of `env` the faster classes below.
+
+    Returns what sets an action [act_dim] in numpy, or None if the controllers are not of the
+    kinds that can.
+    """
     scene, agent = env.scene, env.agent
     scene.observed_poses = None
     for actor in scene.actors.values():
@@ -58,10 +63,18 @@ def _observed(body: Any, read: Callable[[], sapien.Pose]) -> Pose:
     pose = None if seen is None else seen.get(id(body))
     if pose is None:
         place = read()
-        pose = Pose(raw_pose=torch.from_numpy(np.concatenate((place.p, place.q))[None]))
+        pose = _SeenPose(raw_pose=torch.from_numpy(np.concatenate((place.p, place.q))[None]))
         if seen is not None:
             seen[id(body)] = pose
     return pose
+
+
+class _SeenPose(Pose):
+    """A pose whose position is cut out once."""
+
+    @cached_property
+    def p(self) -> torch.Tensor:
+        return self.raw_pose[..., :3]
 
 
 class _ObservedActor(Actor):
@@ -91,18 +104,26 @@ class _DirectArticulation(Articulation):
             joint._objs[0].drive_target = values[0, i : i + 1]
 
 
-def _take_numpy(controller: Any) -> bool:
-    """Make joint position controllers take actions [1, act_dim] in numpy, if all of them can."""
+def _take_numpy(controller: Any) -> Callable[[np.ndarray], None] | None:
+    """Make joint position controllers take actions in numpy, if all of them can."""
     if type(controller) is not CombinedController:
-        return False
-    parts = list(controller.controllers.values())
+        return None
+    parts = controller.controllers
     fast = {PDJointPosController: _JointPos, PDJointPosMimicController: _MimicJointPos}
-    if any(type(part) not in fast or part.config.interpolate for part in parts):
-        return False
-    for part in parts:
+    if any(type(part) not in fast or part.config.interpolate for part in parts.values()):
+        return None
+    for part in parts.values():
         part.__class__ = fast[type(part)]
         part.prepare()
-    return True
+    shares = [
+        (part.set_action, slice(*controller.action_mapping[uid])) for uid, part in parts.items()
+    ]
+
+    def set_action(action: np.ndarray) -> None:
+        for set_part, share in shares:
+            set_part(action[None, share])
+
+    return set_action
 
 
 class _JointPos(PDJointPosController):
@@ -138,8 +159,8 @@ class _JointPos(PDJointPosController):
 
     def _drive(self, target: np.ndarray) -> None:
         self._target_qpos = torch.from_numpy(target)
-        for i, joint in enumerate(self._drives):
-            joint.drive_target = target[0, i : i + 1]
+        for joint, value in zip(self._drives, target[0].tolist(), strict=True):
+            joint.set_drive_target(value)
 
     def before_simulation_step(self) -> None:
         pass

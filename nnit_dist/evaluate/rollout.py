@@ -77,18 +77,17 @@ def _run_episode(
     `noise` is the standard deviation of Gaussian noise added to every action (drawn from
     `seed`). Visited observations are appended to `seen` when it is given.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed) if noise else None
     obs, _ = env.reset(seed=seed)
     once, success, total, truncated = False, False, 0.0, False
     while not truncated:
         if seen is not None:
             seen.append(obs)
         action = act(obs)
-        if noise:
-            action = action + rng.normal(0.0, noise, action.shape)
-        obs, reward, _, truncated, info = env.step(
-            np.minimum(np.maximum(action, -1), 1).astype(np.float32)
-        )
+        if rng is not None:
+            noised = action + rng.normal(0.0, noise, action.shape)
+            action = np.clip(noised, -1, 1).astype(np.float32)
+        obs, reward, _, truncated, info = env.step(action)
         success = info["success"]
         once, total = once or success, total + reward
     return once, success, total

@@ -33,7 +33,8 @@ class FunctionPolicy:
     version: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
 
     def act(self, obs: np.ndarray) -> np.ndarray:
-        return np.asarray(self.function(obs))
+        """The function's action, clipped, float32 [act_dim]."""
+        return np.clip(np.asarray(self.function(obs), np.float32), -1, 1)
 
     def fingerprint(self) -> str:
         return self.version
