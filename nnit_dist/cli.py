@@ -161,11 +161,12 @@ def evaluate(
     if summary:
         console.print(
             f"mean success_once {summary['success_once']:.3f} "
-            f"[{summary['low']:.3f}, {summary['high']:.3f}] over {summary['networks']} policies; "
+            f"[{summary['low']:.3f}, {summary['high']:.3f}], {summary['networks']} measured; "
             f"results in {target}"
         )
-    if until_halfwidth:
-        console.print(f"[dim]{_bias_note(episodes, until_halfwidth)}[/]")
+    if summary and until_halfwidth:
+        note = _bias_note(summary["success_once"], episodes, until_halfwidth)
+        console.print(f"[dim]{note}[/]")
     if videos:
         from nnit_dist.report.film import film_extremes
 
@@ -309,15 +310,15 @@ def _print_policies(rows: list[dict]) -> None:
     console.print(table)
 
 
-def _bias_note(episodes: int, halfwidth: float) -> str:
-    """What stopping early does to the figures, at the success where it does most."""
+def _bias_note(success: float, episodes: int, halfwidth: float) -> str:
+    """What stopping early does to the figures, at the measured success and at the worst."""
     from nnit_dist.evaluate.stats import stopping_bias
 
-    found = [(stopping_bias(p / 100, episodes, halfwidth), p / 100) for p in range(1, 100)]
-    (bias, spent), success = max(found, key=lambda one: abs(one[0][0]))
+    here, _ = stopping_bias(success, episodes, halfwidth)
+    worst = max(abs(stopping_bias(p / 100, episodes, halfwidth)[0]) for p in range(1, 100))
     return (
-        f"stopped early: of a policy's success at most {bias:+.3f} is bias (at a true success of "
-        f"{success:.2f}, after {spent:.0f} episodes on average)"
+        f"stopped early, which biases a policy's success: by {here:+.3f} at {success:.2f}, "
+        f"nowhere by more than {worst:.3f}"
     )
 
 

@@ -21,7 +21,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+# In a file or a pipe, tables are as wide as they need to be.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 PLAIN_EVERY_S = 30.0
 
 

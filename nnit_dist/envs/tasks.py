@@ -1,12 +1,15 @@
 """Which ManiSkill3 tasks can be used here, and why others cannot."""
 
 import os
+import warnings
 from dataclasses import dataclass
 
 from nnit_dist.errors import NnitError, nearest
 
 # Without it, building an environment may wait for input on a terminal that is not there.
 os.environ.setdefault("MS_SKIP_ASSET_DOWNLOAD_PROMPT", "1")
+# SAPIEN brings its own libvulkan; `nnit doctor` tells whether anything can be rendered.
+warnings.filterwarnings("ignore", message="Failed to find system libvulkan")
 
 DEFAULT_CONTROL_MODE = "pd_joint_delta_pos"
 

@@ -19,7 +19,7 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float
     p, z2 = successes / trials, z * z / trials
     centre = (p + z2 / 2) / (1 + z2)
     half = z * np.sqrt(p * (1 - p) / trials + z2 / (4 * trials)) / (1 + z2)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def cluster_bootstrap(

@@ -68,7 +68,7 @@ def film_unseen(run: "Run", path: Path) -> Path:
 
 
 def film_extremes(result: Evaluation, directory: Path) -> list[Path]:
-    """An MP4 each of the best, the median and the worst network, from the first start states."""
+    """An MP4 each of the best, the median and the worst network; failed start states first."""
     rows = sorted(result.rows(), key=lambda row: (-row["success_once"], row["policy_id"]))
     if not rows:
         return []
@@ -76,7 +76,8 @@ def film_extremes(result: Evaluation, directory: Path) -> list[Path]:
     picks = {"best": rows[0], "median": rows[len(rows) // 2], "worst": rows[-1]}
     written = []
     for name, row in picks.items():
-        policy, seeds = by_id[row["policy_id"]], result.scores.seeds[:CLIPS]
+        policy, success = by_id[row["policy_id"]], result.success(row["policy_id"])
+        seeds = [result.scores.seeds[i] for i in np.argsort(success, kind="stable")[:CLIPS]]
         clips = [Clip(policy, seed, f"{policy.id}, start {seed}") for seed in seeds]
         written.append(film(clips, directory / f"{name}.mp4"))
     return written
