@@ -217,6 +217,31 @@ def bench_pool(
             console.print(line)
 
 
+@bench_app.command("generalization")
+def bench_generalization(
+    run: Annotated[
+        Path | None, typer.Option(help="a finished run; the shipped one by default")
+    ] = None,
+    widths: Annotated[int, typer.Option(min=1, help="topologies with unseen widths")] = 24,
+    samples: Annotated[int, typer.Option(min=1, help="networks a topology")] = 4,
+    episodes: Annotated[int, typer.Option(min=1, help="episodes a network")] = 100,
+    out: Annotated[Path, typer.Option(help="where results are kept")] = Path(
+        "runs/bench/generalization"
+    ),
+    actors: Annotated[int | None, typer.Option(min=1, help="simulator processes")] = None,
+    debug: Debug = False,
+) -> None:
+    """NNiT beside baselines, on topologies that training never saw."""
+    from nnit_dist.bench.generalization import as_markdown
+    from nnit_dist.bench.generalization import bench_generalization as measure
+    from nnit_dist.pretrained import shipped
+
+    with quiet_libraries(out / "bench.log"):
+        figures = measure(run or shipped("PushCube-v1"), widths, samples, episodes, out, actors)
+    console.print(as_markdown(figures), markup=False)
+    console.print(f"results in {out}")
+
+
 Zoo = Annotated[Path, typer.Argument(help="a zoo, e.g. runs/quickstart/population/zoo")]
 
 

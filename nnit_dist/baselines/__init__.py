@@ -1,0 +1,14 @@
+"""What NNiT is compared with: the same data, the same way to ask, `generate(hidden, samples)`."""
+
+from typing import Protocol
+
+from nnit_dist.policy import Policy
+from nnit_dist.topology import Hidden
+
+
+class Generator(Protocol):
+    """Writes policies of a topology; sample k depends on (seed, topology, k) alone."""
+
+    name: str
+
+    def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]: ...

@@ -1,0 +1,201 @@
+"""Baselines without learning: networks of seen topologies, cropped, averaged, or as Gaussians.
+
+All but `TrainedCrops` work on networks from the aligned sampler, which is what NNiT is trained on,
+and so have alignment's help as NNiT has.
+"""
+
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nnit_dist.align.sampler import AlignedSampler
+from nnit_dist.errors import NnitError
+from nnit_dist.nnit.tokens import Layers, detokenize, token_layout, tokenize
+from nnit_dist.policy import Policy
+from nnit_dist.topology import Hidden, Topology, hidden_name
+
+FIT_NETWORKS = 32  # of each seen topology that a Gaussian is fitted to
+
+
+def nearest_topologies(hidden: Hidden, known: list[Hidden], count: int) -> list[Hidden]:
+    """The `count` topologies of `known` of the same depth whose widths are nearest (log scale).
+
+    Raises:
+        NnitError: none has the same depth.
+    """
+    same = [other for other in known if len(other) == len(hidden)]
+    if not same:
+        raise NnitError(f"no known topology has {len(hidden)} layers to crop from.")
+    widths = np.log(hidden)
+    return sorted(same, key=lambda other: (np.abs(np.log(other) - widths).sum(), other))[:count]
+
+
+def fit_to(layers: Layers, target: Topology) -> Layers:
+    """Cut or zero-pad layers [B, ...] to the sizes of `target`.
+
+    Padding changes no output: a unit without weights gives tanh(0). What is cut is made up for
+    by growing the rest as 1/sqrt(fan_in).
+    """
+    fitted = []
+    for (weight, bias), (out, fan_in) in zip(layers, target.shapes, strict=True):
+        rows, columns = weight.shape[1:]
+        scaled = weight * max(1.0, columns / fan_in) ** 0.5
+        more = max(0, out - rows)
+        grown = F.pad(scaled, (0, max(0, fan_in - columns), 0, more))[:, :out, :fan_in]
+        fitted.append((grown, F.pad(bias, (0, more))[:, :out]))
+    return fitted
+
+
+@dataclass
+class AlignedCrops:
+    """Aligned networks of the nearest seen topologies, cut or padded, and averaged.
+
+    One neighbour: "nearest seen network, cropped". Several: "average of crops", over as many
+    seen topologies and teachers.
+    """
+
+    sampler: AlignedSampler
+    neighbours: int
+    name: str
+
+    def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
+        target = self.sampler.topology(hidden)
+        near = nearest_topologies(hidden, self.sampler.seen, self.neighbours)
+        drawn = []
+        for number in range(samples):
+            rng = _generator(self.name, hidden, seed, number)
+            crops = []
+            for offset in range(self.neighbours):
+                source = self.sampler.topology(near[offset % len(near)])
+                teacher = torch.tensor([(number + offset) % self.sampler.teachers])
+                crops.append(fit_to(self.sampler.layers(source, teacher, rng), target))
+            drawn.append(_mean(crops))
+        return policies_of(self.sampler, self.name, target, drawn, seed)
+
+
+@dataclass
+class TrainedCrops:
+    """Policies as reinforcement learning left them, cut or padded; teachers in turn."""
+
+    sampler: AlignedSampler
+    population: list[Policy]
+    name: str = "trained_crop"
+
+    def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
+        """Where the depth differs, the last hidden layer is repeated, or the last ones left out."""
+        target = self.sampler.topology(hidden)
+        policies = []
+        for number in range(samples):
+            source = self.population[number % len(self.population)]
+            layers = [(torch.tensor(w)[None], torch.tensor(b)[None]) for w, b in source.layers]
+            kept = [layers[min(i, source.topology.depth - 1)] for i in range(len(hidden))]
+            fitted = fit_to([*kept, layers[-1]], target)
+            weights = [(w[0].numpy(), b[0].numpy()) for w, b in fitted]
+            policies.append(_policy(self.sampler, self.name, target, weights, seed, number))
+        return policies
+
+
+@dataclass
+class PatchGaussian:
+    """Every patch drawn on its own, from the Gaussian of that patch over seen networks.
+
+    Mean and full covariance of the patch's values, fitted over all seen topologies of the same
+    depth that have the patch.
+    """
+
+    sampler: AlignedSampler
+    patch: int
+    name: str = "patch_gaussian"
+
+    def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
+        target = self.sampler.topology(hidden)
+        layout = token_layout(target, self.patch)
+        fitted = self._fitted.get(len(hidden), {})
+        if missing := set(_keys(target, self.patch)) - set(fitted):
+            raise NnitError(
+                f"{len(missing)} patches of {target.name} are in no seen network, so there is no "
+                "Gaussian of them."
+            )
+        drawn = []
+        for number in range(samples):
+            rng = _generator(self.name, hidden, seed, number)
+            noise = torch.randn(layout.mask.shape, generator=rng)
+            places = zip(_keys(target, self.patch), noise, strict=True)
+            values = torch.stack([fitted[key][0] + fitted[key][1] @ z for key, z in places])
+            drawn.append(detokenize((values * layout.mask)[None], layout))
+        return policies_of(self.sampler, self.name, target, drawn, seed)
+
+    @cached_property
+    def _fitted(self) -> dict[int, dict[tuple, tuple[Tensor, Tensor]]]:
+        """By depth and place of a patch: mean [P], and a factor [P, P] of the covariance."""
+        found: dict[int, dict[tuple, list[Tensor]]] = {}
+        rng = torch.Generator().manual_seed(0)
+        for hidden in self.sampler.seen:
+            topology = self.sampler.topology(hidden)
+            layout = token_layout(topology, self.patch)
+            teachers = torch.arange(FIT_NETWORKS) % self.sampler.teachers
+            values = tokenize(self.sampler.layers(topology, teachers, rng), layout)
+            places = found.setdefault(len(hidden), {})
+            for index, key in enumerate(_keys(topology, self.patch)):
+                places.setdefault(key, []).append(values[:, index])
+        return {
+            depth: {key: _gaussian(torch.cat(parts)) for key, parts in places.items()}
+            for depth, places in found.items()
+        }
+
+
+def _keys(topology: Topology, patch: int) -> list[tuple]:
+    layout = token_layout(topology, patch)
+    columns = (layout.kind, layout.layer, layout.row, layout.col)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _gaussian(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean, and a factor L of the covariance L L^T (by eigenvectors: it may be singular)."""
+    size, vectors = torch.linalg.eigh(torch.cov(values.T.double()))
+    factor = vectors * size.clamp(min=0).sqrt()
+    return values.mean(0), factor.to(values)
+
+
+def _generator(name: str, hidden: Hidden, seed: int, number: int) -> torch.Generator:
+    key = zlib.crc32(f"{name}/{seed}/{hidden_name(hidden)}/{number}".encode())
+    return torch.Generator().manual_seed(key)
+
+
+def _mean(crops: list[Layers]) -> Layers:
+    """The mean of several networks of one topology."""
+    means = []
+    for same in zip(*crops, strict=True):
+        weights, biases = zip(*same, strict=True)
+        means.append((torch.stack(weights).mean(0), torch.stack(biases).mean(0)))
+    return means
+
+
+def policies_of(
+    sampler: AlignedSampler, name: str, topology: Topology, drawn: list[Layers], seed: int
+) -> list[Policy]:
+    """Policies for raw observations of networks [1, ...] for normalised ones."""
+    return [
+        _policy(
+            sampler,
+            name,
+            topology,
+            sampler.norm.fold([(w[0].numpy(), b[0].numpy()) for w, b in layers]),
+            seed,
+            number,
+        )
+        for number, layers in enumerate(drawn)
+    ]
+
+
+def _policy(
+    sampler: AlignedSampler, name: str, topology: Topology, layers: list, seed: int, number: int
+) -> Policy:
+    task = sampler.task
+    policy_id = f"{name}_{topology.name}_{seed}_{number}"
+    return Policy(topology, layers, task.name, name, task.control_mode, policy_id)
