@@ -322,7 +322,7 @@ class SimulatorPool:
             self._replace(call.actor)
         failures = call.failures + 1
         for work, seeds in call.parts:
-            if failures >= self.max_attempts and len(seeds) == 1:
+            if failures >= self.max_attempts and call.episodes == 1:
                 self._clear(work)
                 if not work.given_up:
                     work.given_up = True
