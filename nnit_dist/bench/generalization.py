@@ -11,6 +11,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from nnit_dist.align.sampler import AlignedSampler
 from nnit_dist.artifacts import read_json, write_atomic, write_json
 from nnit_dist.baselines import Generator
@@ -39,8 +41,8 @@ def bench_generalization(
 ) -> dict[str, Any]:
     """Measure every method; returns and writes the figures.
 
-    Reads a finished run directory. Writes `out/generalization.json`, `out/generalization.md` and
-    every episode (`out/episodes`), from which a killed bench goes on.
+    Reads a finished run directory. Writes `out/generalization.json`, `.md` and `.png`, and every
+    episode (`out/episodes`), from which a killed bench goes on.
     """
     model = NNiTModel.load(run / "train" / "nnit.safetensors")
     topologies = unseen_topologies(run, model, widths)
@@ -64,6 +66,7 @@ def bench_generalization(
     write_json(out / "generalization.json", figures)
     text = as_markdown(figures)
     write_atomic(out / "generalization.md", lambda partial: partial.write_text(text))
+    plot(figures).savefig(out / "generalization.png", dpi=110, bbox_inches="tight")
     return figures
 
 
@@ -79,8 +82,9 @@ def unseen_topologies(run: Path, model: NNiTModel, widths: int) -> dict[str, lis
         about["widths"], about["depths"], about["unseen_widths"], about["unseen"], config["seed"]
     )
     measured = set(split.unseen.get("width", []))
-    strange = set(model.vocabulary.widths) - set(about["widths"])
-    pool = [h for h in grid(model.vocabulary.widths, about["depths"]) if set(h) & strange]
+    within = [width for width in model.vocabulary.widths if width >= min(about["widths"])]
+    strange = set(within) - set(about["widths"])
+    pool = [hidden for hidden in grid(within, about["depths"]) if set(hidden) & strange]
     fresh = [hidden for hidden in pool if hidden not in measured]
     if widths > len(fresh):
         raise NnitError(f"there are only {len(fresh)} topologies with unseen widths left.")
@@ -157,6 +161,27 @@ def as_markdown(figures: dict[str, Any]) -> str:
         method = ABOUT[row["method"]]
         lines.append(f"| {row['kind']} | {method} | {once:.1f} ({low:.1f}-{high:.1f}) | {less} |")
     return "\n".join(lines) + "\n"
+
+
+def plot(figures: dict[str, Any]) -> Figure:
+    """Every method's mean and interval, a panel a kind."""
+    kinds = list(figures["topologies"])
+    figure = Figure(figsize=(5 * len(kinds), 2.6))
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for axes, kind in zip(panels, kinds, strict=True):
+        rows = [row for row in figures["methods"] if row["kind"] == kind][::-1]
+        means = [100 * row["success_once"] for row in rows]
+        spread = [
+            [100 * (row["success_once"] - row["low"]) for row in rows],
+            [100 * (row["high"] - row["success_once"]) for row in rows],
+        ]
+        colours = ["#0969da" if row["method"] == "nnit" else "#8c959f" for row in rows]
+        axes.barh([ABOUT[row["method"]] for row in rows], means, xerr=spread, color=colours)
+        axes.set_xlim(0, 100)
+        axes.set_title(f"unseen {kind}", fontsize=10)
+        axes.set_xlabel("success_once in %")
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def _points(pair: dict[str, float]) -> str:
