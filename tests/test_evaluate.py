@@ -90,18 +90,18 @@ def test_a_killed_driver_goes_on_from_what_is_stored(tmp_path):
     for policy in POLICIES:
         save_policy(policy, tmp_path / "policies" / f"{policy.id}.safetensors")
     command = [Path(sys.executable).parent / "nnit", "evaluate", tmp_path / "policies"]
-    command = [*map(str, command), "--episodes", "100", "--actors", "1", "--out", str(tmp_path)]
+    command = [*map(str, command), "--episodes", "150", "--actors", "1", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not list((tmp_path / "episodes").glob("*.parquet")):
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert 0 < len(stored(tmp_path)) < 300
+    assert 0 < len(stored(tmp_path)) < 450
     subprocess.run(command, check=True, capture_output=True, timeout=200)
     rows = json.loads((tmp_path / "results.json").read_text())["policies"]
-    assert rows == evaluate(POLICIES, episodes=100).rows()
-    assert len(set(stored(tmp_path))) == len(stored(tmp_path)) == 300
+    assert rows == evaluate(POLICIES, episodes=150).rows()
+    assert len(set(stored(tmp_path))) == len(stored(tmp_path)) == 450
 
 
 def test_a_full_disk_stops_with_an_error_and_loses_nothing_once_there_is_room(whole, tmp_path):
