@@ -105,6 +105,14 @@ def test_start_states_are_carried_from_the_cpu_simulator(task):
     env.close()
 
 
+def test_without_carried_start_states_a_seed_still_names_its_own():
+    env = GpuEnv(TASK, MODE, 1, True, None, "physx_cpu")
+    first, other, again = (env.reset([seed], [0]).clone() for seed in (3, 4, 3))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    env.close()
+
+
 def test_a_start_state_that_cannot_be_carried_is_refused():
     source, other = SimEnv(TASK), SimEnv(TASK)
 

@@ -6,7 +6,6 @@ measures the pool and its driver, not physics.
 """
 
 import asyncio
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -142,7 +141,7 @@ class StandInHost:
     """A process that plays many simulators, which sleep and then report made-up success."""
 
     async def ready(self) -> Ready:
-        return Ready(f"stand-in {os.getpid()}")
+        return Ready()
 
     async def rollout(self, parts: list[Part], episode_s: float) -> list[Rollouts]:
         await asyncio.sleep(episode_s * sum(len(part.seeds) for part in parts))
@@ -205,7 +204,6 @@ def bench_scale(actors: int, networks: int, episodes: int, episode_s: float) -> 
         "seconds": spent,
         "ideal_s": total * episode_s / actors,
         "driver_ms": 1000 * cpu / total,
-        "driver_busy": cpu / spent,
         "memory_mb": (process.memory_info().rss - memory) / 2**20,
         "expected_s": watch.expected,
         "true_s": watch.true_left(),

@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
+from rich.markup import escape
 
 from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.rollout import Part, Rollouts
@@ -386,7 +387,7 @@ class SimulatorPool:
             )
         console.print(
             f"[yellow]warning:[/] a simulator does not start, {len(self._actors)} of {self.size} "
-            f"go on: {_reason(error)}"
+            f"go on: {escape(_reason(error))}"
         )
 
     def _replace(self, actor: _Actor) -> None:

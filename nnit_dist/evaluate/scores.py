@@ -34,12 +34,8 @@ class Scores:
 
     def add(self, policy: int, rollouts: Rollouts) -> None:
         """Fill in episodes; those of other start seeds are passed over."""
-        picks = [
-            (i, c) for i, s in enumerate(rollouts.seeds) if (c := self._column.get(s, -1)) >= 0
-        ]
-        if not picks:
-            return
-        rows, columns = (list(index) for index in zip(*picks, strict=True))
+        rows = [row for row, seed in enumerate(rollouts.seeds) if seed in self._column]
+        columns = [self._column[rollouts.seeds[row]] for row in rows]
         self.success_once[policy, columns] = rollouts.success_once[rows]
         self.success_at_end[policy, columns] = rollouts.success_at_end[rows]
         self.returns[policy, columns] = rollouts.returns[rows]

@@ -16,9 +16,8 @@ SimBackend = Literal["auto", "physx_cpu", "physx_cuda"]
 
 @dataclass(frozen=True)
 class Ready:
-    """A simulator that has started: where, and how many episodes it runs at once."""
+    """A simulator that has started, and how many episodes it runs at once."""
 
-    node: str
     width: int = 1
 
 
@@ -39,7 +38,7 @@ class Simulator:
             from nnit_dist.envs.sim import SimEnv
 
             self._env = SimEnv(*self._task)
-        return Ready(socket.gethostname())
+        return Ready()
 
     def rollout(self, parts: list[Part]) -> list[Rollouts]:
         """Run every part's episodes; their policies are references to the object store."""
@@ -100,7 +99,7 @@ class BatchSimulator:
             else:
                 self._starter = ray.remote(StartStates).options(num_cpus=0).remote(*self._task)
                 self._env = GpuEnv(*self._task, self._num_envs, self._reward, self._starts)
-        return Ready(socket.gethostname(), self._num_envs)
+        return Ready(self._num_envs)
 
     def rollout(self, parts: list[Part]) -> list[Rollouts]:
         """Run every part's episodes, as many at once as there are environments."""
@@ -133,7 +132,7 @@ class Simulators:
     """What a pool starts: simulators of one task on Ray.
 
     Args:
-        reward: measure returns, which takes about a third longer.
+        reward: measure returns, which takes a third longer (PushCube-v1).
         sim_backend: `physx_cpu`, one environment a CPU core; `physx_cuda`, `width` environments
             a GPU; `auto`, the latter where Ray has GPUs.
         width: environments of a batch.
