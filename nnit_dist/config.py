@@ -1,5 +1,6 @@
 """The configuration of a run: one YAML file, validated before anything starts."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,9 @@ class EvaluateConfig(_Model):
     episodes: int = Field(20, gt=0, description="episodes a network")
     seen_topologies: int = Field(12, ge=0, description="seen topologies measured for comparison")
     sampler_steps: int = Field(DEFAULT_STEPS, gt=0)
+    studies: bool = Field(
+        False, description="sampler steps, success asked for and drawn architectures as well"
+    )
 
 
 class LoggingConfig(_Model):
@@ -96,7 +100,6 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     except ValidationError as error:
         raise NnitError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
     _check_widths(config, path)
-    _check_kinds(config, path)
     return config
 
 
@@ -115,17 +118,19 @@ def _override(data: dict[str, Any], text: str) -> None:
 def _explain(error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     path = ".".join(location)
-    if error["type"] == "extra_forbidden":
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown key {path!r}.{nearest(location[-1], _keys_at(location[:-1]))}"
     if error["type"] == "missing":
         return f"{path!r} is missing"
-    return f"{path!r}: {error['msg']}, got {error['input']!r}"
+    return f"{path!r}: {error['msg'].removeprefix('Value error, ')}, got {error['input']!r}"
 
 
 def _keys_at(location: list[str]) -> list[str]:
     model: type[BaseModel] = RunConfig
     for name in location:
         annotation = model.model_fields[name].annotation
+        if dataclasses.is_dataclass(annotation):
+            return [field.name for field in dataclasses.fields(annotation)]
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation
@@ -146,21 +151,9 @@ def _check_widths(config: RunConfig, path: Path) -> None:
                     f"{path}: {key} has {width}, which is no multiple of nnit.patch={patch}. "
                     f"Nearest: {low}, {low + patch}."
                 )
-
-
-def _check_kinds(config: RunConfig, path: Path) -> None:
-    """Refuse at once what would only fail after hours of training."""
-    largest = max(config.topologies.widths)
-    for kind in ("deeper", "wider"):
-        if config.topologies.unseen.get(kind):
-            raise NnitError(
-                f"{path}: topologies.unseen.{kind} asks for networks beyond {largest} units or "
-                f"{max(config.topologies.depths)} layers; a model writes up to what it was trained "
-                "on. Raise topologies.widths or depths and hold out combinations or widths."
-            )
-    beyond = [width for width in config.topologies.unseen_widths if width > largest]
+    beyond = [w for w in config.topologies.unseen_widths if w > 2 * max(config.topologies.widths)]
     if beyond:
         raise NnitError(
-            f"{path}: topologies.unseen_widths has {beyond[0]}, above the largest training width "
-            f"{largest}. Name widths between {min(config.topologies.widths)} and {largest}."
+            f"{path}: topologies.unseen_widths has {beyond[0]}, more than twice the largest "
+            f"training width {max(config.topologies.widths)}. A model writes up to twice."
         )

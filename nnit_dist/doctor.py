@@ -14,7 +14,7 @@ def examine() -> list[tuple[str, str]]:
     import torch
 
     from nnit_dist.envs.headless import has_render_device
-    from nnit_dist.nnit.train import has_bf16
+    from nnit_dist.nnit.trainer import has_bf16
 
     memory = psutil.virtual_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

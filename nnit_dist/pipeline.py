@@ -3,16 +3,20 @@
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnit_dist.artifacts import Stage, read_json
 from nnit_dist.config import RunConfig
 from nnit_dist.errors import NnitError
 from nnit_dist.progress import console, quiet_libraries, short_time
 from nnit_dist.ray_session import ray_session
-from nnit_dist.topology import Hidden
+from nnit_dist.topology import WITHIN, Hidden, spread
 from nnit_dist.training import METRICS, read_metrics
 
+if TYPE_CHECKING:
+    from nnit_dist.nnit.model import NNiTModel
+
+STUDIED = 24  # unseen topologies that the studies are about
 STAGES = ("population", "align", "train", "generate", "evaluate", "report")
 
 
@@ -48,7 +52,7 @@ class Run:
     def align(self) -> dict[str, Any]:
         from nnit_dist.align.run import run_align
         from nnit_dist.envs.sim import task_info
-        from nnit_dist.population.run import teachers
+        from nnit_dist.zoo import Zoo
 
         c, zoo = self.config, self._of("population", "zoo")
         config = self._about("task", "control_mode", "align", "topologies", "seed")
@@ -58,7 +62,7 @@ class Run:
             {"zoo": zoo},
             lambda out: run_align(
                 c.align,
-                teachers(zoo.parent),
+                list(Zoo(zoo).members()),
                 task_info(c.task, c.control_mode),
                 self.split.seen,
                 out,
@@ -82,23 +86,33 @@ class Run:
 
     def generate(self) -> dict[str, Any]:
         from nnit_dist.nnit.model import NNiTModel
-        from nnit_dist.nnit.run import generate_policies
 
-        c, model = self.config, self._of("train", "nnit.safetensors")
+        model = self._of("train", "nnit.safetensors")
         return self._stage(
             "generate",
             self._about("topologies", "evaluate", "seed"),
             {"model": model},
-            lambda out: generate_policies(
-                NNiTModel.load(model),
-                self.measured_topologies(),
-                c.evaluate.samples,
-                out / "policies",
-                c.seed,
-                c.evaluate.sampler_steps,
-            ),
+            lambda out: self._write_policies(NNiTModel.load(model), out),
             ray=False,
         )
+
+    def _write_policies(self, model: "NNiTModel", out: Path) -> dict[str, Any]:
+        from nnit_dist.nnit.run import generate_policies, generate_studies
+
+        c = self.config
+        figures = generate_policies(
+            model,
+            self.measured_topologies(),
+            c.evaluate.samples,
+            out / "policies",
+            c.seed,
+            c.evaluate.sampler_steps,
+        )
+        if c.evaluate.studies:
+            inside = [h for kind in WITHIN for h in self.split.unseen.get(kind, [])]
+            chosen = spread(inside or self.split.seen, STUDIED)
+            figures["studied"] = generate_studies(model, chosen, out / "studies", c.seed)
+        return figures
 
     def evaluate(self) -> dict[str, Any]:
         from nnit_dist.evaluate.compare import run_evaluation
@@ -109,12 +123,15 @@ class Run:
             "ghn": self._of("align", "ghn.safetensors"),
             "zoo": self._of("population", "zoo"),
         }
+        if c.evaluate.studies:
+            inputs["studies"] = self._of("generate", "studies")
         return self._stage(
             "evaluate",
             self._about("topologies", "evaluate", "seed"),
             inputs,
             lambda out: run_evaluation(
                 inputs["policies"],
+                inputs.get("studies"),
                 inputs["ghn"],
                 inputs["zoo"].parent,
                 self.split,
@@ -147,7 +164,7 @@ class Run:
     def measured_topologies(self) -> list[Hidden]:
         """Unseen topologies of every kind, and an even choice of seen ones beside them."""
         seen, count = self.split.seen, self.config.evaluate.seen_topologies
-        chosen = [seen[i * len(seen) // count] for i in range(min(count, len(seen)))]
+        chosen = spread(seen, count)
         return [hidden for held in self.split.unseen.values() for hidden in held] + chosen
 
     def manifest(self, stage: str) -> dict[str, Any]:

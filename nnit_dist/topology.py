@@ -1,7 +1,7 @@
 """Topologies: what an MLP policy looks like before it has weights.
 
 Also the grid of topologies that a run trains on, and its split into seen and
-unseen ones (kinds: combination, width, deeper, wider).
+unseen ones (kinds: combination, apart, width, deeper, wider).
 """
 
 import itertools
@@ -9,10 +9,13 @@ import random
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nnit_dist.errors import NnitError
+from nnit_dist.errors import NnitError, nearest
 
-UnseenKind = Literal["combination", "width", "deeper", "wider"]
-UNSEEN_KINDS: tuple[UnseenKind, ...] = ("combination", "width", "deeper", "wider")
+UnseenKind = Literal["combination", "apart", "width", "deeper", "wider"]
+UNSEEN_KINDS: tuple[UnseenKind, ...] = ("combination", "apart", "width", "deeper", "wider")
+WITHIN: tuple[UnseenKind, ...] = ("combination", "apart", "width")  # the sizes of training
+BEYOND: tuple[UnseenKind, ...] = ("deeper", "wider")
+DEEPER = 2  # layers that `deeper` topologies have at most beyond those of training
 Hidden = tuple[int, ...]
 
 
@@ -74,6 +77,16 @@ def parse_hidden(text: str) -> Hidden:
     return hidden
 
 
+def unseen_kind(text: str) -> UnseenKind:
+    """`text` as a kind of unseen topologies; NnitError if it is none."""
+    for kind in UNSEEN_KINDS:
+        if text == kind:
+            return kind
+    raise NnitError(
+        f"there is no kind {text!r} of unseen topologies.{nearest(text, list(UNSEEN_KINDS))}"
+    )
+
+
 @dataclass(frozen=True)
 class TopologySplit:
     """Hidden widths that training may use, and those kept for evaluation, by kind."""
@@ -103,20 +116,35 @@ def split_topologies(
     """Split a grid by seed. The same arguments always give the same split.
 
     combination: tuples of the training widths, held out of the grid.
+    apart: bottlenecks, of training widths and those between. If any are asked for, training has
+        none at all: a whole region of shapes is held out.
     width: tuples with at least one width that no training network has, within the grid's range.
-    deeper: training widths, one layer more than any training network.
-    wider: tuples with at least one width above the grid's maximum (up to twice it).
+    deeper: training widths, one and two layers more than any training network.
+    wider: tuples with at least one width above the grid's maximum (twice it by default).
+
+    Raises:
+        NnitError: the grid has fewer topologies of a kind than are asked for.
     """
     rng = random.Random(seed)
-    full = grid(widths, depths)
+    apart = counts.get("apart", 0) > 0
+    middle = (min(widths) + max(widths)) / 2
+    full = [h for h in grid(widths, depths) if not (apart and is_bottleneck(h, middle))]
     # Depth-1 tuples stay in: holding one out would be a held-out width.
     candidates = [hidden for hidden in full if len(hidden) > 1]
     inner = [w for w in unseen_widths if w <= max(widths)]
     outer = [w for w in unseen_widths if w > max(widths)] or [2 * max(widths)]
+    within = grid(widths + inner, depths)
     pools: dict[UnseenKind, list[Hidden]] = {
         "combination": candidates,
-        "width": [h for h in grid(widths + inner, depths) if set(h) & set(inner)],
-        "deeper": grid(widths, [max(depths) + 1]),
+        "apart": [h for h in within if is_bottleneck(h, middle)],
+        "width": [
+            h for h in within if set(h) & set(inner) and not (apart and is_bottleneck(h, middle))
+        ],
+        "deeper": [
+            hidden
+            for more in range(1, DEEPER + 1)  # as many of either depth
+            for hidden in _some(grid(widths, [max(depths) + more]), counts.get("deeper", 0), rng)
+        ],
         "wider": [h for h in grid(widths + outer, depths) if set(h) & set(outer)],
     }
     unseen: dict[UnseenKind, list[Hidden]] = {}
@@ -131,3 +159,19 @@ def split_topologies(
             unseen[kind] = sorted(rng.sample(pool, wanted), key=lambda h: (len(h), h))
     held = set(unseen.get("combination", []))
     return TopologySplit(seen=[h for h in full if h not in held], unseen=unseen)
+
+
+def is_bottleneck(hidden: Hidden, middle: float) -> bool:
+    """Whether a layer below `middle` stands between two above it."""
+    triples = zip(hidden, hidden[1:], hidden[2:], strict=False)
+    return any(inner < middle < min(before, after) for before, inner, after in triples)
+
+
+def _some(pool: list[Hidden], count: int, rng: random.Random) -> list[Hidden]:
+    return rng.sample(pool, min(count, len(pool)))
+
+
+def spread(hidden: list[Hidden], count: int) -> list[Hidden]:
+    """At most `count` of them, evenly spread over the list."""
+    chosen = min(count, len(hidden))
+    return [hidden[i * len(hidden) // chosen] for i in range(chosen)]

@@ -1,8 +1,8 @@
 """What the two trainers share: a resumable loop under Ray Train, and its live view.
 
-State is everything with `state_dict` and `load_state_dict`. Randomness is drawn
-from (seed, step, rank), so a resumed run takes the steps that an unbroken one
-would have taken.
+State is everything with `state_dict` and `load_state_dict`. Randomness depends on the seed and
+the step (and on rank or example), so a resumed run takes the steps that an unbroken one would
+have taken.
 """
 
 import contextlib
@@ -190,16 +190,12 @@ def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
         parameter.grad = piece.view_as(parameter)
 
 
-def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
-    """Randomness of one step of one worker."""
-    return torch.Generator().manual_seed(hash((seed, step, rank)) % 2**63)
-
-
-def worker_setup() -> tuple[torch.device, int]:
-    """Device and rank of this worker; CPU threads follow its resources."""
+def worker_setup() -> tuple[torch.device, int, int]:
+    """Device and rank of this worker, and how many there are; CPU threads follow its resources."""
     import ray
     import ray.train.torch
 
     cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
     torch.set_num_threads(max(1, min(int(cpus), os.cpu_count() or 1)))
-    return ray.train.torch.get_device(), ray.train.get_context().get_world_rank()
+    context = ray.train.get_context()
+    return ray.train.torch.get_device(), context.get_world_rank(), context.get_world_size()

@@ -6,7 +6,7 @@ of trials can write at once and a reader never sees half a file.
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,6 +148,20 @@ class Zoo:
                     problems.append(f"{file.name}: {row['id']} is also in {owner[row['id']]}")
                 owner[row["id"]] = file.name
         return problems
+
+
+def best_of_trials(members: Iterable[Member]) -> list[Member]:
+    """The best snapshot of every trial, by success, then return; sorted by trial."""
+    best: dict[str, Member] = {}
+    for member in members:
+        rival = best.get(member.parent)
+        if rival is None or _merit(member) > _merit(rival):
+            best[member.parent] = member
+    return [best[parent] for parent in sorted(best)]
+
+
+def _merit(member: Member) -> tuple[float, float]:
+    return (member.success_once, member.mean_return)
 
 
 def _read(file: Path, columns: list[str] | None) -> pa.Table:

@@ -34,12 +34,16 @@ def ray_local():
 
 @pytest.fixture(scope="session")
 def sampler():
+    return small_sampler()
+
+
+def small_sampler():
     """An untrained hypernetwork with two teachers: the real class, small."""
     import torch
 
     from nnit_dist.align.ghn import GHN, GHNConfig
     from nnit_dist.align.latents import TeacherLatents
-    from nnit_dist.align.sampler import AlignedSampler
+    from nnit_dist.align.sampler import AlignedSampler, Teacher
     from nnit_dist.envs.tasks import TaskInfo
     from nnit_dist.normalization import InputNorm
 
@@ -56,4 +60,6 @@ def sampler():
         TaskInfo(TASK, "pd_joint_delta_pos", 35, 8, 50),
         32,
         [(8,), (16, 8), (32, 16)],
+        [Teacher("a", True), Teacher("b", True)],
+        torch.tensor([[0.7, 0.8, 0.9], [0.4, 0.5, 0.6]]),
     )

@@ -1,11 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from nnit_dist.align.distill import add_weight_noise, jitter_widths, neighbour_difference
-from nnit_dist.align.ghn import GHN, GHNConfig, apply_layers, smooth_noise
-from nnit_dist.align.latents import TeacherLatents, action_error
-from nnit_dist.align.sampler import AlignedSampler
+from nnit_dist.align.decoders import smooth_noise
+from nnit_dist.align.distill import add_weight_noise, neighbour_difference
+from nnit_dist.align.ghn import GHN, GHNConfig, apply_layers
+from nnit_dist.align.latents import TeacherLatents, action_error, draw_teachers
+from nnit_dist.align.sampler import AlignedSampler, Teacher
+from nnit_dist.align.told import Told, jitter
 from nnit_dist.errors import NnitError
 from nnit_dist.topology import Topology
 
@@ -46,6 +50,17 @@ def test_decoding_a_part_of_the_field_gives_that_part_of_the_whole(part):
     assert torch.allclose(decoder(node, kind, *part), whole[:, :, : part[0], : part[1]], atol=1e-6)
 
 
+@pytest.mark.parametrize("decoder", ["spatial", "pointwise", "mlp"])
+def test_every_decoder_writes_parts_of_one_field_with_as_many_parameters(decoder):
+    torch.manual_seed(0)
+    config = GHNConfig(decoder=decoder)
+    ghn, z = GHN(config, 35, 8, 64), torch.randn(2, 8)
+    wide, narrow = ghn([(Topology(35, hidden, 8), z) for hidden in ((64, 64), (24, 40))])
+    assert [w.shape for w, _ in narrow] == [(2, 24, 35), (2, 40, 24), (2, 8, 40)]
+    assert 0.05 < wide[1][0].std() * 8 < 5
+    assert 0.5e6 < sum(p.numel() for p in ghn.parameters()) < 1.2e6
+
+
 def test_smooth_noise_correlates_neighbours_and_not_strangers():
     maps = smooth_noise(3, 32, 64, 3.0)
     assert abs(maps.std() - 1) < 0.05
@@ -81,11 +96,15 @@ def test_weight_noise_has_the_asked_size_and_repeats_by_seed():
 def test_told_widths_move_the_weights_and_not_their_shapes():
     topology = Topology(35, (8, 32), 8)
     rng = torch.Generator().manual_seed(0)
-    told = [jitter_widths(topology, 8.0, rng) for _ in range(200)]
-    assert jitter_widths(topology, 0.0, rng) == list(topology.dims)
-    assert {(dims[0], dims[-1]) for dims in told} == {(35, 8)}
-    assert min(dims[1] for dims in told) == 4
-    assert 24 <= min(dims[2] for dims in told) < 26 < 38 < max(dims[2] for dims in told) <= 40
+    told = [jitter(topology, 8.0, 1.0, rng) for _ in range(200)]
+    assert jitter(topology, 0.0, 0.0, rng) == Told.of(topology)
+    assert {(t.dims[0], t.dims[-1]) for t in told} == {(35, 8)}
+    assert min(t.dims[1] for t in told) == 4
+    widths = [t.dims[2] for t in told]
+    assert 24 <= min(widths) < 26 < 38 < max(widths) <= 40
+    depths = [t.depth for t in told]
+    assert 1 <= min(depths) < 1.2 < 2.8 < max(depths) <= 3
+    assert told[0].places == [0, told[0].depth / 2, told[0].depth]
     ghn, z = GHN(CONFIG, 35, 8, 32), torch.randn(2, 4)
     exact, moved = ghn([(topology, z)])[0], ghn([(topology, z)], [told[0]])[0]
     assert [w.shape for w, _ in exact] == [w.shape for w, _ in moved]
@@ -107,16 +126,42 @@ def test_latents_sample_their_teacher():
     assert latents.kl() > 0
 
 
+def test_half_of_the_networks_are_after_the_best_teachers():
+    best, rng = torch.tensor([True, False, False, False]), torch.Generator().manual_seed(0)
+    drawn = draw_teachers(best, (400, 5), 0.5, rng)
+    shares = torch.bincount(drawn.flatten(), minlength=4) / drawn.numel()
+    assert torch.allclose(shares, torch.tensor([1 / 2, 1 / 6, 1 / 6, 1 / 6]), atol=0.04)
+    assert (draw_teachers(torch.tensor([True, True]), (50,), 0.5, rng) < 2).all()
+
+
+def test_networks_depend_on_their_own_generator_alone(sampler):
+    one, two = (sampler.topology(hidden) for hidden in ((16, 8), (32, 16)))
+    rng = lambda seed: torch.Generator().manual_seed(seed)  # noqa: E731
+    beside = sampler.networks([two, one], [0, 1], [rng(1), rng(2)])[1]
+    (alone,) = sampler.networks([one], [1], [rng(2)])
+    for (w, b), (w2, b2) in zip(alone, beside, strict=True):
+        assert torch.allclose(w, w2, atol=1e-6)
+        assert torch.allclose(b, b2, atol=1e-6)
+
+
+def test_direct_query_is_after_the_best_teachers_unless_others_are_named(sampler):
+    best = replace(sampler, teachers=[Teacher("a", False), Teacher("b", True)])
+    assert [p.metadata["teacher"] for p in best.policies((8,), 3, 0)] == ["1", "1", "1"]
+    assert best.policies((8,), 1, 0, [0])[0].metadata["teacher"] == "0"
+
+
 def test_sampler_file_round_trip(sampler, tmp_path):
     path = sampler.save(tmp_path / "ghn.safetensors")
     back = AlignedSampler.load(path)
     one, two = sampler.policies((16, 8), 3, 5), back.policies((16, 8), 3, 5)
     assert all(np.array_equal(a.flat(), b.flat()) for a, b in zip(one, two, strict=True))
     assert back.seen == sampler.seen
+    assert back.teachers == sampler.teachers
+    assert torch.equal(back.success, sampler.success)
 
 
 def test_model_file_of_another_format(tmp_path, sampler):
     from nnit_dist.nnit.model import NNiTModel
 
-    with pytest.raises(NnitError, match="has format 'nnit.ghn/1'; expected 'nnit.model/1'"):
+    with pytest.raises(NnitError, match="has format 'nnit.ghn/2'; expected 'nnit.model/2'"):
         NNiTModel.load(sampler.save(tmp_path / "ghn.safetensors"))

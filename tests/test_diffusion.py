@@ -9,15 +9,15 @@ from nnit_dist.nnit.diffusion import (
     mask_ids,
     masked_loss,
     noised,
-    sample_times,
+    sample_time,
     unmask,
 )
 
 
 def test_path_runs_from_noise_to_data():
-    x, noise = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
-    assert torch.equal(noised(x, noise, torch.zeros(3)), noise)
-    assert torch.equal(noised(x, noise, torch.ones(3)), x)
+    x, noise = torch.randn(4, 5), torch.randn(4, 5)
+    assert torch.equal(noised(x, noise, torch.zeros(4)), noise)
+    assert torch.equal(noised(x, noise, torch.ones(4)), x)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 16])
@@ -41,38 +41,41 @@ def test_heun_converges_to_the_exact_flow_of_a_gaussian():
     assert errors == sorted(errors, reverse=True)
 
 
-def test_flow_loss_ignores_padding_and_weighs_late_times_more():
-    x = torch.zeros(2, 3, 4)
-    mask = torch.tensor([[1.0, 1, 0, 0]] * 3)
+def test_flow_loss_is_per_sequence_ignores_padding_and_weighs_late_times_more():
+    x, owner = torch.zeros(5, 4), torch.tensor([0, 0, 0, 2, 2])
+    mask = torch.tensor([[1.0, 1, 0, 0]] * 3 + [[1.0, 1, 1, 1]] * 2)
+    time = torch.tensor([0.0, 0.5, 0.5])
     wrong_padding = x + (1 - mask) * 100
-    assert flow_loss(wrong_padding, x, torch.tensor([0.2, 0.2]), mask) == 0
-    early = flow_loss(x + 1, x, torch.zeros(2), mask)
-    late = flow_loss(x + 1, x, torch.full((2,), 0.5), mask)
-    assert math.isclose(float(early), 1.0, rel_tol=1e-6)
-    assert math.isclose(float(late), 4.0, rel_tol=1e-6)
+    assert flow_loss(wrong_padding, x, mask, time, owner).tolist() == [0, 0, 0]
+    assert flow_loss(x + 1, x, mask, time, owner).tolist() == pytest.approx([1, 0, 4])
 
 
 def test_times_are_inside_the_unit_interval():
-    times = sample_times(1000, torch.Generator().manual_seed(0))
-    assert 0 < times.min() < 0.2 < 0.8 < times.max() < 1
+    generator = torch.Generator().manual_seed(0)
+    times = [sample_time(generator) for _ in range(1000)]
+    assert 0 < min(times) < 0.2 < 0.8 < max(times) < 1
 
 
 def test_masking_follows_its_rate():
-    ids = torch.arange(1000).repeat(3, 1)
-    masked = mask_ids(ids, 5000, torch.tensor([0.0, 0.5, 1.0]), torch.Generator().manual_seed(0))
-    shares = (masked == 5000).float().mean(1)
+    ids, generator = torch.arange(1000), torch.Generator().manual_seed(0)
+    shares = [
+        float((mask_ids(ids, 5000, rate, generator) == 5000).float().mean())
+        for rate in (0.0, 0.5, 1.0)
+    ]
     assert shares[0] == 0
     assert shares[2] == 1
     assert abs(shares[1] - 0.5) < 0.05
 
 
-def test_masked_loss_counts_hidden_tokens_only():
-    ids = torch.tensor([[0, 1]])
-    allowed = torch.ones(2, 3, dtype=torch.bool)
-    logits = torch.zeros(1, 2, 3)
-    logits[0, 0] = torch.tensor([-50.0, 50, -50])  # wrong, but its token is visible
-    masked = torch.tensor([[0, 9]])
-    assert math.isclose(float(masked_loss(logits, ids, masked, allowed)), math.log(3), rel_tol=1e-5)
+def test_masked_loss_is_per_sequence_and_counts_hidden_tokens_only():
+    ids, owner = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 0, 1, 1])
+    allowed = torch.ones(4, 3, dtype=torch.bool)
+    allowed[2, 0] = False
+    logits = torch.zeros(4, 3)
+    logits[0] = torch.tensor([-50.0, 50, -50])  # wrong, but its token is visible
+    hidden = torch.tensor([False, True, True, False])
+    loss = masked_loss(logits, ids, hidden, allowed, owner, 3)
+    assert loss.tolist() == pytest.approx([math.log(3), math.log(2), 0])
 
 
 def test_unmask_draws_allowed_tokens_and_keeps_given_ones():

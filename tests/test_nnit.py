@@ -1,32 +1,44 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from nnit_dist.errors import NnitError
 from nnit_dist.nnit.model import NNiTModel
-from nnit_dist.nnit.tokens import token_layout
-from nnit_dist.nnit.train import NNiTConfig, NNiTTrainer
+from nnit_dist.nnit.source import AlignedSource, tell
+from nnit_dist.nnit.train import NNiTConfig
+from nnit_dist.nnit.trainer import Trainer
 from nnit_dist.nnit.transformer import TransformerConfig
+from nnit_dist.training import average_gradients
 
 CONFIG = NNiTConfig(
     transformer=TransformerConfig(width=32, depth=2, heads=2),
     steps=60,
     topologies=2,
     networks=4,
+    architectures=16,
     lr=3e-3,
     architecture_weight=0.5,
     width_jitter=0.0,
+    depth_jitter=0.0,
+    bf16=False,
 )
 CPU = torch.device("cpu")
 
 
+def trainer_of(sampler, config=CONFIG, share=(0, 1), average=lambda parameters: None) -> Trainer:
+    return Trainer(config, AlignedSource(sampler, config, 0), CPU, 0, share, average)
+
+
 @pytest.fixture(scope="module")
 def trained(sampler):
-    trainer = NNiTTrainer(CONFIG, sampler, CPU, seed=0)
-    history = [trainer.step(step, 0) for step in range(60)]
-    return trainer, history
+    trainer = trainer_of(sampler)
+    history = [trainer.step(step) for step in range(60)]
+    return NNiTModel.of(trainer, trainer.source), history
 
 
 def test_training_lowers_both_losses(trained):
@@ -39,42 +51,76 @@ def test_training_lowers_both_losses(trained):
 
 
 def test_told_widths_are_those_nearby_and_the_network_heeds_them(sampler):
-    trainer = NNiTTrainer(CONFIG.model_copy(update={"width_jitter": 12.0}), sampler, CPU, seed=0)
+    config = CONFIG.model_copy(update={"width_jitter": 12.0, "depth_jitter": 1.0})
+    source = AlignedSource(sampler, config, 0)
     topology, rng = sampler.topology((32, 16)), torch.Generator().manual_seed(0)
-    told = [trainer._told(topology, rng) for _ in range(100)]
-    assert {t.hidden[0] for t in told} == {24, 32}  # 40 is beyond the vocabulary
-    assert {t.hidden[1] for t in told} == {8, 16, 24}
-    assert all(np.isfinite(trainer.step(step, 0)["flow"]) for step in range(30))
-    layout = token_layout(topology, 8)
-    ids = torch.tensor([trainer.vocabulary.encode(sampler.task.name, (32, 16))])
-    x, time = torch.randn(1, *layout.mask.shape), torch.zeros(1)
-    own, other = (trainer.network(ids, time, x, layout, t)[0] for t in (None, told[0]))
-    assert told[0] != topology
-    assert not torch.equal(own, other)
+    told = [tell(topology, config, 32, rng) for _ in range(200)]
+    assert {t.dims[1] for t in told} == {24, 32, 40}
+    assert {t.dims[2] for t in told} == {8, 16, 24}
+    assert min(t.depth for t in told) < 1.1 < 2.9 < max(t.depth for t in told)
+    examples = source.examples(0, range(8))
+    assert len({tuple(example.ids) for example in examples}) > 2
+    decoded = [source.vocabulary.decode(example.ids)[1] for example in examples]
+    assert [tuple(e.told.dims[1:-1]) for e in examples] == decoded
+
+
+def test_examples_carry_the_success_of_their_teacher_on_their_topology(sampler):
+    source = AlignedSource(sampler, CONFIG, 0)
+    for example in source.examples(0, range(24)):
+        hidden = source.vocabulary.decode(example.ids)[1]
+        column = sampler.success[:, sampler.seen.index(hidden)].tolist()
+        assert example.success in column
 
 
 def test_a_resumed_run_takes_the_steps_of_an_unbroken_one(sampler):
-    unbroken = NNiTTrainer(CONFIG, sampler, CPU, seed=0)
-    for step in range(4):
-        unbroken.step(step, 0)
-    first = NNiTTrainer(CONFIG, sampler, CPU, seed=0)
+    unbroken = trainer_of(sampler)
+    curve = [unbroken.step(step) for step in range(4)]
+    first = trainer_of(sampler)
     for step in range(2):
-        first.step(step, 0)
+        first.step(step)
     state = {name: copy.deepcopy(part.state_dict()) for name, part in first.state().items()}
     torch.manual_seed(999)
-    second = NNiTTrainer(CONFIG, sampler, CPU, seed=0)
+    second = trainer_of(sampler)
     for name, part in second.state().items():
         part.load_state_dict(state[name])
-    for step in range(2, 4):
-        second.step(step, 0)
+    assert [second.step(step) for step in range(2, 4)] == curve[2:]
     for a, b in zip(unbroken.network.parameters(), second.network.parameters(), strict=True):
         assert torch.equal(a, b)
     for a, b in zip(unbroken.average.parameters(), second.average.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("parts", [2, 5])
+def test_accumulated_gradients_are_those_of_the_whole_batch(sampler, parts):
+    whole, split = (
+        trainer_of(sampler),
+        trainer_of(sampler, CONFIG.model_copy(update={"accumulate": parts})),
+    )
+    for step in range(3):
+        one, other = whole.step(step), split.step(step)
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def _worker(rank: int, store: str, out: str, sampler) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    trainer = trainer_of(sampler, share=(rank, 2), average=average_gradients)
+    torch.save([trainer.step(step) for step in range(5)], f"{out}-{rank}")
+    dist.destroy_process_group()
+
+
+def test_two_workers_give_the_curve_of_one(sampler, tmp_path):
+    """The batch is shared, not doubled: the same losses, but for the order of sums."""
+    mp.spawn(_worker, (str(tmp_path / "store"), str(tmp_path / "curve"), sampler), nprocs=2)
+    alone = trainer_of(sampler)
+    curve = [alone.step(step) for step in range(5)]
+    for rank in range(2):
+        shared = torch.load(tmp_path / f"curve-{rank}", weights_only=True)
+        for one, other in zip(curve, shared, strict=True):
+            assert one == pytest.approx(other, rel=1e-3)
+
+
 def test_samples_do_not_depend_on_the_batch(trained):
-    model = trained[0].model()
+    model = trained[0]
     together = model.generate((24, 16), 4, seed=3, steps=4)
     alone = model.generate((24, 16), 1, seed=3, steps=4, first=2)[0]
     assert np.array_equal(together[2].flat(), alone.flat())
@@ -82,7 +128,7 @@ def test_samples_do_not_depend_on_the_batch(trained):
 
 
 def test_samples_differ_by_seed_and_number_and_repeat(trained):
-    model = trained[0].model()
+    model = trained[0]
     a, b = model.generate((16,), 2, seed=0, steps=2)
     again = model.generate((16,), 1, seed=0, steps=2)[0]
     other = model.generate((16,), 1, seed=1, steps=2)[0]
@@ -91,27 +137,53 @@ def test_samples_differ_by_seed_and_number_and_repeat(trained):
     assert not np.array_equal(a.flat(), other.flat())
 
 
-def test_unseen_widths_are_written_and_wrong_ones_refused(trained):
-    model = trained[0].model()
-    assert model.generate((24, 8), 1, steps=1)[0].topology.hidden == (24, 8)
+def test_success_and_guidance_change_what_is_written(trained):
+    model = trained[0]
+    default, best, worse, guided = (
+        model.generate((16, 8), 1, steps=2, **asked)[0].flat()
+        for asked in ({}, {"success": 0.9}, {"success": 0.4}, {"guidance": 1.0})
+    )
+    assert model.best_success == pytest.approx(0.9)
+    assert np.allclose(default, best, atol=1e-6)
+    assert not np.array_equal(best, worse)
+    assert not np.array_equal(default, guided)
+
+
+def test_unseen_topologies_are_written_and_wrong_ones_refused(trained):
+    model = trained[0]
+    for hidden in ((24, 8), (64,), (8, 8, 8, 8)):  # a new width, twice the width, two layers more
+        assert model.generate(hidden, 1, steps=1)[0].topology.hidden == hidden
     with pytest.raises(NnitError, match="Nearest: 8, 16"):
         model.generate((12,), 1)
     with pytest.raises(NnitError, match="not for PickCube-v1"):
         model.check((8,), "PickCube-v1")
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"success": 1.5}, "between 0 and 1; got 1.5"),
+        ({"guidance": -1.0}, "at least 0"),
+        ({"guidance": 2.0}, "trained with nnit.drop_rate=0, so it cannot be guided"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(trained, asked, expected):
+    unguided = replace(trained[0], guidable=False)
+    with pytest.raises(NnitError, match=expected):
+        unguided.generate((8,), 1, **asked)
+
+
 def test_file_round_trip(trained, tmp_path):
-    model = trained[0].model()
+    model = trained[0]
     back = NNiTModel.load(model.save(tmp_path / "nnit.safetensors"))
     one, two = (m.generate((16, 8), 1, seed=1, steps=3)[0] for m in (model, back))
     assert np.array_equal(one.flat(), two.flat())
+    assert (back.best_success, back.guidable) == (model.best_success, model.guidable)
 
 
-def test_architecture_is_predicted_from_what_is_left(trained, sampler):
-    """With all but the depth hidden, the model still knows the task."""
-    model = trained[0].model()
-    ids = torch.tensor([model.vocabulary.encode(sampler.task.name, (16, 8))])
-    ids[0, 0] = model.vocabulary.mask
-    logits = model.network(ids, torch.zeros(1), None, None)[1][0, 0]
-    logits = logits.masked_fill(~model.vocabulary.allowed()[0], -torch.inf)
-    assert model.vocabulary.tasks[int(logits.argmax()) - model.vocabulary._task] == "PushCube-v1"
+def test_drawn_architectures_are_valid_and_repeat_by_seed(trained):
+    model = trained[0]
+    drawn = model.draw_architectures(50, seed=1, success=0.9)
+    assert drawn == model.draw_architectures(50, seed=1, success=0.9)
+    assert len(drawn) > 25  # it is trained for 60 steps only
+    assert all(len(hidden) <= 2 and max(hidden) <= 32 for hidden in drawn)

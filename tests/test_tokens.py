@@ -4,7 +4,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnit_dist.errors import NnitError
-from nnit_dist.nnit.model import Whitening
 from nnit_dist.nnit.tokens import (
     BIAS,
     ArchitectureVocabulary,
@@ -12,6 +11,7 @@ from nnit_dist.nnit.tokens import (
     token_layout,
     tokenize,
 )
+from nnit_dist.nnit.whitening import Whitening
 from nnit_dist.topology import Topology
 
 topologies = st.builds(
@@ -97,27 +97,48 @@ def test_whitening_inverts_and_ignores_padding():
 
 
 VOCABULARY = ArchitectureVocabulary(["PushCube-v1"], 8, 64, 3)
+hiddens = st.lists(st.sampled_from(range(8, 129, 8)), min_size=1, max_size=5).map(tuple)
 
 
-@given(hidden=st.lists(st.sampled_from(range(8, 65, 8)), min_size=1, max_size=3).map(tuple))
+@given(hidden=hiddens)
 def test_architectures_round_trip(hidden):
     ids = VOCABULARY.encode("PushCube-v1", hidden)
+    assert len(ids) == 2 + len(hidden)
     assert VOCABULARY.decode(ids) == ("PushCube-v1", hidden)
     assert all(VOCABULARY.allowed()[slot, token] for slot, token in enumerate(ids))
 
 
+@given(hidden=hiddens)
+def test_what_is_drawn_is_within_the_range_of_training(hidden):
+    ids = VOCABULARY.filled(VOCABULARY.encode("PushCube-v1", hidden))
+    drawable = VOCABULARY.drawable()
+    allowed = [bool(row[token]) for row, token in zip(drawable, ids, strict=False)]
+    assert all(allowed) == (len(hidden) <= 3 and max(hidden[:3]) <= 64)
+    if all(allowed):
+        assert VOCABULARY.decode(ids) == ("PushCube-v1", hidden)
+
+
 def test_invalid_token_sequences_are_no_architecture():
-    task, depth, first, *rest = VOCABULARY.encode("PushCube-v1", (16, 24))
+    task, depth, first, *rest = VOCABULARY.filled(VOCABULARY.encode("PushCube-v1", (16, 24)))
     assert VOCABULARY.decode([task, depth, VOCABULARY.none, *rest]) is None
     assert VOCABULARY.decode([task, VOCABULARY.mask, first, *rest]) is None
+    assert VOCABULARY.decode([task, depth, first]) is None
+
+
+def test_ids_beyond_training_differ_from_those_of_training_by_their_number_alone():
+    inside, beyond = (VOCABULARY.encode("PushCube-v1", hidden) for hidden in ((64,), (128,)))
+    types, numbers = VOCABULARY.types(), VOCABULARY.numbers()
+    assert types[inside[2]] == types[beyond[2]]
+    assert numbers[beyond[2]] == 2 * numbers[inside[2]] == 2
+    assert types.max() + 1 == VOCABULARY.types_count
 
 
 @pytest.mark.parametrize(
     ("hidden", "expected"),
     [
         ((20, 16), r"multiples of 8 \(patch size\); got 20. Nearest: 16, 24"),
-        ((128,), "width 128 is above the 64"),
-        ((8, 8, 8, 8), "4 hidden layers are more than the 3"),
+        ((136,), "width 136 is too much: .* trained for up to 64, and writes up to 128"),
+        ((8,) * 6, "6 hidden layers are too many: .* up to 3, and writes up to 5"),
     ],
 )
 def test_architectures_out_of_range(hidden, expected):

@@ -1,10 +1,10 @@
 import pytest
 
 from nnit_dist.errors import NnitError
-from nnit_dist.topology import Topology, parse_hidden, split_topologies
+from nnit_dist.topology import Topology, is_bottleneck, parse_hidden, split_topologies
 
 GRID = dict(widths=[16, 32, 64], depths=[1, 2, 3], unseen_widths=[24, 48])
-COUNTS = {"combination": 5, "width": 6, "deeper": 3, "wider": 2}
+COUNTS = {"combination": 5, "apart": 3, "width": 6, "deeper": 3, "wider": 2}
 
 
 def test_shapes_and_parameters_of_an_mlp():
@@ -26,8 +26,22 @@ def test_unseen_kinds_are_what_they_say():
     assert all(set(hidden) <= seen_widths for hidden in split.unseen["combination"])
     assert all(set(hidden) - seen_widths for hidden in split.unseen["width"])
     assert all(max(hidden) <= 64 for hidden in split.unseen["width"])
-    assert all(len(hidden) == 4 for hidden in split.unseen["deeper"])
+    assert {len(hidden) for hidden in split.unseen["deeper"]} == {4, 5}
+    bottlenecks = {
+        kind: sum(is_bottleneck(h, 40) for h in held) for kind, held in split.unseen.items()
+    }
+    assert bottlenecks["apart"] == 3
+    assert bottlenecks["combination"] == bottlenecks["width"] == 0
+    assert not any(is_bottleneck(hidden, 40) for hidden in split.seen)
     assert all(max(hidden) > 64 for hidden in split.unseen["wider"])
+
+
+@pytest.mark.parametrize(
+    ("hidden", "expected"),
+    [((64, 16, 64), True), ((16, 64, 16), False), ((64, 64, 16), False), ((48, 32, 48, 64), True)],
+)
+def test_bottlenecks(hidden, expected):
+    assert is_bottleneck(hidden, 40) == expected
 
 
 def test_split_depends_on_the_seed_alone():

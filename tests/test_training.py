@@ -9,7 +9,8 @@ import torch.multiprocessing as mp
 
 from nnit_dist.config import load_config
 from nnit_dist.pipeline import Run
-from nnit_dist.training import average_gradients, read_metrics, step_generator
+from nnit_dist.randomness import generator_of
+from nnit_dist.training import average_gradients, read_metrics
 
 SMOKE = Path(__file__).parent.parent / "configs" / "smoke.yaml"
 
@@ -39,8 +40,8 @@ def test_one_worker_keeps_its_gradients():
     assert torch.equal(parameter.grad, torch.ones(3))
 
 
-def test_randomness_depends_on_seed_step_and_rank():
-    draw = lambda *key: torch.rand(4, generator=step_generator(*key)).tolist()  # noqa: E731
+def test_randomness_depends_on_its_key():
+    draw = lambda *key: torch.rand(4, generator=generator_of(*key)).tolist()  # noqa: E731
     assert draw(0, 5, 1) == draw(0, 5, 1)
     assert len({tuple(draw(*key)) for key in [(0, 5, 1), (1, 5, 1), (0, 6, 1), (0, 5, 0)]}) == 4
 

@@ -3,9 +3,8 @@
 Each step draws topologies and teachers; the generated network must act as its
 teacher does on states that teachers and generated networks visited. Gaussian
 noise on the generated weights during training makes the function flat around
-them, so that the small errors of a generative model cost little success. The widths
-that the hypernetwork is told are jittered: what it writes then changes slowly with the
-width, and the widths between those of training are written as well.
+them, so that the small errors of a generative model cost little success. The sizes and the
+depth that the hypernetwork is told are jittered (`told.py`).
 """
 
 import json
@@ -19,9 +18,11 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from nnit_dist.align.ghn import GHN, GHNConfig, Layers, apply_layers
-from nnit_dist.align.latents import TeacherLatents, action_error
+from nnit_dist.align.latents import TeacherLatents, action_error, draw_teachers
+from nnit_dist.align.told import jitter
+from nnit_dist.randomness import generator_of
 from nnit_dist.topology import Topology
-from nnit_dist.training import Loop, average_gradients, step_generator, worker_setup
+from nnit_dist.training import Loop, average_gradients, worker_setup
 
 
 class DistillConfig(BaseModel):
@@ -36,12 +37,18 @@ class DistillConfig(BaseModel):
     dagger_episodes: int = Field(4, gt=0, description="episodes of each of them")
     meta_batch: int = Field(8, gt=0, description="topologies a step")
     latents: int = Field(2, gt=0, description="networks of each topology a step")
+    best_share: float = Field(
+        0.5, ge=0, le=1, description="of networks after a trial's best snapshot, if others teach"
+    )
     states: int = Field(256, gt=0, description="states a network is compared on")
     lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     weight_noise: float = Field(0.05, ge=0, description="noise on weights, in their rms")
     width_jitter: float = Field(
         8.0, ge=0, description="error, in units, of the widths that the hypernetwork is told"
+    )
+    depth_jitter: float = Field(
+        1.0, ge=0, description="error, in layers, of the depth that the hypernetwork is told"
     )
     kl_weight: float = Field(1e-4, ge=0)
     smoothness_weight: float = Field(0.0, ge=0, description="penalty on neighbours' differences")
@@ -57,7 +64,7 @@ def load_states(path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 def distill_worker(config: dict) -> None:
     """Ray Train loop: continue training up to `config["until"]` steps."""
-    device, rank = worker_setup()
+    device, rank, _ = worker_setup()
     trainer = Distiller(config, device)
     start = config.get("start_from")
     loop = Loop(trainer.state(), config, log_every=25, save_every=trainer.config.checkpoint_every)
@@ -81,6 +88,7 @@ class Distiller:
         self.targets = [torch.from_numpy(array).to(device) for array in targets]
         obs_dim, act_dim = self.obs[0].shape[1], self.targets[0].shape[1]
         self.topologies = [Topology(obs_dim, tuple(hidden), act_dim) for hidden in topologies]
+        self.best = torch.tensor(config["best"])
         ghn_config = GHNConfig(**config["ghn"])
         self.ghn = GHN(ghn_config, obs_dim, act_dim, config["max_width"]).to(device)
         self.latents = TeacherLatents(len(obs), ghn_config.latent_dim).to(device)
@@ -93,17 +101,17 @@ class Distiller:
         return {"ghn": self.ghn, "latents": self.latents, "optimizer": self.optimizer}
 
     def step(self, step: int, rank: int) -> dict[str, float]:
-        cfg, rng = self.config, step_generator(self.seed, step, rank)
+        cfg, rng = self.config, generator_of(self.seed, step, rank)
         self._set_lr(step)
         picked = torch.randint(len(self.topologies), (cfg.meta_batch,), generator=rng)
-        teachers = torch.randint(len(self.obs), (cfg.meta_batch, cfg.latents), generator=rng)
+        teachers = draw_teachers(self.best, (cfg.meta_batch, cfg.latents), cfg.best_share, rng)
         noise = torch.randn(*teachers.shape, self.latents.mean.shape[1], generator=rng)
         batch = [
             (self.topologies[int(t)], self.latents.sample(teacher.to(self.device), z))
             for t, teacher, z in zip(picked, teachers, noise.to(self.device), strict=True)
         ]
         errors, roughness = [], []
-        told = [jitter_widths(topology, cfg.width_jitter, rng) for topology, _ in batch]
+        told = [jitter(topology, cfg.width_jitter, cfg.depth_jitter, rng) for topology, _ in batch]
         for layers, teacher in zip(self.ghn(batch, told), teachers, strict=True):
             obs, target = self._draw_states(teacher, rng)
             noisy = add_weight_noise(layers, cfg.weight_noise, rng)
@@ -148,13 +156,6 @@ class Distiller:
         for name, part in self.state().items():
             part.load_state_dict(saved[name])
         return saved["step"]
-
-
-def jitter_widths(topology: Topology, jitter: float, rng: torch.Generator) -> list[float]:
-    """Sizes of the topology, its hidden widths changed by up to `jitter` (at most by half)."""
-    moves = (2 * torch.rand(topology.depth, generator=rng) - 1) * jitter
-    widths = [max(w / 2, w + m) for w, m in zip(topology.hidden, moves.tolist(), strict=True)]
-    return [topology.obs_dim, *widths, topology.act_dim]
 
 
 def add_weight_noise(layers: Layers, scale: float, rng: torch.Generator) -> Layers:

@@ -1,5 +1,7 @@
 """A latent per teacher, and what training with it minimises."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -31,3 +33,17 @@ def action_error(output: Tensor, target: Tensor) -> Tensor:
     clipped = target.clamp(-1, 1)
     beyond = ((target >= 1) & (output >= 1)) | ((target <= -1) & (output <= -1))
     return torch.where(beyond, 0.0, output - clipped).square()
+
+
+def draw_teachers(
+    best: Tensor, shape: tuple[int, ...], best_share: float, rng: torch.Generator
+) -> Tensor:
+    """Teacher indices [*shape]: with probability `best_share` one of `best` (bool [T]).
+
+    Where all or none are best, any of them.
+    """
+    if best.all() or not best.any():
+        return torch.randint(len(best), shape, generator=rng)
+    odds = best * (best_share / best.sum().clamp(min=1))
+    odds = odds + ~best * ((1 - best_share) / (~best).sum().clamp(min=1))
+    return torch.multinomial(odds, math.prod(shape), replacement=True, generator=rng).view(shape)

@@ -12,23 +12,25 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.numpy import save_file
+from torch import Tensor
 
 from nnit_dist.align.distill import DistillConfig, distill_worker, load_states
 from nnit_dist.align.ghn import GHN, GHNConfig
 from nnit_dist.align.latents import TeacherLatents
-from nnit_dist.align.sampler import AlignedSampler
+from nnit_dist.align.sampler import AlignedSampler, Teacher
 from nnit_dist.artifacts import write_atomic
-from nnit_dist.envs.sim import TRAIN_SEEDS
+from nnit_dist.envs.sim import TRAIN_SEEDS, VALIDATION_SEED
 from nnit_dist.envs.tasks import TaskInfo
 from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool
+from nnit_dist.evaluate.run import evaluate
 from nnit_dist.evaluate.simulator import SimBackend, Simulators
 from nnit_dist.normalization import InputNorm
 from nnit_dist.policy import Policy
 from nnit_dist.progress import StageProgress
 from nnit_dist.topology import Hidden
 from nnit_dist.training import METRICS, fit, read_metrics, steps_logged
-from nnit_dist.zoo import Member
+from nnit_dist.zoo import Member, best_of_trials
 
 MODEL = "ghn.safetensors"
 BAR = "distil, steps"
@@ -42,6 +44,14 @@ class AlignConfig(BaseModel):
 
     min_success: float = Field(
         0.9, ge=0, le=1, description="trials whose best snapshot is below this teach nothing"
+    )
+    snapshots: bool = Field(
+        False,
+        description="earlier snapshots of the teachers' trials teach as well, so that NNiT "
+        "can be asked for a success",
+    )
+    success_episodes: int = Field(
+        20, gt=0, description="at the end, of a network of each topology after each teacher"
     )
     ghn: GHNConfig = GHNConfig()
     distill: DistillConfig = DistillConfig()
@@ -71,12 +81,15 @@ def run_align(
     """Train the hypernetwork; returns the stage's figures.
 
     Reads the teachers. Writes `out/ghn.safetensors`, `out/metrics.jsonl`, and a file of
-    states and one of the trainer's state per round, from which it resumes.
+    states and one of the trainer's state per round, from which it resumes, and `out/success`, the
+    measured episodes of its networks.
 
     Raises:
         NnitError: no teacher is good enough, or training fails.
     """
-    taught = [member for member in members if member.success_once >= config.min_success]
+    taught = [
+        member for member in best_of_trials(members) if member.success_once >= config.min_success
+    ]
     if not taught:
         best = max((member.success_once for member in members), default=0.0)
         raise NnitError(
@@ -85,17 +98,37 @@ def run_align(
         )
     simulators = Simulators(task.name, task.control_mode, sim_backend=sim_backend)
     stage = _Alignment(
-        config, [m.policy for m in taught], task, seen, out, placement, seed, simulators, actors
+        config,
+        _all_teachers(taught, members, config.snapshots),
+        len(taught),
+        task,
+        seen,
+        out,
+        placement,
+        seed,
+        simulators,
+        actors,
     )
     stage.run()
     rows = read_metrics(out / METRICS)
     return {
         "teachers": {member.policy.id: member.success_once for member in taught},
+        "success_after": dict(
+            zip([t.id for t in stage.about], stage.success.mean(1).tolist(), strict=True)
+        ),
         "action_mse": rows[-1]["action_mse"],
         "steps": config.distill.steps,
         "dagger_episodes": stage.episodes,
         "parameters": stage.parameters,
     }
+
+
+def _all_teachers(taught: list[Member], members: list[Member], snapshots: bool) -> list[Policy]:
+    """The best of every trial first, then, with `snapshots`, the earlier ones of these trials."""
+    best, trials = [m.policy for m in taught], {m.parent for m in taught}
+    ids = {policy.id for policy in best}
+    rest = [m.policy for m in members if m.parent in trials and m.policy.id not in ids]
+    return best + (sorted(rest, key=lambda policy: policy.id) if snapshots else [])
 
 
 class _Alignment:
@@ -105,6 +138,7 @@ class _Alignment:
         self,
         config: AlignConfig,
         teachers: list[Policy],
+        best: int,
         task: TaskInfo,
         seen: list[Hidden],
         out: Path,
@@ -117,6 +151,8 @@ class _Alignment:
         self.out, self.placement, self.seed = out, placement, seed
         self.simulators, self.actors = simulators, actors
         self.max_width = max(max(hidden) for hidden in seen)
+        self.about = [Teacher(t.id, i < best) for i, t in enumerate(teachers)]
+        self.success = torch.zeros(len(teachers), len(seen))  # measured at the end
         self.episodes = 0
         self.parameters = 0
 
@@ -129,7 +165,9 @@ class _Alignment:
                 self._ensure_states(index, view)
                 if not self._result(index).exists():
                     self._train(index, distill.steps * (index + 1) // rounds, (view, BAR))
-        self._sampler(rounds - 1).save(self.out / MODEL)
+        sampler = self._sampler(rounds - 1)
+        sampler.success = self.success = self._measure(sampler)
+        sampler.save(self.out / MODEL)
 
     def _states(self, index: int) -> Path:
         return self.out / f"states-{index}.safetensors"
@@ -176,13 +214,42 @@ class _Alignment:
         jobs = []
         for number in range(distill.dagger_networks):
             hidden = self.seen[int(rng.integers(len(self.seen)))]
-            teacher = number % len(self.teachers)
-            policy = sampler.policies(hidden, teacher + 1, int(rng.integers(2**31)))[teacher]
+            teacher = self._dagger_teacher(number)
+            (policy,) = sampler.policies(hidden, 1, int(rng.integers(2**31)), [teacher])
             policy.id = f"dagger_{index}_{number}"
             start = int(rng.integers(TRAIN_SEEDS - distill.dagger_episodes))
             seeds = tuple(range(start, start + distill.dagger_episodes))
             jobs.append((teacher, Job(policy, seeds, record=True)))
         return jobs
+
+    def _dagger_teacher(self, number: int) -> int:
+        """The best ones and the others take turns, as in training."""
+        best = [i for i, teacher in enumerate(self.about) if teacher.best]
+        others = [i for i, teacher in enumerate(self.about) if not teacher.best]
+        group = others if others and number % 2 else best
+        return group[number // (2 if others else 1) % len(group)]
+
+    def _measure(self, sampler: AlignedSampler) -> Tensor:
+        """Success of a network of every seen topology after every teacher, [teachers, seen]."""
+        policies = []
+        for teacher in range(len(self.about)):
+            for number, hidden in enumerate(self.seen):
+                (policy,) = sampler.policies(hidden, 1, self.seed + number, [teacher])
+                policy.id = f"after_{teacher}_{policy.topology.name}"
+                policies.append(policy)
+        result = evaluate(
+            policies,
+            self.config.success_episodes,
+            self.out / "success",
+            self.actors,
+            sim_backend=self.simulators.sim_backend,
+            first_seed=VALIDATION_SEED,
+            title="success after each teacher",
+        )
+        if result.failures:
+            raise NnitError(f"measuring failed: {next(iter(result.failures.values()))}.")
+        success = torch.tensor([row["success_once"] for row in result.rows()])
+        return success.view(len(self.about), len(self.seen))
 
     def _collect(
         self, jobs: list[tuple[int, Job]], view: StageProgress, name: str
@@ -232,6 +299,7 @@ class _Alignment:
                 "states": str(self._states(index).absolute()),
                 "start_from": str(self._result(index - 1).absolute()) if index else None,
                 "result": str(self._result(index).absolute()),
+                "best": [teacher.best for teacher in self.about],
                 "until": until,
                 "seed": self.seed,
             },
@@ -251,5 +319,12 @@ class _Alignment:
         latents.load_state_dict(saved["latents"])
         self.parameters = sum(p.numel() for p in ghn.parameters())
         return AlignedSampler(
-            ghn.eval(), latents.eval(), self._norm(), self.task, self.max_width, self.seen
+            ghn.eval(),
+            latents.eval(),
+            self._norm(),
+            self.task,
+            self.max_width,
+            self.seen,
+            self.about,
+            self.success,
         )

@@ -1,7 +1,6 @@
 """The aligned sampler: a trained hypernetwork as a source of policies for any topology."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from nnit_dist.align.ghn import GHN, GHNConfig, Layers
 from nnit_dist.align.latents import TeacherLatents
+from nnit_dist.align.told import Told
 from nnit_dist.artifacts import canonical_safetensors, write_atomic
 from nnit_dist.envs.tasks import TaskInfo
 from nnit_dist.errors import NnitError
@@ -20,14 +20,24 @@ from nnit_dist.normalization import InputNorm
 from nnit_dist.policy import Policy
 from nnit_dist.topology import Topology
 
-FORMAT = "nnit.ghn/1"
+FORMAT = "nnit.ghn/2"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A policy that the hypernetwork learnt from; `best`: the best snapshot of its trial."""
+
+    id: str
+    best: bool
 
 
 @dataclass
 class AlignedSampler:
     """(topology, latent) -> weights. `norm` folds networks to raw observations.
 
-    Networks come as torch layers for whitened inputs (`layers`) or as policies (`policies`).
+    `success` is the measured success_once of networks after each teacher, float32
+    [teachers, seen]. Networks come as torch layers for whitened inputs (`networks`, `layers`) or
+    as policies (`policies`).
     """
 
     ghn: GHN
@@ -36,35 +46,56 @@ class AlignedSampler:
     task: TaskInfo
     max_width: int
     seen: list[tuple[int, ...]]
+    teachers: list[Teacher]
+    success: Tensor
 
     @property
-    def teachers(self) -> int:
-        return len(self.latents.mean)
+    def best(self) -> list[int]:
+        """Indices of the teachers that are the best of their trial."""
+        return [i for i, teacher in enumerate(self.teachers) if teacher.best]
 
     def topology(self, hidden: tuple[int, ...]) -> Topology:
         return Topology(self.task.obs_dim, hidden, self.task.act_dim)
 
     @torch.no_grad()
-    def layers(
+    def networks(
         self,
-        topology: Topology,
-        teachers: Tensor,
-        generator: torch.Generator,
-        told: Sequence[float] | None = None,
-    ) -> Layers:
-        """One network per teacher index [B], its latent drawn around that teacher's.
+        topologies: list[Topology],
+        teachers: list[int],
+        generators: list[torch.Generator],
+        told: list[Told] | None = None,
+    ) -> list[Layers]:
+        """A network of each topology after each teacher, layers [1, ...].
 
-        `told` are the sizes that the hypernetwork hears of, see `GHN.forward`.
+        Latents are drawn around the teacher's, each from its own generator. `told` is what the
+        hypernetwork hears of the topologies, see `GHN.forward`.
         """
+        size = self.latents.mean.shape[1]
+        noise = torch.stack([torch.randn(size, generator=generator) for generator in generators])
+        z = self.latents.sample(torch.tensor(teachers), noise.to(self.latents.mean))
+        networks = self.ghn(list(zip(topologies, z[:, None], strict=True)), told)
+        return [[(weight.cpu(), bias.cpu()) for weight, bias in layers] for layers in networks]
+
+    def to(self, device: torch.device) -> "AlignedSampler":
+        """The same, written on a device; `networks` still gives CPU tensors."""
+        self.ghn.to(device)
+        self.latents.to(device)
+        return self
+
+    @torch.no_grad()
+    def layers(self, topology: Topology, teachers: Tensor, generator: torch.Generator) -> Layers:
+        """One network per teacher index [B], its latent drawn around that teacher's."""
         noise = torch.randn(len(teachers), self.latents.mean.shape[1], generator=generator)
         z = self.latents.sample(teachers, noise.to(self.latents.mean))
-        return self.ghn([(topology, z)], [told] if told else None)[0]
+        return self.ghn([(topology, z)])[0]
 
-    def policies(self, hidden: tuple[int, ...], count: int, seed: int) -> list[Policy]:
-        """`count` policies of one topology, teachers in turn."""
+    def policies(
+        self, hidden: tuple[int, ...], count: int, seed: int, after: list[int] | None = None
+    ) -> list[Policy]:
+        """`count` policies of one topology, the teachers `after` in turn (the best by default)."""
         generator = torch.Generator().manual_seed(seed)
-        topology = self.topology(hidden)
-        teachers = torch.arange(count) % self.teachers
+        topology, after = self.topology(hidden), after or self.best
+        teachers = torch.tensor([after[i % len(after)] for i in range(count)])
         layers = self.layers(topology, teachers, generator)
         return [
             Policy(
@@ -86,6 +117,7 @@ class AlignedSampler:
         state |= {
             "norm.mean": torch.from_numpy(self.norm.mean),
             "norm.std": torch.from_numpy(self.norm.std),
+            "success": self.success,
         }
         metadata = {
             "format": FORMAT,
@@ -93,6 +125,7 @@ class AlignedSampler:
             "task": json.dumps(vars(self.task)),
             "max_width": str(self.max_width),
             "seen": json.dumps(self.seen),
+            "teachers": json.dumps([vars(teacher) for teacher in self.teachers]),
         }
         data = canonical_safetensors(save(state, metadata))
         return write_atomic(path, lambda partial: partial.write_bytes(data))
@@ -112,7 +145,10 @@ class AlignedSampler:
         latents.load_state_dict(_part(state, "latents."))
         norm = InputNorm(state["norm.mean"].numpy(), state["norm.std"].numpy())
         seen = [tuple(hidden) for hidden in json.loads(metadata["seen"])]
-        return cls(ghn.eval(), latents.eval(), norm, task, max_width, seen)
+        teachers = [Teacher(**about) for about in json.loads(metadata["teachers"])]
+        return cls(
+            ghn.eval(), latents.eval(), norm, task, max_width, seen, teachers, state["success"]
+        )
 
 
 def read_model(path: Path, expected: str) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -68,11 +68,12 @@ class AlignedCrops:
         near = nearest_topologies(hidden, self.sampler.seen, self.neighbours)
         drawn = []
         for number in range(samples):
-            rng = _generator(self.name, hidden, seed, number)
+            rng = generator_for(self.name, hidden, seed, number)
             crops = []
             for offset in range(self.neighbours):
                 source = self.sampler.topology(near[offset % len(near)])
-                teacher = torch.tensor([(number + offset) % self.sampler.teachers])
+                best = self.sampler.best
+                teacher = torch.tensor([best[(number + offset) % len(best)]])
                 crops.append(fit_to(self.sampler.layers(source, teacher, rng), target))
             drawn.append(_mean(crops))
         return policies_of(self.sampler, self.name, target, drawn, seed)
@@ -123,7 +124,7 @@ class PatchGaussian:
             )
         drawn = []
         for number in range(samples):
-            rng = _generator(self.name, hidden, seed, number)
+            rng = generator_for(self.name, hidden, seed, number)
             noise = torch.randn(layout.mask.shape, generator=rng)
             places = zip(_keys(target, self.patch), noise, strict=True)
             values = torch.stack([fitted[key][0] + fitted[key][1] @ z for key, z in places])
@@ -138,7 +139,8 @@ class PatchGaussian:
         for hidden in self.sampler.seen:
             topology = self.sampler.topology(hidden)
             layout = token_layout(topology, self.patch)
-            teachers = torch.arange(FIT_NETWORKS) % self.sampler.teachers
+            best = torch.tensor(self.sampler.best)
+            teachers = best[torch.arange(FIT_NETWORKS) % len(best)]
             values = tokenize(self.sampler.layers(topology, teachers, rng), layout)
             places = found.setdefault(len(hidden), {})
             for index, key in enumerate(_keys(topology, self.patch)):
@@ -162,7 +164,7 @@ def _gaussian(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.mean(0), factor.to(values)
 
 
-def _generator(name: str, hidden: Hidden, seed: int, number: int) -> torch.Generator:
+def generator_for(name: str, hidden: Hidden, seed: int, number: int) -> torch.Generator:
     key = zlib.crc32(f"{name}/{seed}/{hidden_name(hidden)}/{number}".encode())
     return torch.Generator().manual_seed(key)
 

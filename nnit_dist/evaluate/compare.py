@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy.stats import spearmanr
 
 from nnit_dist.align.sampler import AlignedSampler
 from nnit_dist.artifacts import read_json, write_atomic, write_json
@@ -15,15 +16,16 @@ from nnit_dist.evaluate.stats import paired, paired_bootstrap
 from nnit_dist.evaluate.store import EpisodeStore
 from nnit_dist.policy import Policy, load_policies
 from nnit_dist.population.run import teachers
-from nnit_dist.topology import UNSEEN_KINDS, Hidden, TopologySplit
+from nnit_dist.topology import BEYOND, WITHIN, Hidden, TopologySplit
 
 METHODS = {"rllib": "teachers", "ghn": "direct GHN query", "nnit": "NNiT"}
-ALL_UNSEEN = "all unseen"
-KINDS = ("teacher", "seen", *UNSEEN_KINDS, ALL_UNSEEN)
+ALL_UNSEEN = "all unseen"  # of the sizes of training
+KINDS = ("teacher", "seen", *WITHIN, ALL_UNSEEN, *BEYOND)
 
 
 def run_evaluation(
     generated: Path,
+    studies: Path | None,
     ghn: Path,
     population: Path,
     split: TopologySplit,
@@ -38,15 +40,20 @@ def run_evaluation(
 ) -> dict[str, Any]:
     """Measure every method on the same start states; returns summaries.
 
-    Reads policy files, the hypernetwork and the zoo. Writes `out/results.parquet` (one row a
-    network), `out/results.json` (the summaries) and `out/episodes` (one row an episode).
+    Reads policy files (and those of the studies, if any), the hypernetwork and the zoo. Writes
+    `out/results.parquet` (one row a network), `out/results.json` (the summaries) and
+    `out/episodes` (one row an episode).
     """
     taught = [m.policy for m in teachers(population) if m.success_once >= min_success]
     sampler = AlignedSampler.load(ghn)
-    asked = [p for hidden in topologies for p in sampler.policies(hidden, samples, seed)]
-    policies: list[Policy] = [*taught, *asked, *load_policies(generated)]
+    reached = [hidden for hidden in topologies if max(hidden) <= sampler.max_width]
+    asked = [p for hidden in reached for p in sampler.policies(hidden, samples, seed)]
+    studied = load_policies(studies) if studies else []
+    policies: list[Policy] = [*taught, *asked, *load_policies(generated), *studied]
     result = evaluate(policies, episodes, out, actors, sim_backend=sim_backend)
-    rows = result.rows()
+    about = {policy.id: policy.metadata for policy in studied}
+    measured = result.rows()
+    rows = [row for row in measured if row["policy_id"] not in about]
     for row in rows:
         row["method"] = METHODS[row["source"]]
         row["kind"] = "teacher" if row["source"] == "rllib" else split.kind_of(tuple(row["hidden"]))
@@ -56,6 +63,9 @@ def run_evaluation(
         "summaries": summarize_methods(rows),
         "failures": result.failures,
         "paired": paired_methods(rows),
+        "studies": summarize_studies(
+            [row | about[row["policy_id"]] for row in measured if row["policy_id"] in about]
+        ),
     }
     write_json(out / "results.json", figures)
     return figures | {"networks": len(rows)}
@@ -66,7 +76,7 @@ def summarize_methods(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
         groups.setdefault((row["method"], row["kind"]), []).append(row)
-        if row["kind"] in UNSEEN_KINDS:
+        if row["kind"] in WITHIN:
             groups.setdefault((row["method"], ALL_UNSEEN), []).append(row)
     places = [(method, kind) for kind in KINDS for method in METHODS.values()]
     return [
@@ -76,9 +86,27 @@ def summarize_methods(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def summarize_studies(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A summary per study and setting; for the success asked for, its rank correlation as well."""
+    found: dict[str, Any] = {}
+    for row in rows:
+        found.setdefault(row["study"], {}).setdefault(row["setting"], []).append(row)
+    studies: dict[str, Any] = {
+        study: [{"setting": setting, **summarize(group)} for setting, group in settings.items()]
+        for study, settings in found.items()
+    }
+    asked = [row for row in rows if row["study"] == "asked"]
+    if asked:
+        wanted = [float(row["setting"]) for row in asked]
+        got = [row["success_once"] for row in asked]
+        varies = len(set(got)) > 1
+        studies["rank_correlation"] = float(spearmanr(wanted, got).statistic) if varies else 0.0
+    return studies
+
+
 def paired_methods(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """NNiT less the direct query, over the unseen topologies and start states of both."""
-    unseen = [row for row in rows if row["kind"] in UNSEEN_KINDS]
+    unseen = [row for row in rows if row["kind"] in WITHIN]
     ours, theirs = (
         [row for row in unseen if row["method"] == METHODS[source]] for source in ("nnit", "ghn")
     )

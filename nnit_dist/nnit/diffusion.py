@@ -1,8 +1,12 @@
-"""The two diffusions: flow matching on patches, masking on architecture tokens.
+"""The two diffusions: flow matching on patches, masking on architecture tokens. Torch alone.
 
 Flow matching (arXiv 2210.02747) on the straight path x_t = (1 - t) noise + t data.
 The network predicts the data; the error is measured on the velocity
-(data - x_t) / (1 - t), which weighs it by 1 / (1 - t)^2.
+(data - x_t) / (1 - t), which weighs it by 1 / (1 - t)^2. Architecture tokens are masked at a
+rate of their own (arXiv 2107.03006, 2406.07524).
+
+Shapes: S sequences, M patches, A architecture tokens, P values a patch, V vocabulary; `owner`
+names each token's sequence.
 """
 
 import itertools
@@ -14,22 +18,25 @@ from torch import Tensor
 MIN_REST = 0.1  # the weight of the last steps is bounded: 1 - t counts as at least this
 
 
-def noised(x_BNP: Tensor, noise_BNP: Tensor, time_B: Tensor) -> Tensor:
-    """The point at `time_B` on the path from noise (0) to data (1)."""
-    t = time_B[:, None, None]
-    return (1 - t) * noise_BNP + t * x_BNP
+def noised(x_MP: Tensor, noise_MP: Tensor, time_M: Tensor) -> Tensor:
+    """The point at `time_M` on the path from noise (0) to data (1)."""
+    t = time_M[:, None]
+    return (1 - t) * noise_MP + t * x_MP
 
 
-def flow_loss(predicted: Tensor, x_BNP: Tensor, time_B: Tensor, mask_NP: Tensor) -> Tensor:
-    """Mean squared velocity error over the values that are weights."""
-    weight = 1 / (1 - time_B).clamp(min=MIN_REST) ** 2
-    error = ((predicted - x_BNP).square() * mask_NP).sum((1, 2)) / mask_NP.sum()
-    return (weight * error).mean()
+def flow_loss(
+    predicted: Tensor, x_MP: Tensor, mask_MP: Tensor, time_S: Tensor, owner_M: Tensor
+) -> Tensor:
+    """Mean squared velocity error over each sequence's weights [S]; 0 where it has none."""
+    error = ((predicted - x_MP).square() * mask_MP).sum(1)
+    total = torch.zeros_like(time_S).index_add(0, owner_M, error)
+    count = torch.zeros_like(time_S).index_add(0, owner_M, mask_MP.sum(1))
+    return total / count.clamp(min=1) / (1 - time_S).clamp(min=MIN_REST) ** 2
 
 
-def sample_times(count: int, generator: torch.Generator) -> Tensor:
-    """Noise levels [count], logit-normal: most of the training where it is neither easy."""
-    return torch.sigmoid(torch.randn(count, generator=generator))
+def sample_time(generator: torch.Generator) -> float:
+    """A noise level, logit-normal: most of the training where it is neither easy nor idle."""
+    return float(torch.sigmoid(torch.randn((), generator=generator)))
 
 
 def integrate(predict: Callable[[Tensor, float], Tensor], noise: Tensor, steps: int) -> Tensor:
@@ -48,20 +55,20 @@ def integrate(predict: Callable[[Tensor, float], Tensor], noise: Tensor, steps: 
     return x
 
 
-def mask_ids(ids_BA: Tensor, mask_id: int, rate_B: Tensor, generator: torch.Generator) -> Tensor:
-    """Each token replaced by the mask with its row's probability (arXiv 2107.03006)."""
-    hit = torch.rand(ids_BA.shape, generator=generator).to(ids_BA.device) < rate_B[:, None]
-    return torch.where(hit, mask_id, ids_BA)
+def mask_ids(ids_A: Tensor, mask_id: int, rate: float, generator: torch.Generator) -> Tensor:
+    """Each token replaced by the mask with probability `rate`."""
+    return torch.where(torch.rand(ids_A.shape, generator=generator) < rate, mask_id, ids_A)
 
 
-def masked_loss(logits: Tensor, ids_BA: Tensor, masked_BA: Tensor, allowed: Tensor) -> Tensor:
-    """Cross-entropy on the masked tokens, over the ids that each slot allows."""
-    logits = logits.masked_fill(~allowed, -torch.inf)
-    loss = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), ids_BA.flatten(), reduction="none"
-    )
-    hidden = (masked_BA != ids_BA).flatten().float()
-    return (loss * hidden).sum() / hidden.sum().clamp(min=1)
+def masked_loss(
+    logits_AV: Tensor, ids_A: Tensor, hidden_A: Tensor, allowed_AV: Tensor, owner_A: Tensor, S: int
+) -> Tensor:
+    """Mean cross-entropy over each sequence's hidden tokens [S], over the ids allowed to each."""
+    logits = logits_AV.masked_fill(~allowed_AV, -torch.inf)
+    loss = torch.nn.functional.cross_entropy(logits, ids_A, reduction="none")
+    total = torch.zeros(S, device=loss.device).index_add(0, owner_A, loss * hidden_A)
+    count = torch.zeros(S, device=loss.device).index_add(0, owner_A, hidden_A.float())
+    return total / count.clamp(min=1)
 
 
 def unmask(

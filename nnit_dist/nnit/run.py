@@ -7,6 +7,7 @@ from typing import Any
 from nnit_dist.align.run import Placement
 from nnit_dist.errors import NnitError
 from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.nnit.studies import study_size, write_studies
 from nnit_dist.nnit.train import NNiTConfig, nnit_worker
 from nnit_dist.policy import SUFFIX, save_policy
 from nnit_dist.progress import StageProgress
@@ -49,18 +50,28 @@ def run_nnit(
 
 
 def generate_policies(
-    model: NNiTModel, topologies: list[Hidden], samples: int, out: Path, seed: int, steps: int
+    model: NNiTModel,
+    topologies: list[Hidden],
+    samples: int,
+    out: Path,
+    seed: int,
+    steps: int,
+    success: float | None = None,
+    guidance: float = 0.0,
 ) -> dict[str, Any]:
     """Write `samples` policy files of every topology into `out`; returns figures.
 
     File names carry topology, seed and sample, so the same call writes the same files.
+    `success` and `guidance` as in `NNiTModel.generate`.
     """
     written, spent = 0, 0.0
     with StageProgress("networks") as view:
         view.add("generate", total=len(topologies) * samples)
         for hidden in topologies:
             began = time.perf_counter()
-            policies = model.generate(hidden, samples, seed, steps)
+            policies = model.generate(
+                hidden, samples, seed, steps, success=success, guidance=guidance
+            )
             spent += time.perf_counter() - began
             for policy in policies:
                 save_policy(policy, out / f"{policy.id}{SUFFIX}")
@@ -69,11 +80,22 @@ def generate_policies(
     return {"networks": written, "milliseconds_a_network": round(1e3 * spent / max(written, 1), 2)}
 
 
-def draw_topologies(model: NNiTModel, count: int, seed: int) -> list[Hidden]:
-    """`count` architectures that the model itself proposes."""
+def generate_studies(model: NNiTModel, topologies: list[Hidden], out: Path, seed: int) -> int:
+    """Write the networks of the studies (`studies.py`) below `out`; returns how many."""
+    with StageProgress("networks") as view:
+        view.add("studies", total=study_size(topologies))
+        return write_studies(
+            model, topologies, out, seed, lambda count: view.update("studies", count)
+        )
+
+
+def draw_topologies(
+    model: NNiTModel, count: int, seed: int, success: float | None = None
+) -> list[Hidden]:
+    """`count` architectures that the model itself proposes, of those that have `success`."""
     drawn: list[Hidden] = []
     for attempt in range(20):
-        drawn += model.draw_architectures(count, seed + 1_000_003 * attempt)
+        drawn += model.draw_architectures(count, seed + 1_000_003 * attempt, success)
         if len(drawn) >= count:
             return drawn[:count]
     raise NnitError("the model draws no valid architectures; it is not trained far enough.")

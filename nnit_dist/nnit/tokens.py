@@ -5,19 +5,18 @@ padded and the padding is masked. Weights are tokenised in units of
 1/sqrt(fan_in), so a token means the same whatever the layer's width. Tokens of
 one kind stand together: input patches, hidden patches, output patches, biases.
 
-Shapes: B networks, N tokens, P = p * p values a token.
+Torch alone. Shapes: B networks, N tokens, P = p * p values a token.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
 from nnit_dist.errors import NnitError
-from nnit_dist.topology import Topology
+from nnit_dist.topology import DEEPER, Topology
 
 INPUT, HIDDEN, OUTPUT, BIAS = range(4)
 KINDS = 4
@@ -106,10 +105,11 @@ def detokenize(values: Tensor, layout: TokenLayout) -> Layers:
     for (layer, is_bias, _), piece in zip(layout.parts, pieces, strict=True):
         out, fan_in = shapes[layer]
         if is_bias:
-            biases[layer] = rearrange(piece[:, :, :p], "b n p -> b (n p)")[:, :out]
+            biases[layer] = piece[:, :, :p].flatten(1)[:, :out]
         else:
-            grid = rearrange(piece, "b (r c) (p q) -> b (r p) (c q)", c=-(-fan_in // p), p=p, q=p)
-            weights[layer] = grid[:, :out, :fan_in] / fan_in**0.5
+            grid = piece.unflatten(1, (-1, -(-fan_in // p))).unflatten(-1, (p, p))
+            matrix = grid.transpose(2, 3).flatten(1, 2).flatten(2)
+            weights[layer] = matrix[:, :out, :fan_in] / fan_in**0.5
     return [(weights[i], biases[i]) for i in range(len(shapes))]
 
 
@@ -117,28 +117,33 @@ def _cut(matrix: Tensor, patch: int) -> Tensor:
     """[B, rows, cols] -> [B, N, P], edges padded with zeros."""
     rows, cols = matrix.shape[1:]
     padded = F.pad(matrix, (0, -cols % patch, 0, -rows % patch))
-    return rearrange(padded, "b (r p) (c q) -> b (r c) (p q)", p=patch, q=patch)
+    grid = padded.unflatten(1, (-1, patch)).unflatten(-1, (-1, patch))
+    return grid.transpose(2, 3).flatten(1, 2).flatten(2)
 
 
 class ArchitectureVocabulary:
-    """Discrete tokens: task, depth, and one width a layer, in `2 + max_depth` slots.
+    """Discrete tokens: task, depth, and one width a layer.
 
-    Widths are the multiples of the patch size up to `max_width`, seen or not.
+    Widths are the multiples of the patch size. Training has them up to `max_width` and depths up
+    to `max_depth`, and architectures are drawn from these; what may be asked for reaches to twice
+    the width and `DEEPER` layers more.
     """
 
     def __init__(self, tasks: list[str], patch: int, max_width: int, max_depth: int) -> None:
         self.tasks, self.patch = tasks, patch
         self.max_width, self.max_depth = max_width, max_depth
-        self.widths = list(range(patch, max_width + 1, patch))
-        self.slots = 2 + max_depth
+        self.widths = list(range(patch, 2 * max_width + 1, patch))
+        self.depths = list(range(1, max_depth + DEEPER + 1))
+        self.slots = 2 + max_depth  # of an architecture that is drawn
         self.none = 0  # the width of a layer that is not there
         self._depth = 1 + len(self.widths)
-        self._task = self._depth + max_depth
+        self._task = self._depth + len(self.depths)
         self.mask = self._task + len(tasks)
         self.size = self.mask + 1
+        self.types_count = 4 + len(tasks)
 
     def encode(self, task: str, hidden: tuple[int, ...]) -> list[int]:
-        """Token ids of an architecture.
+        """Token ids of an architecture: 2 + its depth.
 
         Raises:
             NnitError: the task is unknown, or a width or the depth is out of range.
@@ -147,24 +152,22 @@ class ArchitectureVocabulary:
             raise NnitError(
                 f"this model writes policies for {', '.join(self.tasks)}, not for {task}."
             )
-        if len(hidden) > self.max_depth:
+        if len(hidden) > self.depths[-1]:
             raise NnitError(
-                f"{len(hidden)} hidden layers are more than the {self.max_depth} that this model "
-                "was trained for."
+                f"{len(hidden)} hidden layers are too many: this model was trained for up to "
+                f"{self.max_depth}, and writes up to {self.depths[-1]}."
             )
         widths = [1 + self.widths.index(self.check_width(width, task)) for width in hidden]
-        padding = [self.none] * (self.max_depth - len(hidden))
-        task_id, depth_id = self._task + self.tasks.index(task), self._depth + len(hidden) - 1
-        return [task_id, depth_id, *widths, *padding]
+        return [self._task + self.tasks.index(task), self._depth + len(hidden) - 1, *widths]
 
     def check_width(self, width: int, task: str) -> int:
         """`width` itself, or an NnitError that names the nearest widths that work."""
         if width in self.widths:
             return width
-        if width > self.max_width:
+        if width > self.widths[-1]:
             raise NnitError(
-                f"width {width} is above the {self.max_width} that this model was trained for. "
-                f"Nearest: {self.max_width}."
+                f"width {width} is too much: this model was trained for up to {self.max_width}, "
+                f"and writes up to {self.widths[-1]}."
             )
         close = sorted(sorted(self.widths, key=lambda known: abs(known - width))[:2])
         raise NnitError(
@@ -172,28 +175,52 @@ class ArchitectureVocabulary:
             f"Nearest: {', '.join(map(str, close))}."
         )
 
+    def filled(self, ids: list[int]) -> list[int]:
+        """Ids with `none` for every layer that is not there: all slots of a drawn architecture."""
+        return ids + [self.none] * (self.slots - len(ids))
+
     def decode(self, ids: list[int]) -> tuple[str, tuple[int, ...]] | None:
-        """(task, hidden) of token ids, or None if they are no architecture."""
+        """(task, hidden) of token ids, with or without `none`, or None if they are neither."""
         task, depth = ids[0] - self._task, ids[1] - self._depth + 1
         widths = ids[2:]
         present = [0 < w <= len(self.widths) for w in widths]
-        if not (0 <= task < len(self.tasks) and 1 <= depth <= self.max_depth):
+        if not (0 <= task < len(self.tasks) and 1 <= depth <= len(widths)):
             return None
         if not all(present[:depth]) or any(widths[depth:]):
             return None
         return self.tasks[task], tuple(self.widths[w - 1] for w in widths[:depth])
 
     def allowed(self) -> Tensor:
-        """bool [slots, size]: which ids each slot may hold."""
-        allowed = torch.zeros(self.slots, self.size, dtype=torch.bool)
+        """bool [2 + deepest, size]: which ids each slot may hold."""
+        allowed = torch.zeros(2 + self.depths[-1], self.size, dtype=torch.bool)
         allowed[0, self._task : self.mask] = True
         allowed[1, self._depth : self._task] = True
         allowed[2:, : self._depth] = True
         allowed[2, self.none] = False
         return allowed
 
+    def drawable(self) -> Tensor:
+        """bool [slots, size]: `allowed` within the range of training."""
+        drawable = self.allowed()[: self.slots]
+        drawable[1, self._depth + self.max_depth :] = False
+        drawable[2:, 1 + self.max_width // self.patch :] = False
+        return drawable
+
     def numbers(self) -> Tensor:
-        """float32 [size]: the width of a width token in multiples of `max_width`, else 0."""
+        """float32 [size]: a width in multiples of `max_width`, a depth in eights, else 0."""
         values = torch.zeros(self.size)
-        values[1 : 1 + len(self.widths)] = torch.tensor(self.widths) / self.max_width
+        values[1 : self._depth] = torch.tensor(self.widths) / self.max_width
+        values[self._depth : self._task] = torch.tensor(self.depths) / 8
         return values
+
+    def types(self) -> Tensor:
+        """int64 [size]: none 0, width 1, depth 2, mask 3, then the tasks.
+
+        What the network knows of a width or a depth beyond its type is its number: so one that
+        training never had means something.
+        """
+        types = torch.zeros(self.size, dtype=torch.int64)
+        types[1 : self._depth], types[self._depth : self._task] = 1, 2
+        types[self._task : self.mask] = 4 + torch.arange(len(self.tasks))
+        types[self.mask] = 3
+        return types

@@ -10,7 +10,7 @@ from nnit_dist.errors import NnitError
 from nnit_dist.population.ppo import Recipe
 from nnit_dist.population.trial import TrialSpec, read_progress, train_trial
 from nnit_dist.progress import StageProgress
-from nnit_dist.zoo import Member, Zoo
+from nnit_dist.zoo import Member, Zoo, best_of_trials
 
 
 class PopulationConfig(BaseModel):
@@ -58,16 +58,7 @@ def run_population(
 
 def teachers(out: Path) -> list[Member]:
     """The best snapshot of every trial, by success, then return."""
-    best: dict[str, Member] = {}
-    for member in Zoo(out / "zoo").members():
-        rival = best.get(member.parent)
-        if rival is None or _merit(member) > _merit(rival):
-            best[member.parent] = member
-    return [best[parent] for parent in sorted(best)]
-
-
-def _merit(member: Member) -> tuple[float, float]:
-    return (member.success_once, member.mean_return)
+    return best_of_trials(Zoo(out / "zoo").members())
 
 
 def _is_done(out: Path, spec: TrialSpec) -> bool:

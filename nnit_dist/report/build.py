@@ -18,6 +18,10 @@ from nnit_dist.report.film import film_unseen
 if TYPE_CHECKING:
     from nnit_dist.pipeline import Run
 
+STUDIES = """<h2>Sampler steps, and success asked for</h2>
+$sampler
+<p class="note">One network each of unseen topologies, means and 95% intervals over topologies.</p>
+"""
 TEMPLATE = Path(__file__).with_name("template.html")
 
 
@@ -36,6 +40,8 @@ def build_report(run: "Run", out: Path) -> dict[str, Any]:
         "training": plots.training_curves(run.out),
         "matrices": plots.weight_matrices(run),
     }
+    if figures["studies"]:
+        pictures["sampler"] = plots.sampler_studies(figures["studies"])
     for name, figure in pictures.items():
         figure.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight")
     film = film_unseen(run, out / "policies.mp4")
@@ -46,9 +52,11 @@ def build_report(run: "Run", out: Path) -> dict[str, Any]:
         "summary": _summary_table(figures["summaries"]),
         "stages": _stage_table(run),
         "topologies": _topology_table(rows),
+        "studies": STUDIES if "sampler" in pictures else "",
         **{name: _image(out / f"{name}.png") for name in pictures},
         "film": f'<video autoplay loop muted playsinline controls src="{_data(film)}"></video>',
     }
+    fields["studies"] = Template(fields["studies"]).safe_substitute(fields)
     page = Template(TEMPLATE.read_text()).substitute(fields)
     write_atomic(out / "report.html", lambda partial: partial.write_text(page))
     return {"report": "report.html", "bytes": len(page)}

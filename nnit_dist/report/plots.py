@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from nnit_dist.topology import UNSEEN_KINDS
 from nnit_dist.training import read_metrics
 
 if TYPE_CHECKING:
@@ -20,11 +21,7 @@ COLOURS = {"NNiT": "#0969da", "direct GHN query": "#bf8700", "teachers": "#57606
 
 def success_by_topology(rows: list[dict[str, Any]]) -> Figure:
     """One dot a topology and method (mean over samples), seen and unseen kinds apart."""
-    kinds = [
-        kind
-        for kind in ("seen", "combination", "width", "deeper", "wider")
-        if any(row["kind"] == kind for row in rows)
-    ]
+    kinds = [kind for kind in ("seen", *UNSEEN_KINDS) if any(row["kind"] == kind for row in rows)]
     figure, axes = plt.subplots(figsize=(9, 3.6))
     teachers = [row["success_once"] for row in rows if row["kind"] == "teacher"]
     axes.axhline(
@@ -51,6 +48,30 @@ def success_by_topology(rows: list[dict[str, Any]]) -> Figure:
     axes.set_ylabel("success once")
     axes.set_ylim(-0.03, 1.03)
     axes.legend(loc="lower left", frameon=False)
+    return _finish(figure)
+
+
+def sampler_studies(studies: dict[str, Any]) -> Figure:
+    """Success against sampler steps, and measured success against the success asked for."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
+    for axes, study, label in (
+        (left, "steps", "sampler steps"),
+        (right, "asked", "success asked for"),
+    ):
+        rows = sorted(studies[study], key=lambda row: float(row["setting"]))
+        x = [float(row["setting"]) for row in rows]
+        means = np.array([row["success_once"] for row in rows])
+        spread = [means - [row["low"] for row in rows], [row["high"] for row in rows] - means]
+        axes.errorbar(x, means, spread, color=COLOURS["NNiT"], marker="o", ms=4, capsize=3)
+        axes.set_xlabel(label)
+        axes.set_ylabel("success once")
+    left.set_xscale("log", base=2)
+    left.set_xticks(
+        [float(row["setting"]) for row in studies["steps"]],
+        [row["setting"] for row in studies["steps"]],
+    )
+    right.plot([0, 1], [0, 1], color="#57606a", lw=1, ls="--")
+    right.set_title(f"rank correlation {studies['rank_correlation']:.2f}", fontsize=10)
     return _finish(figure)
 
 

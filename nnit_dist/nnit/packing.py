@@ -1,0 +1,134 @@
+"""Sequences of many networks, one after another in one row of tokens, without padding.
+
+A sequence is an architecture's tokens and then its patches; or an architecture's alone.
+
+Shapes: S sequences, T tokens in all, A of them architecture tokens and M patches, F place
+features, P values a patch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nnit_dist.align.told import Told
+from nnit_dist.nnit.tokens import KINDS, TokenLayout
+
+
+@dataclass
+class Packed:
+    """Where every token of a row belongs. Index tensors are int64.
+
+    `ids_A` are architecture tokens and `slots_A` their slots; `kind_M` the patches' kinds and
+    `places_M` (float32 [M, F]) their places. `architecture_A` and `patches_M` say where in the
+    row they stand, `owner_T` whose a token is. `runs` lists (sequences, tokens a sequence) of
+    neighbours of one length, which attention takes together. `filler` tokens at the end belong
+    to nobody: rows of few different lengths meet kernels that are compiled already (a step on a
+    CPU: 1.25 times as fast).
+    """
+
+    ids_A: Tensor
+    slots_A: Tensor
+    kind_M: Tensor
+    places_M: Tensor
+    mask_MP: Tensor
+    architecture_A: Tensor
+    patches_M: Tensor
+    owner_T: Tensor
+    runs: list[tuple[int, int]]
+    filler: int
+
+    @property
+    def sequences(self) -> int:
+        return sum(count for count, _ in self.runs)
+
+    @property
+    def owner_A(self) -> Tensor:
+        return self.owner_T[self.architecture_A]
+
+    @property
+    def owner_M(self) -> Tensor:
+        return self.owner_T[self.patches_M]
+
+    def to(self, device: torch.device) -> "Packed":
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return Packed(**moved, runs=self.runs, filler=self.filler)
+
+
+def pack(
+    ids: Sequence[list[int]],
+    layouts: Sequence[TokenLayout | None],
+    told: Sequence[Told | None],
+    unit: int,
+    multiple: int = 1,
+) -> Packed:
+    """Pack S sequences in the order given; sort them by length to make few runs.
+
+    A sequence without a layout is an architecture alone. `unit` is the width that places are
+    told in, see `place_features`; the row is filled up to a `multiple`.
+    """
+    lengths = [
+        len(i) + (layout.length if layout else 0) for i, layout in zip(ids, layouts, strict=True)
+    ]
+    starts = torch.tensor([0, *lengths]).cumsum(0)[:-1].tolist()
+    slots = [torch.arange(len(i)) for i in ids]
+    present = [(i, layout) for i, layout in enumerate(layouts) if layout is not None]
+    patches = [torch.arange(lay.length) + starts[i] + len(ids[i]) for i, lay in present]
+    places = [place_features(lay, told[i] or Told.of(lay.topology), unit) for i, lay in present]
+    none, filler = torch.zeros(0, dtype=torch.int64), -sum(lengths) % multiple
+    owner = torch.arange(len(ids)).repeat_interleave(torch.tensor(lengths))
+    return Packed(
+        ids_A=torch.tensor([token for sequence in ids for token in sequence]),
+        slots_A=torch.cat(slots),
+        kind_M=torch.cat([none, *(layout.kind for _, layout in present)]),
+        places_M=torch.cat([torch.zeros(0, PLACE_FEATURES), *places]),
+        mask_MP=torch.cat([layout.mask for _, layout in present]) if present else torch.zeros(0, 1),
+        architecture_A=torch.cat([s + start for s, start in zip(slots, starts, strict=True)]),
+        patches_M=torch.cat([none, *patches]),
+        owner_T=torch.cat([owner, torch.full((filler,), len(ids) - 1)]),
+        runs=_runs(lengths),
+        filler=filler,
+    )
+
+
+def _runs(lengths: list[int]) -> list[tuple[int, int]]:
+    runs: list[tuple[int, int]] = []
+    for length in lengths:
+        if runs and runs[-1][1] == length:
+            runs[-1] = (runs[-1][0] + 1, length)
+        else:
+            runs.append((1, length))
+    return runs
+
+
+FREQUENCIES = 8
+PLACE_FEATURES = 8 * 2 * FREQUENCIES + KINDS
+
+
+def place_features(layout: TokenLayout, told: Told, unit: int) -> Tensor:
+    """[N, PLACE_FEATURES]: where a patch lies, absolutely and in its layer, and in which layer.
+
+    Rows, columns and sizes are told in multiples of `unit`, layers of eight.
+    """
+    sizes = torch.tensor(list(zip(told.dims[1:], told.dims, strict=False)))[layout.layer]
+    place = torch.tensor(told.places)[layout.layer]
+    numbers = [
+        layout.row / unit,
+        layout.col / unit,
+        layout.row / sizes[:, 0],
+        layout.col / sizes[:, 1],
+        sizes[:, 0] / unit,
+        sizes[:, 1] / unit,
+        place / 8,
+        (told.depth - place) / 8,
+    ]
+    kind = torch.nn.functional.one_hot(layout.kind, KINDS).float()
+    return torch.cat([fourier(torch.stack(numbers, 1).float()).flatten(1), kind], 1)
+
+
+def fourier(x: Tensor) -> Tensor:
+    """[...] -> [..., 2 * FREQUENCIES]: sinusoids of a number of order one."""
+    rates = torch.pi / 4 * 2.0 ** torch.arange(FREQUENCIES, device=x.device)
+    angles = x[..., None] * rates
+    return torch.cat([angles.sin(), angles.cos()], -1)

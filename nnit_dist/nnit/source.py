@@ -1,0 +1,168 @@
+"""Training examples: fresh networks from the aligned sampler, or a fixed list of them.
+
+The widths and the depth that hypernetwork and transformer are told are jittered together: a
+network of a training width stands for one of a width nearby, and so the widths between are
+learnt without a network that has them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from nnit_dist.align.ghn import Layers
+from nnit_dist.align.latents import draw_teachers
+from nnit_dist.align.sampler import AlignedSampler
+from nnit_dist.align.told import Told, jitter
+from nnit_dist.nnit.tokens import ArchitectureVocabulary, token_layout, tokenize
+from nnit_dist.nnit.trainer import Example
+from nnit_dist.nnit.whitening import Whitening
+from nnit_dist.randomness import generator_of
+from nnit_dist.topology import Topology
+
+WHITENING_NETWORKS = 256
+
+
+class SourceConfig(Protocol):
+    """What a source has to know; `NNiTConfig` has it."""
+
+    patch: int
+    topologies: int
+    networks: int
+    width_jitter: float
+    depth_jitter: float
+    best_share: float
+
+
+class AlignedSource:
+    """A step has `topologies` topologies, `networks` networks of each, then architectures alone."""
+
+    def __init__(self, sampler: AlignedSampler, config: SourceConfig, seed: int) -> None:
+        self.sampler, self.config, self.seed = sampler, config, seed
+        max_depth = max(len(hidden) for hidden in sampler.seen)
+        self.vocabulary = ArchitectureVocabulary(
+            [sampler.task.name], config.patch, sampler.max_width, max_depth
+        )
+        self.best = torch.tensor([teacher.best for teacher in sampler.teachers])
+        self.seen, self.best_success = sampler.seen, float(sampler.success.max())
+        self.whitening = self._fit_whitening()
+
+    def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
+        """Examples of these numbers: networks below topologies * networks, else architectures."""
+        rng, each = generator_of(self.seed, step, -1), self.config.networks
+        picked = torch.randint(len(self.seen), (self.config.topologies,), generator=rng).tolist()
+        generators = [generator_of(self.seed, step, number) for number in numbers]
+        seen = [picked[number // each] for number in numbers if number < len(picked) * each]
+        networks = iter(self._networks(seen, generators[: len(seen)]))
+        return [
+            next(networks) if number < len(picked) * each else self._architecture(rng)
+            for number, rng in zip(numbers, generators, strict=True)
+        ]
+
+    def _networks(self, seen: list[int], generators: list[torch.Generator]) -> list[Example]:
+        """One network of each seen topology (its index), from its own generator."""
+        if not seen:
+            return []
+        topologies = [self.sampler.topology(self.seen[index]) for index in seen]
+        pairs = list(zip(topologies, generators, strict=True))
+        teachers = [self._draw_teacher(rng) for rng in generators]
+        told = [tell(topology, self.config, self.sampler.max_width, rng) for topology, rng in pairs]
+        networks = self.sampler.networks(topologies, teachers, generators, told)
+        examples = []
+        for index, topology, teacher, what, layers in zip(
+            seen, topologies, teachers, told, networks, strict=True
+        ):
+            layout = token_layout(topology, self.config.patch)
+            examples.append(
+                Example(
+                    _encode(self.vocabulary, what),
+                    float(self.sampler.success[teacher, index]),
+                    layout,
+                    what,
+                    self.whitening.whiten(tokenize(layers, layout), layout)[0],
+                )
+            )
+        return examples
+
+    def _architecture(self, rng: torch.Generator) -> Example:
+        index = int(torch.randint(len(self.seen), (), generator=rng))
+        ids = self.vocabulary.encode(self.sampler.task.name, self.seen[index])
+        success = self.sampler.success[self._draw_teacher(rng), index]
+        return Example(self.vocabulary.filled(ids), float(success))
+
+    def _draw_teacher(self, rng: torch.Generator) -> int:
+        return int(draw_teachers(self.best, (1,), self.config.best_share, rng))
+
+    def _fit_whitening(self) -> Whitening:
+        """Statistics of tokens of seen topologies, per kind of token."""
+        generators = [generator_of(self.seed, -1, i) for i in range(WHITENING_NETWORKS)]
+        seen = [i * len(self.seen) // WHITENING_NETWORKS for i in range(WHITENING_NETWORKS)]
+        topologies = [self.sampler.topology(self.seen[index]) for index in seen]
+        teachers = [self._draw_teacher(rng) for rng in generators]
+        networks = self.sampler.networks(topologies, teachers, generators)
+        layouts = [token_layout(topology, self.config.patch) for topology in topologies]
+        return Whitening.fit(
+            [(tokenize(n, layout), layout) for n, layout in zip(networks, layouts, strict=True)]
+        )
+
+
+def tell(topology: Topology, config: SourceConfig, max_width: int, rng: torch.Generator) -> Told:
+    """Jittered, with widths rounded to patches and at most a patch beyond those of training."""
+    patch = config.patch
+    told = jitter(topology, config.width_jitter, config.depth_jitter, rng)
+    hidden = (min(max(round(w / patch), 1) * patch, max_width + patch) for w in told.dims[1:-1])
+    return Told((topology.obs_dim, *hidden, topology.act_dim), told.depth)
+
+
+def _encode(vocabulary: ArchitectureVocabulary, told: Told) -> list[int]:
+    return vocabulary.encode(vocabulary.tasks[0], tuple(int(width) for width in told.dims[1:-1]))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A network of a fixed list: layers [1, ...] for whitened inputs, and what it reaches."""
+
+    topology: Topology
+    layers: Layers
+    success: float
+
+
+class ListedSource:
+    """A fixed list of networks, for weights that no sampler writes.
+
+    `sampler` gives the task, its sizes and the input normalisation; its networks are not used.
+    """
+
+    def __init__(
+        self, networks: list[Listed], sampler: AlignedSampler, config: SourceConfig, seed: int
+    ) -> None:
+        self.networks, self.sampler, self.config, self.seed = networks, sampler, config, seed
+        self.seen = sorted({network.topology.hidden for network in networks})
+        self.best_success = max(network.success for network in networks)
+        max_depth = max(len(hidden) for hidden in self.seen)
+        max_width = max(max(hidden) for hidden in self.seen)
+        self.vocabulary = ArchitectureVocabulary(
+            [sampler.task.name], config.patch, max_width, max_depth
+        )
+        self._layouts = [token_layout(n.topology, config.patch) for n in networks]
+        pairs = [
+            (tokenize(n.layers, lay), lay) for n, lay in zip(networks, self._layouts, strict=True)
+        ]
+        self.whitening = Whitening.fit(pairs)
+        self._patches = [self.whitening.whiten(*pair)[0] for pair in pairs]
+
+    def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
+        """As `AlignedSource`, but every network is picked on its own."""
+        count = self.config.topologies * self.config.networks
+        return [self._example(generator_of(self.seed, step, n), n >= count) for n in numbers]
+
+    def _example(self, rng: torch.Generator, alone: bool) -> Example:
+        index = int(torch.randint(len(self.networks), (), generator=rng))
+        network = self.networks[index]
+        if alone:
+            ids = _encode(self.vocabulary, Told.of(network.topology))
+            return Example(self.vocabulary.filled(ids), network.success)
+        told = tell(network.topology, self.config, self.vocabulary.max_width, rng)
+        layout, ids = self._layouts[index], _encode(self.vocabulary, told)
+        return Example(ids, network.success, layout, told, self._patches[index])

@@ -1,0 +1,264 @@
+"""One optimiser step of NNiT, with torch alone: corrupt, pack, predict, descend.
+
+A step's batch is global: its examples are numbered, and number i is drawn and corrupted from
+(seed, step, i). So it does not matter how they are spread over workers and over the parts that
+a worker takes one after another; the gradient is the same.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nnit_dist.align.told import Told
+from nnit_dist.nnit.diffusion import flow_loss, mask_ids, masked_loss, noised, sample_time
+from nnit_dist.nnit.packing import Packed, pack
+from nnit_dist.nnit.tokens import ArchitectureVocabulary, TokenLayout
+from nnit_dist.nnit.transformer import NNiT, TransformerConfig
+from nnit_dist.randomness import generator_of
+
+ROW_MULTIPLE = 64  # of tokens
+
+
+class TrainingConfig(Protocol):
+    """What a trainer has to know; `NNiTConfig` has it."""
+
+    transformer: TransformerConfig
+    patch: int
+    steps: int
+    topologies: int
+    networks: int
+    architectures: int
+    accumulate: int
+    lr: float
+    weight_decay: float
+    ema: float
+    mask_rate: float
+    drop_rate: float
+    architecture_weight: float
+    bf16: bool
+
+
+@dataclass
+class Example:
+    """A network as a sequence, or an architecture alone (no layout, no patches).
+
+    `ids` are architecture tokens, `x` whitened patches [N, P], `success` what the network
+    reaches, `told` what it counts as.
+    """
+
+    ids: list[int]
+    success: float
+    layout: TokenLayout | None = None
+    told: Told | None = None
+    x: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return len(self.ids) + (self.layout.length if self.layout else 0)
+
+
+class Source(Protocol):
+    """Where examples come from: the same ones for the same (step, numbers)."""
+
+    vocabulary: ArchitectureVocabulary
+
+    def examples(self, step: int, numbers: Sequence[int]) -> list[Example]: ...
+
+
+@dataclass
+class Corrupted:
+    """Packed examples with noise on their patches and masks on their architecture.
+
+    What the network gets (`packed`, `x_t`, `time`, `rate`, `success`), and what it must find:
+    the clean `x` [M, P] and `ids` [A] where `hidden` [A].
+    """
+
+    packed: Packed
+    x_t: Tensor
+    time: Tensor
+    rate: Tensor
+    success: Tensor
+    x: Tensor
+    ids: Tensor
+    hidden: Tensor
+
+    def to(self, device: torch.device) -> "Corrupted":
+        return Corrupted(**{name: part.to(device) for name, part in vars(self).items()})
+
+
+class Trainer:
+    """Network, averaged network and optimiser, with one training step.
+
+    `share` is (rank, workers): which of a step's examples are this worker's.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        source: Source,
+        device: torch.device,
+        seed: int,
+        share: tuple[int, int] = (0, 1),
+        average_gradients: Callable[[list[nn.Parameter]], None] = lambda parameters: None,
+    ) -> None:
+        self.config, self.source, self.device, self.seed = config, source, device, seed
+        self.share, self.average_gradients = share, average_gradients
+        torch.manual_seed(seed)
+        self.network = NNiT(config.transformer, source.vocabulary, config.patch).to(device)
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            config.lr,
+            (0.9, 0.98),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.allowed = source.vocabulary.allowed().to(device)
+        self.autocast = config.bf16 and has_bf16(device)
+
+    def state(self) -> dict[str, Any]:
+        return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
+
+    def step(self, step: int) -> dict[str, float]:
+        """Take step number `step`; returns the mean losses and the norm of the gradient."""
+        rank, workers = self.share
+        mine = range(rank, self._networks + self.config.architectures, workers)
+        return self.descend(step, (self.corrupted(step, part) for part in self._parts(mine)))
+
+    def descend(self, step: int, parts: Iterable[Corrupted]) -> dict[str, float]:
+        """Descend along the gradient of the batch, of which `parts` are this worker's share."""
+        self._set_lr(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        _, workers = self.share
+        measured = torch.zeros(2, device=self.device)
+        for part in parts:
+            losses = torch.stack(self.losses(part))
+            (workers * (losses[0] + self.config.architecture_weight * losses[1])).backward()
+            measured += workers * losses.detach()
+        parameters = list(self.network.parameters())
+        # The losses travel with the gradients, so that every worker reports those of all.
+        meter = nn.Parameter(measured)
+        meter.grad = measured
+        self.average_gradients([*parameters, meter])
+        norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+        self.optimizer.step()
+        self._update_average(step)
+        flow, architecture = meter.grad.tolist()
+        return {"flow": flow, "architecture": architecture, "grad_norm": float(norm)}
+
+    def losses(self, batch: Corrupted) -> tuple[Tensor, Tensor]:
+        """This part's contribution to the step's mean flow loss and mean architecture loss."""
+        packed, config = batch.packed, self.config
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            patches, logits = self.network(packed, batch.x_t, batch.time, batch.rate, batch.success)
+        flow = flow_loss(patches.float(), batch.x, packed.mask_MP, batch.time, packed.owner_M)
+        architecture = masked_loss(
+            logits.float(),
+            batch.ids,
+            batch.hidden,
+            self.allowed[packed.slots_A],
+            packed.owner_A,
+            packed.sequences,
+        )
+        count = self._networks + config.architectures
+        return flow.sum() / self._networks, architecture.sum() / count
+
+    def corrupted(self, step: int, numbers: Sequence[int]) -> Corrupted:
+        """The examples of these numbers, each corrupted from (seed, step, number)."""
+        examples = self.source.examples(step, numbers)
+        ordered = sorted(zip(numbers, examples, strict=True), key=lambda pair: pair[1].length)
+        return corrupt(
+            [example for _, example in ordered],
+            [generator_of(self.seed + 1, step, number) for number, _ in ordered],
+            self.source.vocabulary,
+            self.config.mask_rate,
+            self.config.drop_rate,
+        ).to(self.device)
+
+    @property
+    def _networks(self) -> int:
+        return self.config.topologies * self.config.networks
+
+    def _parts(self, numbers: range) -> list[Sequence[int]]:
+        size = max(1, math.ceil(len(numbers) / self.config.accumulate))
+        return [numbers[start : start + size] for start in range(0, len(numbers), size)]
+
+    def _set_lr(self, step: int) -> None:
+        warmup = min(1.0, (step + 1) / 50)
+        decay = 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.config.steps)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * warmup * max(0.02, decay)
+
+    @torch.no_grad()
+    def _update_average(self, step: int) -> None:
+        decay = min(self.config.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(
+            list(self.average.parameters()), list(self.network.parameters()), 1 - decay
+        )
+
+
+def corrupt(
+    examples: list[Example],
+    generators: list[torch.Generator],
+    vocabulary: ArchitectureVocabulary,
+    mask_rate: float,
+    drop_rate: float,
+) -> Corrupted:
+    """Give each example its own noise levels, noise and masks, and pack them.
+
+    An architecture alone is masked at a rate of any size. Beside patches it is left whole but in
+    a share `mask_rate` of the networks, and task and success are dropped together in a share
+    `drop_rate` of all, which is what guidance needs.
+    """
+    ids, times, rates, successes, noises = [], [], [], [], []
+    for example, rng in zip(examples, generators, strict=True):
+        clean = torch.tensor(example.ids)
+        drop, whole = torch.rand(2, generator=rng).tolist()
+        alone = example.x is None
+        rate = float(torch.rand((), generator=rng)) if alone or whole < mask_rate else 0.0
+        masked = mask_ids(clean, vocabulary.mask, rate, rng)
+        if drop < drop_rate:
+            masked[0] = vocabulary.mask
+        ids.append(masked)
+        rates.append(rate)
+        successes.append(math.nan if drop < drop_rate else example.success)
+        times.append(0.0 if alone else sample_time(rng))
+        if example.x is not None:
+            noises.append(torch.randn(example.x.shape, generator=rng))
+    packed = pack(
+        [row.tolist() for row in ids],
+        [example.layout for example in examples],
+        [example.told for example in examples],
+        vocabulary.max_width,
+        ROW_MULTIPLE,
+    )
+    empty = torch.zeros(0, vocabulary.patch**2)
+    x = torch.cat([empty, *(example.x for example in examples if example.x is not None)])
+    time = torch.tensor(times)
+    clean = torch.tensor([token for example in examples for token in example.ids])
+    x_t = noised(x, torch.cat([empty, *noises]), time[packed.owner_M])
+    return Corrupted(
+        packed,
+        x_t * packed.mask_MP if len(x) else x_t,
+        time,
+        torch.tensor(rates),
+        torch.tensor(successes),
+        x,
+        clean,
+        clean != packed.ids_A,
+    )
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32 on this device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return device.type == "cpu" and ("avx512_bf16" in flags or "amx_bf16" in flags)

@@ -1,0 +1,79 @@
+"""Golden loss curves: both trainers still take the steps that they took.
+
+After a change that is meant to alter them: `python tests/test_golden.py`, and say why in the
+commit.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from nnit_dist.align.distill import Distiller
+from nnit_dist.nnit.source import AlignedSource
+from nnit_dist.nnit.train import NNiTConfig
+from nnit_dist.nnit.trainer import Trainer
+from nnit_dist.nnit.transformer import TransformerConfig
+
+GOLDEN = Path(__file__).parent / "golden" / "curves.json"
+STEPS = 40
+
+
+def nnit_curve(sampler) -> list[dict[str, float]]:
+    config = NNiTConfig(
+        transformer=TransformerConfig(32, 2, 2),
+        steps=STEPS,
+        topologies=2,
+        networks=2,
+        architectures=8,
+        lr=3e-3,
+        bf16=False,
+    )
+    trainer = Trainer(config, AlignedSource(sampler, config, 0), torch.device("cpu"), 0)
+    return [trainer.step(step) for step in range(STEPS)]
+
+
+def distill_curve(directory: Path) -> list[dict[str, float]]:
+    rng = np.random.default_rng(0)
+    obs = [rng.normal(size=(200, 35)).astype(np.float32) for _ in range(3)]
+    arrays = {f"obs.{i}": o for i, o in enumerate(obs)}
+    arrays |= {f"target.{i}": np.ascontiguousarray(np.sin(o[:, :8] + i)) for i, o in enumerate(obs)}
+    save_file(arrays, directory / "states.safetensors")
+    config = {
+        "distill": {"steps": STEPS, "meta_batch": 2, "states": 32},
+        "ghn": {"embed_dim": 16, "channels": [8, 8], "latent_dim": 4},
+        "topologies": "[[8], [16, 8], [32, 16]]",
+        "max_width": 32,
+        "states": str(directory / "states.safetensors"),
+        "best": [True, False, False],
+        "seed": 0,
+    }
+    distiller = Distiller(config, torch.device("cpu"))
+    return [distiller.step(step, 0) for step in range(STEPS)]
+
+
+@pytest.mark.parametrize("name", ["nnit", "distill"])
+def test_the_curve_is_the_golden_one(name, sampler, tmp_path):
+    curve = nnit_curve(sampler) if name == "nnit" else distill_curve(tmp_path)
+    golden = json.loads(GOLDEN.read_text())[name]
+    assert len(curve) == len(golden)
+    # Rounding differs by machine, and grows from step to step.
+    for step, (row, known) in enumerate(zip(curve, golden, strict=True)):
+        assert row == pytest.approx(known, rel=1e-3 * (1 + step / 4)), step
+
+
+def rewrite() -> None:
+    import tempfile
+
+    from conftest import small_sampler
+
+    with tempfile.TemporaryDirectory() as directory:
+        curves = {"nnit": nnit_curve(small_sampler()), "distill": distill_curve(Path(directory))}
+    GOLDEN.write_text(json.dumps(curves, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    rewrite()

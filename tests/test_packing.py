@@ -1,0 +1,157 @@
+"""Packing: sequences share a row of tokens and know nothing of each other."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from nnit_dist.align.told import Told
+from nnit_dist.nnit import transformer
+from nnit_dist.nnit.packing import Packed, pack, place_features
+from nnit_dist.nnit.tokens import ArchitectureVocabulary, token_layout
+from nnit_dist.nnit.trainer import Example, corrupt
+from nnit_dist.nnit.transformer import NNiT, TransformerConfig
+from nnit_dist.randomness import generator_of
+from nnit_dist.topology import Topology
+
+VOCABULARY = ArchitectureVocabulary(["t"], 4, 32, 3)
+hiddens = st.lists(st.sampled_from(range(4, 65, 4)), min_size=1, max_size=5).map(tuple)
+batches = st.lists(st.tuples(hiddens, st.booleans()), min_size=1, max_size=6)
+
+
+def sequences(batch):
+    ids = [VOCABULARY.encode("t", hidden) for hidden, _ in batch]
+    layouts = [token_layout(Topology(6, h, 3), 4) if whole else None for h, whole in batch]
+    return ids, layouts, [None] * len(batch)
+
+
+@settings(max_examples=40, deadline=None)
+@given(batch=batches)
+def test_every_token_has_a_place_of_its_own_and_none_is_padding(batch):
+    ids, layouts, told = sequences(batch)
+    packed = pack(ids, layouts, told, 32)
+    total = sum(map(len, ids)) + sum(layout.length for layout in layouts if layout)
+    places = torch.cat([packed.architecture_A, packed.patches_M]).sort().values
+    assert torch.equal(places, torch.arange(total))
+    assert sum(count * length for count, length in packed.runs) == total
+    assert packed.sequences == len(batch)
+    lengths = [length for count, length in packed.runs for _ in range(count)]
+    assert torch.bincount(packed.owner_T, minlength=len(batch)).tolist() == lengths
+    assert torch.equal(packed.ids_A, torch.tensor([token for row in ids for token in row]))
+
+
+def lively(config=TransformerConfig(32, 2, 2)):
+    """A network whose outputs are not zero, as they are at the start of training."""
+    torch.manual_seed(0)
+    network = NNiT(config, VOCABULARY, 4)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return network
+
+
+def random_inputs(packed: Packed):
+    generator, count = torch.Generator().manual_seed(1), packed.sequences
+    x = torch.randn(len(packed.kind_M), 16, generator=generator)
+    success = torch.rand(count, generator=generator)
+    success[::2] = torch.nan
+    return (
+        x,
+        torch.rand(count, generator=generator),
+        torch.rand(count, generator=generator),
+        success,
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(batch=batches)
+def test_a_sequence_does_not_depend_on_what_is_packed_beside_it(batch):
+    ids, layouts, told = sequences(batch)
+    packed, network = pack(ids, layouts, told, 32), lively()
+    x, time, rate, success = random_inputs(packed)
+    patches, logits = network(packed, x, time, rate, success)
+    for i in range(len(batch)):
+        own = packed.owner_M == i
+        alone = network(
+            pack([ids[i]], [layouts[i]], [None], 32),
+            x[own],
+            *(level[i : i + 1] for level in (time, rate, success)),
+        )
+        assert torch.allclose(patches[own], alone[0], atol=1e-5)
+        assert torch.allclose(logits[packed.owner_A == i], alone[1], atol=1e-5)
+
+
+def padded_attention(q_THd, k_THd, v_THd, runs):
+    """What everyone writes: a dense batch, padded to the longest, and a mask."""
+    lengths = torch.tensor([length for count, length in runs for _ in range(count)])
+    inside = torch.arange(int(lengths.max())) < lengths[:, None]
+    padded = []
+    for part in (q_THd, k_THd, v_THd):
+        dense = torch.zeros(*inside.shape, *part.shape[1:])
+        dense[inside] = part
+        padded.append(dense.transpose(1, 2))
+    mask = inside[:, None, None, :].expand(-1, 1, inside.shape[1], -1)
+    return F.scaled_dot_product_attention(*padded, attn_mask=mask).transpose(1, 2)[inside]
+
+
+def test_the_loss_is_that_of_the_padded_computation(sampler, monkeypatch):
+    from nnit_dist.nnit.source import AlignedSource
+    from nnit_dist.nnit.train import NNiTConfig
+    from nnit_dist.nnit.trainer import Trainer
+
+    config = NNiTConfig(transformer=TransformerConfig(32, 2, 2), bf16=False)
+    trainer = Trainer(config, AlignedSource(sampler, config, 0), torch.device("cpu"), 0)
+    for step in range(5):
+        trainer.step(step)
+    batch = trainer.corrupted(5, range(64))
+    packed = torch.stack(trainer.losses(batch))
+    monkeypatch.setattr(transformer, "attention", padded_attention)
+    padded = torch.stack(trainer.losses(batch))
+    assert len(batch.packed.runs) > 2
+    assert torch.allclose(packed, padded, atol=1e-5)
+
+
+def test_padding_within_a_patch_never_leaks():
+    """Of a patch at the edge, only the weights count: 6 inputs are one and a half patches of 4."""
+    hidden = (8, 4)
+    layout, rng = token_layout(Topology(6, hidden, 3), 4), torch.Generator().manual_seed(0)
+    x = torch.randn(layout.mask.shape, generator=rng)
+    soiled = x + 100 * (1 - layout.mask)
+    batches = []
+    for values in (x, soiled):
+        example = Example(VOCABULARY.encode("t", hidden), 0.5, layout, None, values)
+        batches.append(corrupt([example], [generator_of(0)], VOCABULARY, mask_rate=0, drop_rate=0))
+    assert torch.equal(batches[0].x_t, batches[1].x_t)
+    assert layout.mask.mean() < 1
+
+
+def test_places_are_those_that_are_told():
+    layout = token_layout(Topology(6, (8, 16), 3), 4)
+    truth = place_features(layout, Told.of(layout.topology), 32)
+    other = place_features(layout, Told((6, 12, 16, 3), 2.5), 32)
+    assert truth.shape == other.shape == (layout.length, transformer.PLACE_FEATURES)
+    assert not torch.equal(truth, other)
+    assert torch.equal(truth, place_features(layout, Told((6, 8, 16, 3), 2), 32))
+
+
+@pytest.mark.parametrize("config", [(30, 2, 4), (0, 1, 1), (8, 1, 0)])
+def test_impossible_sizes_are_refused(config):
+    with pytest.raises(ValueError, match="heads divide width"):
+        TransformerConfig(*config)
+
+
+def test_network_and_training_step_need_torch_alone():
+    """So that they can be measured on a bare machine."""
+    code = """
+import sys
+banned = ("ray", "mani_skill", "sapien", "pydantic", "einops", "safetensors", "gymnasium", "rich")
+import nnit_dist.nnit.trainer
+found = sorted({name.split(".")[0] for name in sys.modules} & set(banned))
+assert not found, found
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

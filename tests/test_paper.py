@@ -1,0 +1,40 @@
+"""The configuration of the paper's scale: a few steps of it, for real."""
+
+from pathlib import Path
+
+import torch
+
+from nnit_dist.align.ghn import GHN
+from nnit_dist.align.latents import TeacherLatents
+from nnit_dist.align.sampler import AlignedSampler
+from nnit_dist.config import load_config
+from nnit_dist.nnit.source import AlignedSource
+from nnit_dist.nnit.trainer import Trainer
+from nnit_dist.topology import grid
+
+PAPER = Path(__file__).parent.parent / "configs" / "paper.yaml"
+
+
+def test_two_steps_at_the_scale_of_the_paper(sampler):
+    """The 112M-parameter network on topologies up to 256 wide and four layers deep."""
+    config = load_config(PAPER)
+    seen = config.split().seen
+    assert len(grid(config.topologies.widths, config.topologies.depths)) == 780
+    assert max(max(hidden) for hidden in seen) == 256
+    latents = TeacherLatents(2, config.align.ghn.latent_dim)
+    large = AlignedSampler(
+        GHN(config.align.ghn, 35, 8, 256).eval(),
+        latents,
+        sampler.norm,
+        sampler.task,
+        256,
+        seen,
+        sampler.teachers,
+        torch.rand(2, len(seen)),
+    )
+    settings = config.nnit.model_copy(update={"topologies": 2, "networks": 1, "architectures": 4})
+    source = AlignedSource(large, settings, 0)
+    trainer = Trainer(settings, source, torch.device("cpu"), 0)
+    assert 100e6 < sum(p.numel() for p in trainer.network.parameters()) < 120e6
+    losses = [trainer.step(step) for step in range(2)]
+    assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in losses)
