@@ -80,6 +80,12 @@ def generate(
     samples: Annotated[int, typer.Option(min=1)] = 1,
     seed: Annotated[int, typer.Option()] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="sampler steps; 4 by default")] = None,
+    success: Annotated[
+        float | None, typer.Option(help="success to ask for, 0 to 1; the best by default")
+    ] = None,
+    guidance: Annotated[
+        float, typer.Option(help="how far to go beyond what is asked for; 0 is none")
+    ] = 0.0,
     model: Annotated[
         Path | None, typer.Option(help="trained model, or a run directory; shipped one by default")
     ] = None,
@@ -94,12 +100,13 @@ def generate(
     nnit, steps = load_model(task, model), steps or DEFAULT_STEPS
     if hidden:
         widths = parse_hidden(hidden)
-        nnit.check(widths, task)
-        figures = generate_policies(nnit, [widths], samples, out, seed, steps)
+        nnit.check(widths, task, success, guidance)
+        figures = generate_policies(nnit, [widths], samples, out, seed, steps, success, guidance)
     else:
         figures = {"networks": 0, "milliseconds_a_network": 0.0}
-        for i, widths in enumerate(draw_topologies(nnit, samples, seed)):
-            figures = generate_policies(nnit, [widths], 1, out, seed + i, steps)
+        nnit.check(nnit.seen[0], task, success, guidance)
+        for i, widths in enumerate(draw_topologies(nnit, samples, seed, success)):
+            figures = generate_policies(nnit, [widths], 1, out, seed + i, steps, success, guidance)
         figures["networks"] = samples
     console.print(
         f"wrote {figures['networks']} policies to {out} "
@@ -217,14 +224,36 @@ def bench_pool(
             console.print(line)
 
 
+@bench_app.command("train")
+def bench_train(
+    size: Annotated[Literal["pushcube", "100m"], typer.Option(help="of the network")] = "pushcube",
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    steps: Annotated[int, typer.Option(min=1)] = 20,
+    debug: Debug = False,
+) -> None:
+    """Speed of NNiT's training step, and its share of the device's matmul peak."""
+    import torch
+
+    from nnit_dist.bench.train import lines
+
+    for line in lines(size, torch.device(device), steps):
+        console.print(line, markup=False)
+
+
 @bench_app.command("generalization")
 def bench_generalization(
     run: Annotated[
         Path | None, typer.Option(help="a finished run; the shipped one by default")
     ] = None,
-    widths: Annotated[int, typer.Option(min=1, help="topologies with unseen widths")] = 24,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="of unseen topologies; all that the run held out")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="topologies a kind, at most")] = 24,
     samples: Annotated[int, typer.Option(min=1, help="networks a topology")] = 4,
     episodes: Annotated[int, typer.Option(min=1, help="episodes a network")] = 100,
+    trained: Annotated[
+        bool, typer.Option(help="baselines that need training too, from the run's states")
+    ] = False,
     out: Annotated[Path, typer.Option(help="where results are kept")] = Path(
         "runs/bench/generalization"
     ),
@@ -235,9 +264,71 @@ def bench_generalization(
     from nnit_dist.bench.generalization import as_markdown
     from nnit_dist.bench.generalization import bench_generalization as measure
     from nnit_dist.pretrained import shipped
+    from nnit_dist.topology import UNSEEN_KINDS, unseen_kind
 
     with quiet_libraries(out / "bench.log"):
-        figures = measure(run or shipped("PushCube-v1"), widths, samples, episodes, out, actors)
+        figures = measure(
+            run or shipped("PushCube-v1"),
+            [unseen_kind(text) for text in kind or UNSEEN_KINDS],
+            count,
+            samples,
+            episodes,
+            out,
+            actors,
+            trained,
+        )
+    console.print(as_markdown(figures), markup=False)
+    console.print(f"results in {out}")
+
+
+@bench_app.command("alignment")
+def bench_alignment(
+    run: Annotated[Path, typer.Option(help="a run of this machine, with its states")],
+    count: Annotated[int, typer.Option(min=1, help="topologies of each kind")] = 12,
+    samples: Annotated[int, typer.Option(min=1, help="networks a topology")] = 2,
+    episodes: Annotated[int, typer.Option(min=1, help="episodes a network")] = 50,
+    out: Annotated[Path, typer.Option(help="where results are kept")] = Path(
+        "runs/bench/alignment"
+    ),
+    actors: Annotated[int | None, typer.Option(min=1, help="simulator processes")] = None,
+    debug: Debug = False,
+) -> None:
+    """How aligned five kinds of weights are, and what NNiT makes of each."""
+    from nnit_dist.bench.alignment import as_markdown
+    from nnit_dist.bench.alignment import bench_alignment as measure
+
+    with quiet_libraries(out / "bench.log"):
+        figures = measure(run, count, samples, episodes, out, actors)
+    console.print(as_markdown(figures), markup=False)
+    console.print(f"results in {out}")
+
+
+@bench_app.command("memorization")
+def bench_memorization(
+    run: Annotated[
+        Path | None, typer.Option(help="a finished run; the shipped one by default")
+    ] = None,
+    hidden: Annotated[list[str] | None, typer.Option(help="seen topologies, e.g. 64x64")] = None,
+    trained: Annotated[int, typer.Option(min=16, help="training networks a topology")] = 48,
+    drawn: Annotated[int, typer.Option(min=1, help="networks of every kind a topology")] = 16,
+    episodes: Annotated[int, typer.Option(min=1, help="episodes a network")] = 100,
+    out: Annotated[Path, typer.Option(help="where results are kept")] = Path(
+        "runs/bench/memorization"
+    ),
+    actors: Annotated[int | None, typer.Option(min=1, help="simulator processes")] = None,
+    debug: Debug = False,
+) -> None:
+    """Whether NNiT's networks are new or copies of training networks."""
+    from nnit_dist.bench.memorization import as_markdown
+    from nnit_dist.bench.memorization import bench_memorization as measure
+    from nnit_dist.pretrained import shipped
+    from nnit_dist.topology import parse_hidden
+
+    topologies = [parse_hidden(text) for text in hidden or ["32", "64x64", "32x48x64"]]
+    with quiet_libraries(out / "bench.log"):
+        figures = measure(
+            run or shipped("PushCube-v1"), topologies, trained, drawn, episodes, out, actors
+        )
     console.print(as_markdown(figures), markup=False)
     console.print(f"results in {out}")
 
@@ -347,9 +438,15 @@ def _bias_note(success: float, episodes: int, halfwidth: float) -> str:
     )
 
 
+def _kind_name(kind: str) -> str:
+    names = {"teacher": "their own", "seen": "seen", "all unseen": "all of these"}
+    beyond = {"deeper": "beyond training: deeper", "wider": "beyond training: wider"}
+    return names.get(kind) or beyond.get(kind) or f"unseen: {kind}"
+
+
 def _summary(the_run) -> None:
     """Success by kind of topology and method, and what it comes to in a sentence."""
-    from nnit_dist.evaluate.compare import ALL_UNSEEN, METHODS, headline
+    from nnit_dist.evaluate.compare import METHODS, headline
 
     figures = the_run.manifest("evaluate")["figures"]
     cells: dict[str, dict[str, str]] = {}
@@ -358,10 +455,7 @@ def _summary(the_run) -> None:
         cells.setdefault(row["kind"], {})[row["method"]] = f"{once} [dim]({low}-{high})[/]"
     table = Table("topologies", *METHODS.values(), title="success_once in %, mean and 95% interval")
     for kind, by_method in cells.items():
-        name = {"teacher": "their own", "seen": "seen", ALL_UNSEEN: ALL_UNSEEN}.get(
-            kind, f"unseen: {kind}"
-        )
-        table.add_row(name, *(by_method.get(method, "") for method in METHODS.values()))
+        table.add_row(_kind_name(kind), *(by_method.get(name, "") for name in METHODS.values()))
     console.print(table)
     console.print(headline(figures))
     console.print(f"report: {the_run.out / 'report' / 'report.html'}")

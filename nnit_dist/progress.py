@@ -121,6 +121,12 @@ class StageProgress:
             line = f"  {name}  {completed:,} of {task.total:,.0f} {self.unit}  {left}  {note}"
             console.print(line)
 
+    def watch(self, name: str, done: int, total: int) -> None:
+        """As `update`, of a bar that is added when it is first heard of."""
+        if name not in self._bars:
+            self.add(name, total)
+        self.update(name, done)
+
     def resize(self, name: str, total: int) -> None:
         """Change how much there is to do, where some of it turned out unnecessary."""
         self._progress.update(self._bars[name], total=total)

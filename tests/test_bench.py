@@ -1,11 +1,19 @@
 """The benchmarks run and measure what they say; their figures are no matter of a test."""
 
-import pyarrow.parquet as pq
-import pytest
+import dataclasses
 
-from nnit_dist.bench.generalization import ABOUT, bench_generalization
+import pytest
+import torch
+
+from nnit_dist.align.sampler import AlignedSampler
+from nnit_dist.bench import memorization, train
+from nnit_dist.bench.generalization import bench_generalization
+from nnit_dist.bench.memorization import bench_memorization
 from nnit_dist.bench.pool import bench_scale
+from nnit_dist.errors import NnitError
+from nnit_dist.nnit.transformer import TransformerConfig
 from nnit_dist.pretrained import shipped
+from nnit_dist.topology import UNSEEN_KINDS
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -18,14 +26,43 @@ def test_stand_in_simulators_run_every_rollout_once_and_keep_the_time():
     assert found["expected_s"] > 0
 
 
-def test_nnit_is_compared_with_every_baseline_on_topologies_that_the_run_did_not_measure(tmp_path):
-    found = bench_generalization(shipped("PushCube-v1"), 2, 1, 1, tmp_path, None)
+def test_nnit_is_compared_with_baselines_on_unseen_topologies_of_every_kind(tmp_path):
+    run = shipped("PushCube-v1")
+    found = bench_generalization(run, list(UNSEEN_KINDS), 2, 1, 1, tmp_path, None, False)
     assert found["failures"] == {}
-    assert {row["method"] for row in found["methods"]} == set(ABOUT)
-    rows = pq.read_table(shipped("PushCube-v1") / "evaluate" / "results.parquet").to_pylist()
-    known = {tuple(row["hidden"]) for row in rows if row["kind"] == "width"}
-    assert not known & {tuple(hidden) for hidden in found["topologies"]["width"]}
+    seen = AlignedSampler.load(run / "align" / "ghn.safetensors").seen
+    assert set(found["topologies"]) == set(UNSEEN_KINDS)
+    held = [tuple(hidden) for kind in found["topologies"].values() for hidden in kind]
+    assert not set(held) & set(seen)
     once = {(row["kind"], row["method"]): row["success_once"] for row in found["methods"]}
-    assert once["combination", "nnit"] > once["combination", "trained_crop"]
-    assert "| combination | NNiT |" in (tmp_path / "generalization.md").read_text()
+    assert once["combination", "nnit"] >= once["combination", "trained_crop"]
+    assert ("wider", "ghn") not in once
+    text = (tmp_path / "generalization.md").read_text()
+    assert "| combination | NNiT |" in text
+    assert "direct GHN query: cannot write any of kind wider." in text
     assert (tmp_path / "generalization.png").exists()
+
+
+def test_rivals_need_the_states_of_a_run(tmp_path):
+    with pytest.raises(NnitError, match="lacks align/states"):
+        bench_generalization(shipped("PushCube-v1"), ["combination"], 1, 1, 1, tmp_path, None, True)
+
+
+def test_novelty_is_measured_beside_trivial_ways_to_make_networks(tmp_path):
+    found = bench_memorization(shipped("PushCube-v1"), [(32,)], 16, 3, 2, tmp_path, None)
+    kinds = found["kinds"]
+    assert set(kinds) == set(memorization.ABOUT)
+    assert kinds["noise"]["weight_distance"] < kinds["gaussian"]["weight_distance"]
+    assert 0 < kinds["fresh"]["action_distance"] < 0.2
+    assert "| NNiT |" in (tmp_path / "memorization.md").read_text()
+    assert (tmp_path / "memorization.png").exists()
+
+
+def test_the_training_step_is_measured_beside_the_peak():
+    size = dataclasses.replace(
+        train.SIZES["pushcube"], transformer=TransformerConfig(32, 1, 2), architectures=4
+    )
+    found = train.bench_train(size, torch.device("cpu"), 2)
+    assert found["real"] > 0.95
+    assert found["flops"] > 0
+    assert found["network_ms"] <= found["step_ms"]

@@ -1,12 +1,14 @@
 """`nnit bench generalization`: NNiT beside baselines, on topologies that training never saw.
 
-All from the same run's zoo and hypernetwork, all samples counted, from the same start states.
-The topologies of kind `width` are drawn anew, apart from those that the run itself measured.
+All from the same run's zoo and states, all samples counted, from the same start states. What a
+method cannot write at all (a flat vector has no room for a wider network) is left out of its
+mean, and said.
 """
 
 import os
 import platform
-import random
+import shutil
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,15 @@ from nnit_dist.align.sampler import AlignedSampler
 from nnit_dist.artifacts import read_json, write_atomic, write_json
 from nnit_dist.baselines import Generator
 from nnit_dist.baselines.crops import AlignedCrops, PatchGaussian, TrainedCrops
+from nnit_dist.baselines.rivals import NNiTOn, Rivals
 from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.compare import paired_rows
 from nnit_dist.evaluate.run import evaluate, summarize
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.policy import Policy
 from nnit_dist.population.run import teachers
-from nnit_dist.topology import Hidden, grid, split_topologies
+from nnit_dist.progress import StageProgress
+from nnit_dist.topology import Hidden, TopologySplit, UnseenKind, split_topologies, spread
 
 ABOUT = {
     "nnit": "NNiT",
@@ -31,36 +35,58 @@ ABOUT = {
     "aligned_crop": "nearest seen aligned network, cropped or padded",
     "crop_average": "average of 16 cropped aligned networks",
     "patch_gaussian": "every aligned patch from its own Gaussian",
+    "flat_diffusion": "flat-vector diffusion on aligned networks",
+    "nnit_mlp": "NNiT on the weights of a GHN with MLP decoder",
+    "nnit_matched": "NNiT on permutation-matched weights",
+    "nnit_independent": "NNiT on weights that are not aligned",
     "trained_crop": "a trained policy, cropped or padded",
 }
 AVERAGED = 16
 
 
 def bench_generalization(
-    run: Path, widths: int, samples: int, episodes: int, out: Path, actors: int | None
+    run: Path,
+    kinds: list[UnseenKind],
+    count: int,
+    samples: int,
+    episodes: int,
+    out: Path,
+    actors: int | None,
+    trained: bool,
 ) -> dict[str, Any]:
-    """Measure every method; returns and writes the figures.
+    """Measure every method on `count` unseen topologies of each of `kinds`; returns the figures.
 
-    Reads a finished run directory. Writes `out/generalization.json`, `.md` and `.png`, and every
-    episode (`out/episodes`), from which a killed bench goes on.
+    Reads a finished run directory; with `trained`, trains the rivals that need it, into
+    `RUN/rivals`. Writes `out/generalization.json`, `.md` and `.png`, and every episode
+    (`out/episodes`), from which a killed bench goes on.
     """
-    model = NNiTModel.load(run / "train" / "nnit.safetensors")
-    topologies = unseen_topologies(run, model, widths)
-    kinds = {hidden: kind for kind, held in topologies.items() for hidden in held}
+    held = split_of(run).unseen
+    topologies = {kind: spread(held[kind], count) for kind in kinds if held.get(kind)}
+    if not topologies:
+        raise NnitError(f"{run} held out no topologies of kind {', '.join(kinds)}.")
+    places = {hidden: kind for kind, found in topologies.items() for hidden in found}
     policies: list[Policy] = []
-    for generator in _generators(run, model):
-        for hidden in kinds:
-            policies += generator.generate(hidden, samples, 0)
+    cannot: dict[str, dict[str, list[str]]] = {}
+    for generator in _generators(run, trained):
+        for hidden, kind in places.items():
+            try:
+                policies += generator.generate(hidden, samples, 0)
+            except NnitError as error:
+                cannot.setdefault(generator.name, {}).setdefault(kind, []).append(str(error))
+    measured = run / "evaluate" / "episodes"  # what the run measured need not be again
+    if measured.exists():
+        shutil.copytree(measured, out / "episodes", dirs_exist_ok=True)
     result = evaluate(policies, episodes, out, actors, title="generalization")
-    rows = [row | {"kind": kinds[tuple(row["hidden"])]} for row in result.rows()]
+    rows = [row | {"kind": places[tuple(row["hidden"])]} for row in result.rows()]
     figures = {
-        "task": model.task.name,
+        "task": policies[0].task,
         "samples": samples,
         "episodes": episodes,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "date": date.today().isoformat(),
-        "topologies": {kind: [list(h) for h in held] for kind, held in topologies.items()},
-        "methods": [_compared(rows, kind, method) for kind in topologies for method in ABOUT],
+        "topologies": {kind: [list(h) for h in found] for kind, found in topologies.items()},
+        "methods": list(_compare(rows, list(topologies))),
+        "cannot": cannot,
         "failures": result.failures,
     }
     write_json(out / "generalization.json", figures)
@@ -70,27 +96,13 @@ def bench_generalization(
     return figures
 
 
-def unseen_topologies(run: Path, model: NNiTModel, widths: int) -> dict[str, list[Hidden]]:
-    """The run's held-out combinations, and `widths` fresh topologies with unseen widths.
-
-    Raises:
-        NnitError: there are not so many.
-    """
-    config = read_json(run / "evaluate" / "manifest.json")["key"]["config"]
+def split_of(run: Path) -> TopologySplit:
+    """The split of a run into seen and unseen topologies."""
+    config = read_json(run / "align" / "manifest.json")["key"]["config"]
     about = config["topologies"]
-    split = split_topologies(
+    return split_topologies(
         about["widths"], about["depths"], about["unseen_widths"], about["unseen"], config["seed"]
     )
-    measured = set(split.unseen.get("width", []))
-    within = [width for width in model.vocabulary.widths if width >= min(about["widths"])]
-    strange = set(within) - set(about["widths"])
-    pool = [hidden for hidden in grid(within, about["depths"]) if set(hidden) & strange]
-    fresh = [hidden for hidden in pool if hidden not in measured]
-    if widths > len(fresh):
-        raise NnitError(f"there are only {len(fresh)} topologies with unseen widths left.")
-    drawn = random.Random(1).sample(fresh, widths)
-    found = {"combination": split.unseen.get("combination", []), "width": sorted(drawn)}
-    return {kind: held for kind, held in found.items() if held}
 
 
 class _Direct:
@@ -102,39 +114,39 @@ class _Direct:
         self.sampler = sampler
 
     def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
+        if max(hidden) > self.sampler.max_width:
+            raise NnitError(f"the hypernetwork writes layers up to {self.sampler.max_width}.")
         return self.sampler.policies(hidden, samples, seed)
 
 
-class _NNiT:
-    name = "nnit"
-
-    def __init__(self, model: NNiTModel) -> None:
-        self.model = model
-
-    def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
-        return self.model.generate(hidden, samples, seed)
-
-
-def _generators(run: Path, model: NNiTModel) -> list[Generator]:
+def _generators(run: Path, trained: bool) -> Iterator[Generator]:
+    model = NNiTModel.load(run / "train" / "nnit.safetensors")
     sampler = AlignedSampler.load(run / "align" / "ghn.safetensors")
-    population = [member.policy for member in teachers(run / "population")]
-    return [
-        _NNiT(model),
-        _Direct(sampler),
-        AlignedCrops(sampler, 1, "aligned_crop"),
-        AlignedCrops(sampler, AVERAGED, "crop_average"),
-        PatchGaussian(sampler, model.vocabulary.patch),
-        TrainedCrops(sampler, population),
-    ]
+    yield NNiTOn(model, "nnit")
+    yield _Direct(sampler)
+    yield AlignedCrops(sampler, 1, "aligned_crop")
+    yield AlignedCrops(sampler, AVERAGED, "crop_average")
+    yield PatchGaussian(sampler, model.vocabulary.patch)
+    yield TrainedCrops(sampler, [member.policy for member in teachers(run / "population")])
+    if not trained:
+        return
+    with StageProgress("steps") as view:
+        made = Rivals(run, view.watch)
+        yield made.flat()
+        for weights in ("independent", "matched", "mlp"):
+            yield made.nnit(weights)
 
 
-def _compared(rows: list[dict[str, Any]], kind: str, method: str) -> dict[str, Any]:
-    """A method's success on one kind, and NNiT's less it, paired."""
-    same = [row for row in rows if row["kind"] == kind]
-    theirs = [row for row in same if row["source"] == method]
-    ours = [row for row in same if row["source"] == "nnit"]
-    pair = paired_rows(ours, theirs) if method != "nnit" else None
-    return {"method": method, "kind": kind, **summarize(theirs), "nnit_less": pair}
+def _compare(rows: list[dict[str, Any]], kinds: list[UnseenKind]) -> Iterator[dict[str, Any]]:
+    """Every method's success on every kind, and NNiT's less it, paired by topology."""
+    for kind in kinds:
+        same = [row for row in rows if row["kind"] == kind]
+        ours = [row for row in same if row["source"] == "nnit"]
+        for method in ABOUT:
+            theirs = [row for row in same if row["source"] == method]
+            if theirs:
+                pair = paired_rows(ours, theirs) if method != "nnit" else None
+                yield {"method": method, "kind": kind, **summarize(theirs), "nnit_less": pair}
 
 
 def as_markdown(figures: dict[str, Any]) -> str:
@@ -158,28 +170,38 @@ def as_markdown(figures: dict[str, Any]) -> str:
         once, low, high = (100 * row[key] for key in ("success_once", "low", "high"))
         pair = row["nnit_less"]
         less = "" if pair is None else _points(pair)
-        method = ABOUT[row["method"]]
+        method, missing = ABOUT[row["method"]], figures["cannot"].get(row["method"], {})
+        if left_out := len(missing.get(row["kind"], [])):
+            method += f" (cannot write {left_out} of them)"
         lines.append(f"| {row['kind']} | {method} | {once:.1f} ({low:.1f}-{high:.1f}) | {less} |")
+    measured = {(row["method"], row["kind"]) for row in figures["methods"]}
+    for method, by_kind in figures["cannot"].items():
+        kinds = [kind for kind in by_kind if (method, kind) not in measured]
+        if kinds:
+            lines += ["", f"{ABOUT[method]}: cannot write any of kind {', '.join(kinds)}."]
     return "\n".join(lines) + "\n"
 
 
 def plot(figures: dict[str, Any]) -> Figure:
     """Every method's mean and interval, a panel a kind."""
     kinds = list(figures["topologies"])
-    figure = Figure(figsize=(5 * len(kinds), 2.6))
+    found = {(row["method"], row["kind"]): row for row in figures["methods"]}
+    methods = [method for method in ABOUT if any((method, kind) in found for kind in kinds)][::-1]
+    figure = Figure(figsize=(2.6 * len(kinds) + 2.6, 0.32 * len(methods) + 1))
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
-        rows = [row for row in figures["methods"] if row["kind"] == kind][::-1]
-        means = [100 * row["success_once"] for row in rows]
-        spread = [
-            [100 * (row["success_once"] - row["low"]) for row in rows],
-            [100 * (row["high"] - row["success_once"]) for row in rows],
-        ]
-        colours = ["#0969da" if row["method"] == "nnit" else "#8c959f" for row in rows]
-        axes.barh([ABOUT[row["method"]] for row in rows], means, xerr=spread, color=colours)
+        for place, method in enumerate(methods):
+            row = found.get((method, kind))
+            if row is None:
+                axes.text(2, place, "cannot", va="center", fontsize=7, color="#8c959f")
+                continue
+            mean, low, high = (100 * row[key] for key in ("success_once", "low", "high"))
+            colour = "#0969da" if method == "nnit" else "#8c959f"
+            axes.barh(place, mean, xerr=[[mean - low], [high - mean]], color=colour)
+        axes.set_yticks(range(len(methods)), [ABOUT[method] for method in methods], fontsize=8)
         axes.set_xlim(0, 100)
-        axes.set_title(f"unseen {kind}", fontsize=10)
-        axes.set_xlabel("success_once in %")
+        axes.set_title(f"unseen: {kind}", fontsize=10)
+        axes.set_xlabel("success_once in %", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -1,0 +1,241 @@
+"""Flat-vector diffusion: a whole network as one vector, padded to the largest.
+
+The way of p-diff and HyperDiffusion (arXiv 2402.13144, 2303.17015), given what they lack: the
+topology as a condition, and aligned networks (after the best teachers), objective, training and
+sampler as NNiT has them.
+
+Shapes: B networks, F values of the largest network.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nnit_dist.align.ghn import Layers
+from nnit_dist.align.sampler import AlignedSampler
+from nnit_dist.align.told import Told
+from nnit_dist.baselines.crops import generator_for, policies_of
+from nnit_dist.errors import NnitError
+from nnit_dist.nnit.diffusion import MIN_REST, integrate
+from nnit_dist.nnit.source import tell
+from nnit_dist.nnit.train import NNiTConfig
+from nnit_dist.policy import Policy
+from nnit_dist.randomness import generator_of
+from nnit_dist.topology import Hidden, Topology
+
+
+@dataclass(frozen=True)
+class FlatLayout:
+    """Where a layer's values lie: hidden layers from the first place on, the output in the last."""
+
+    obs_dim: int
+    act_dim: int
+    width: int
+    depth: int
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        largest = Topology(self.obs_dim, (self.width,) * self.depth, self.act_dim)
+        return largest.shapes
+
+    @property
+    def length(self) -> int:
+        return sum(out * fan_in + out for out, fan_in in self.shapes)
+
+    def places(self, topology: Topology) -> list[int]:
+        """The place of every layer of a topology.
+
+        Raises:
+            NnitError: it has more layers or units than there are places for.
+        """
+        if topology.depth > self.depth or max(topology.hidden) > self.width:
+            raise NnitError(
+                f"a flat vector for {self.depth} layers of {self.width} units has no room for "
+                f"{topology.name}."
+            )
+        return [*range(topology.depth), self.depth]
+
+    def flatten(self, topology: Topology, layers: Layers) -> Tensor:
+        """Layers [B, ...] -> [B, F], weights in units of 1/sqrt(fan_in), else zero."""
+        batch = len(layers[0][0])
+        parts: list[Tensor] = []
+        placed = dict(zip(self.places(topology), layers, strict=True))
+        for place, (out, fan_in) in enumerate(self.shapes):
+            if place not in placed:
+                parts += [torch.zeros(batch, out * fan_in + out)]
+                continue
+            weight, bias = placed[place]
+            rows, columns = weight.shape[1:]
+            scaled = weight * columns**0.5
+            parts.append(F.pad(scaled, (0, fan_in - columns, 0, out - rows)).flatten(1))
+            parts.append(F.pad(bias, (0, out - rows)))
+        return torch.cat(parts, 1)
+
+    def unflatten(self, topology: Topology, values: Tensor) -> Layers:
+        """Inverse of `flatten`."""
+        sizes = [size for out, fan_in in self.shapes for size in (out * fan_in, out)]
+        parts = values.split(sizes, 1)
+        layers = []
+        for place, (out, fan_in) in zip(self.places(topology), topology.shapes, strict=True):
+            weight = parts[2 * place].unflatten(1, self.shapes[place])[:, :out, :fan_in]
+            layers.append((weight / fan_in**0.5, parts[2 * place + 1][:, :out]))
+        return layers
+
+    def mask(self, topology: Topology) -> Tensor:
+        """float32 [F]: 1 where a value belongs to the topology."""
+        ones = [(torch.ones(1, out, i), torch.ones(1, out)) for out, i in topology.shapes]
+        return (self.flatten(topology, ones)[0] > 0).float()
+
+    def condition(self, told: Told) -> Tensor:
+        """float32 [2 * depth]: which layers there are, and their widths."""
+        widths = [w / self.width for w in told.dims[1:-1]]
+        rest = [0.0] * (self.depth - len(widths))
+        return torch.tensor([*widths, *rest, *([1.0] * len(widths)), *rest])
+
+
+class FlatNetwork(nn.Module):
+    """A residual MLP, modulated by noise level and topology."""
+
+    def __init__(self, length: int, condition: int, width: int, depth: int = 4) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(length, width), nn.Linear(width, length)
+        self.embed = nn.Sequential(nn.Linear(64 + condition, width), nn.SiLU())
+        self.modulations = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+            for _ in range(depth)
+        )
+        for linear in (self.leave, *self.modulations):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x_BF: Tensor, time_B: Tensor, condition_BC: Tensor) -> Tensor:
+        rates = torch.linspace(0, math.log(1000), 32, device=x_BF.device).exp()
+        angles = time_B[:, None] * rates
+        c = self.embed(torch.cat([angles.sin(), angles.cos(), condition_BC], 1))
+        h = self.enter(x_BF)
+        for block, modulation in zip(self.blocks, self.modulations, strict=True):
+            shift, scale, gate = modulation(c).chunk(3, 1)
+            h = h + gate * block(F.layer_norm(h, h.shape[-1:]) * (1 + scale) + shift)
+        return self.leave(h)
+
+
+def width_for(parameters: int, layout: FlatLayout) -> int:
+    """The width that brings a `FlatNetwork` nearest to so many parameters."""
+    sizes = range(16, 1024, 4)
+    count = lambda w: sum(  # noqa: E731
+        p.numel() for p in FlatNetwork(layout.length, 2 * layout.depth, w).parameters()
+    )
+    low, high = 0, len(sizes) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if count(sizes[middle]) < parameters else (low, middle)
+    return min(sizes[max(0, low - 1) : low + 1], key=lambda w: abs(count(w) - parameters))
+
+
+class FlatDiffusion:
+    """Flow matching on flat vectors of aligned networks after the best teachers."""
+
+    name = "flat_diffusion"
+
+    def __init__(self, sampler: AlignedSampler, parameters: int, seed: int = 0) -> None:
+        self.sampler, self.seed, self.config = sampler, seed, NNiTConfig()
+        depth = max(len(hidden) for hidden in sampler.seen)
+        task = sampler.task
+        self.layout = FlatLayout(task.obs_dim, task.act_dim, sampler.max_width, depth)
+        torch.manual_seed(seed)
+        width = width_for(parameters, self.layout)
+        self.network = FlatNetwork(self.layout.length, 2 * depth, width)
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.scale = self._spread()
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.network.parameters())
+
+    def train(self, config: NNiTConfig, watch: Callable[[int], None] = lambda done: None) -> float:
+        """Train as `config` trains NNiT; returns the mean loss of the last tenth."""
+        self.config = config
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(), config.lr, (0.9, 0.98), weight_decay=config.weight_decay
+        )
+        losses = []
+        for step in range(config.steps):
+            for group in optimizer.param_groups:
+                cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
+                group["lr"] = config.lr * min(1.0, (step + 1) / 50) * max(0.02, cosine)
+            loss = self.loss(generator_of(self.seed, step), config.topologies * config.networks)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            optimizer.step()
+            with torch.no_grad():
+                decay = min(config.ema, (1 + step) / (10 + step))
+                torch._foreach_lerp_(
+                    list(self.average.parameters()), list(self.network.parameters()), 1 - decay
+                )
+            losses.append(float(loss.detach()))
+            watch(step + 1)
+        last = losses[-max(1, config.steps // 10) :]
+        return sum(last) / len(last)
+
+    def loss(self, rng: torch.Generator, batch: int) -> Tensor:
+        """The flow loss of `batch` fresh networks."""
+        x, mask, condition = self._draw(rng, batch)
+        time = torch.sigmoid(torch.randn(batch, generator=rng))
+        noise = torch.randn(x.shape, generator=rng)
+        x_t = ((1 - time[:, None]) * noise + time[:, None] * x) * mask
+        error = (self.network(x_t, time, condition) - x).square() * mask
+        return (error.sum(1) / mask.sum(1) / (1 - time).clamp(min=MIN_REST) ** 2).mean()
+
+    def _draw(self, rng: torch.Generator, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors [B, F], masks and conditions of fresh aligned networks, told as NNiT is told."""
+        seen, best = self.sampler.seen, self.sampler.best
+        picked = torch.randint(len(seen), (batch,), generator=rng).tolist()
+        topologies = [self.sampler.topology(seen[i]) for i in picked]
+        teachers = [best[i] for i in torch.randint(len(best), (batch,), generator=rng).tolist()]
+        told = [tell(topology, self.config, self.layout.width, rng) for topology in topologies]
+        seeds = torch.randint(2**31, (batch,), generator=rng).tolist()
+        generators = [generator_of(seed) for seed in seeds]
+        networks = self.sampler.networks(topologies, teachers, generators, told)
+        pairs = list(zip(topologies, networks, strict=True))
+        vectors = torch.cat([self.layout.flatten(t, layers) for t, layers in pairs])
+        return (
+            vectors / self.scale,
+            torch.stack([self.layout.mask(topology) for topology in topologies]),
+            torch.stack([self.layout.condition(what) for what in told]),
+        )
+
+    def _spread(self) -> Tensor:
+        """Spread of the values of each layer and of its biases, [F]."""
+        self.scale = torch.ones(self.layout.length)
+        vectors, masks, _ = self._draw(generator_of(self.seed, -1), 128)
+        sizes = [size for out, fan_in in self.layout.shapes for size in (out * fan_in, out)]
+        parts = zip(vectors.split(sizes, 1), masks.split(sizes, 1), strict=True)
+        spread = [values[mask > 0].square().mean().sqrt() for values, mask in parts]
+        return torch.cat([s.expand(size) for s, size in zip(spread, sizes, strict=True)])
+
+    @torch.no_grad()
+    def generate(
+        self, hidden: Hidden, samples: int, seed: int = 0, steps: int = 16
+    ) -> list[Policy]:
+        """Networks of one topology; NnitError for one that is deeper or wider than the largest."""
+        topology = self.sampler.topology(hidden)
+        mask, condition = self.layout.mask(topology), self.layout.condition(Told.of(topology))[None]
+        drawn = []
+        for number in range(samples):
+            noise = torch.randn(
+                1, self.layout.length, generator=generator_for(self.name, hidden, seed, number)
+            )
+            values = integrate(
+                lambda x, t: self.average(x, torch.full((1,), t), condition) * mask,
+                noise * mask,
+                steps,
+            )
+            drawn.append(self.layout.unflatten(topology, values * self.scale))
+        return policies_of(self.sampler, self.name, topology, drawn, seed)

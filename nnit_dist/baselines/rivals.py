@@ -1,0 +1,211 @@
+"""Baselines that need training: each gets what NNiT gets, and is trained once and kept.
+
+NNiT on weights that are not aligned, on permutation-matched ones and on those of hypernetworks
+with other decoders; and flat-vector diffusion. All from the states of one run's alignment, with
+NNiT's own network and number of steps.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from nnit_dist.align.distill import Distiller, load_states
+from nnit_dist.align.ghn import Layers
+from nnit_dist.align.independent import train_independent
+from nnit_dist.align.matching import match
+from nnit_dist.align.sampler import AlignedSampler
+from nnit_dist.artifacts import content_hash, read_json, write_atomic
+from nnit_dist.baselines.flat import FlatDiffusion
+from nnit_dist.errors import NnitError
+from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.nnit.source import AlignedSource, Listed, ListedSource
+from nnit_dist.nnit.train import NNiTConfig
+from nnit_dist.nnit.trainer import Trainer
+from nnit_dist.policy import Policy
+from nnit_dist.topology import Hidden
+
+Weights = Literal["independent", "matched", "mlp", "pointwise"]
+INDEPENDENT_STEPS = 3000
+COPIES = 6  # independent networks of each seen topology after each of the best teachers
+Watch = Callable[[str, int, int], None]  # what is being trained, steps done, steps to do
+
+
+@dataclass
+class Rivals:
+    """Everything trained for comparison with a run; a killed training starts anew.
+
+    It is kept in `RUN/rivals/KEY`, where the key tells the run's artefacts and settings: a run
+    that is made again gets new rivals. `watch` hears of the progress.
+    """
+
+    run: Path
+    watch: Watch = lambda name, done, total: None
+
+    def __post_init__(self) -> None:
+        states = list((self.run / "align").glob("states-*.safetensors"))
+        if not states:
+            raise NnitError(
+                f"{self.run} lacks align/states-*.safetensors, which its rivals learn from. Name "
+                "the directory of a run that this machine made (`nnit run`)."
+            )
+        self.states = max(states, key=lambda path: int(path.stem.removeprefix("states-")))
+        self.sampler = AlignedSampler.load(self.run / "align" / "ghn.safetensors")
+        key = read_json(self.run / "train" / "manifest.json")["key"]["config"]
+        self.config, self.seed = NNiTConfig(**key["nnit"]), key["seed"]
+        self.align = read_json(self.run / "align" / "manifest.json")["key"]["config"]["align"]
+        parts = [content_hash(self.run / "align" / "ghn.safetensors"), content_hash(self.states)]
+        parts += [self.config.model_dump_json(), str(self.seed)]
+        name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+        self.out = self.run / "rivals" / name
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def nnit(self, weights: Weights) -> "NNiTOn":
+        """NNiT trained on other weights."""
+        path = self.out / f"nnit-{weights}.safetensors"
+        if not path.exists():
+            self._train_nnit(self._source(weights), path, f"NNiT on {weights} weights")
+        return NNiTOn(NNiTModel.load(path), f"nnit_{weights}")
+
+    def flat(self) -> FlatDiffusion:
+        """Flat-vector diffusion with as many parameters as NNiT, and as many steps."""
+        model = NNiTModel.load(self.run / "train" / "nnit.safetensors")
+        flat = FlatDiffusion(self.sampler, model.parameters, self.seed)
+        path = self.out / "flat.safetensors"
+        if path.exists():
+            flat.average.load_state_dict(load_file(path))
+        else:
+            steps = self.config.steps
+            flat.train(self.config, lambda done: self.watch("flat-vector diffusion", done, steps))
+            write_atomic(path, lambda partial: save_file(flat.average.state_dict(), partial))
+        return flat
+
+    def networks(self, weights: Literal["independent", "matched"]) -> list[tuple[Hidden, Layers]]:
+        """(hidden, layers [1, ...]) of networks trained each on its own, as they are or matched."""
+        _check_references(self.sampler.seen)
+        path = self.out / "independent.safetensors"
+        sampler, best = self.sampler, self.sampler.best
+        hidden = [h for h in sampler.seen for _ in range(COPIES * len(best))]
+        if not path.exists():
+            obs, targets = (
+                [torch.from_numpy(a) for a in arrays] for arrays in load_states(self.states)
+            )
+            self.watch("independent networks", 0, 1)
+            found, _ = train_independent(
+                [sampler.topology(h) for h in hidden],
+                [best[i % len(best)] for i in range(len(hidden))],
+                obs,
+                targets,
+                INDEPENDENT_STEPS,
+                self.seed,
+            )
+            tensors = {
+                f"{i}.{layer}.{name}": value.contiguous()
+                for i, network in enumerate(found)
+                for layer, pair in enumerate(network.layers)
+                for name, value in zip(("weight", "bias"), pair, strict=True)
+            }
+            write_atomic(path, lambda partial: save_file(tensors, partial))
+        tensors = load_file(path)
+        networks = [
+            (
+                h,
+                [
+                    (tensors[f"{i}.{layer}.weight"], tensors[f"{i}.{layer}.bias"])
+                    for layer in range(len(h) + 1)
+                ],
+            )
+            for i, h in enumerate(hidden)
+        ]
+        return networks if weights == "independent" else _matched(networks)
+
+    def aligned(self, decoder: Literal["mlp", "pointwise"]) -> AlignedSampler:
+        """A hypernetwork with another decoder, distilled on the final states of the run.
+
+        These include states that networks of the run's own hypernetwork visited, and its success
+        table is the run's own: only the decoder differs.
+        """
+        path = self.out / f"ghn-{decoder}.safetensors"
+        if not path.exists():
+            distiller = Distiller(
+                {
+                    "distill": self.align["distill"],
+                    "ghn": self.align["ghn"] | {"decoder": decoder},
+                    "topologies": json.dumps(self.sampler.seen),
+                    "max_width": self.sampler.max_width,
+                    "states": str(self.states),
+                    "best": [teacher.best for teacher in self.sampler.teachers],
+                    "seed": self.seed,
+                },
+                torch.device("cpu"),
+            )
+            steps = self.align["distill"]["steps"]
+            for step in range(steps):
+                distiller.step(step, 0)
+                self.watch(f"GHN with {decoder} decoder", step + 1, steps)
+            AlignedSampler(
+                distiller.ghn.eval(),
+                distiller.latents.eval(),
+                self.sampler.norm,
+                self.sampler.task,
+                self.sampler.max_width,
+                self.sampler.seen,
+                self.sampler.teachers,
+                self.sampler.success,
+            ).save(path)
+        return AlignedSampler.load(path)
+
+    def _source(self, weights: Weights) -> AlignedSource | ListedSource:
+        if weights == "mlp" or weights == "pointwise":
+            return AlignedSource(self.aligned(weights), self.config, self.seed)
+        listed = [
+            Listed(self.sampler.topology(hidden), layers, 1.0)
+            for hidden, layers in self.networks(weights)
+        ]
+        return ListedSource(listed, self.sampler, self.config, self.seed)
+
+    def _train_nnit(self, source: AlignedSource | ListedSource, path: Path, name: str) -> None:
+        trainer = Trainer(self.config, source, torch.device("cpu"), self.seed)
+        for step in range(self.config.steps):
+            trainer.step(step)
+            self.watch(name, step + 1, self.config.steps)
+        NNiTModel.of(trainer, source).save(path)
+
+
+@dataclass
+class NNiTOn:
+    """An NNiT under a name of its own."""
+
+    model: NNiTModel
+    name: str
+
+    def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
+        policies = self.model.generate(hidden, samples, seed)
+        for policy in policies:
+            policy.source, policy.id = self.name, policy.id.replace("nnit", self.name, 1)
+        return policies
+
+
+def _matched(networks: list[tuple[Hidden, Layers]]) -> list[tuple[Hidden, Layers]]:
+    """Every network matched to the first of its depth that is of full width."""
+    most = max(max(hidden) for hidden, _ in networks)
+    reference: dict[int, Layers] = {}
+    for hidden, layers in networks:
+        if set(hidden) == {most}:
+            reference.setdefault(len(hidden), layers)
+    return [(hidden, match(layers, reference[len(hidden)])) for hidden, layers in networks]
+
+
+def _check_references(seen: list[Hidden]) -> None:
+    most = max(max(hidden) for hidden in seen)
+    missing = {len(hidden) for hidden in seen} - {len(h) for h in seen if set(h) == {most}}
+    if missing:
+        raise NnitError(
+            f"no seen topology of {min(missing)} layers has all of them {most} wide, so there is "
+            "none to match the others to. Use another seed for the split."
+        )

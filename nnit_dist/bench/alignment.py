@@ -1,0 +1,251 @@
+"""`nnit bench alignment`: how aligned five kinds of weights are, and what NNiT makes of each.
+
+The same teachers, states and topologies throughout: networks trained each on its own, the same
+ones permutation-matched, and those of hypernetworks with an MLP decoder, with 1x1 convolutions
+and with the spatial decoder.
+"""
+
+import os
+import platform
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from nnit_dist.align.distill import load_states
+from nnit_dist.align.ghn import Layers
+from nnit_dist.align.metrics import neighbour_correlation, neuron_similarity
+from nnit_dist.align.sampler import AlignedSampler
+from nnit_dist.artifacts import write_atomic, write_json
+from nnit_dist.baselines.crops import policies_of
+from nnit_dist.baselines.rivals import COPIES, NNiTOn, Rivals
+from nnit_dist.bench.generalization import split_of
+from nnit_dist.evaluate.run import evaluate, summarize
+from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.nnit.tokens import detokenize, token_layout, tokenize
+from nnit_dist.policy import Policy
+from nnit_dist.progress import StageProgress
+from nnit_dist.randomness import generator_of
+from nnit_dist.topology import Hidden, Topology, UnseenKind, spread
+
+ABOUT = {
+    "independent": "trained each on its own",
+    "matched": "permutation-matched",
+    "mlp": "GHN, MLP decoder",
+    "pointwise": "GHN, 1x1 convolutions",
+    "spatial": "GHN, spatial decoder",
+}
+NNIT_ON: tuple[UnseenKind, ...] = ("combination", "width")
+STATES = 1000
+PAIRS = 200
+Networks = Callable[[Hidden, int, int], Layers]  # (hidden, index of a best teacher, copy)
+
+
+def bench_alignment(
+    run: Path, count: int, samples: int, episodes: int, out: Path, actors: int | None
+) -> dict[str, Any]:
+    """Measure every kind of weights; returns the figures.
+
+    Reads a finished run directory with its states. Trains what is missing into `out/rivals`.
+    `count` topologies are measured of seen ones, and of each unseen kind for NNiT. Writes
+    `out/alignment.json`, `.md` and `.png`, and every episode (`out/episodes`).
+    """
+    held = split_of(run).unseen
+    unseen = {kind: spread(held[kind], count) for kind in NNIT_ON if held.get(kind)}
+    with StageProgress("steps") as view:
+        rivals = Rivals(run, view.watch)
+        weights = _weights(rivals)
+        writers = {kind: _writer(rivals, kind) for kind in ABOUT}
+    obs = torch.from_numpy(load_states(rivals.states)[0][0][:STATES])
+    seen = spread(rivals.sampler.seen, count)
+    figures: dict[str, Any] = {
+        kind: {
+            "neighbours": neighbour_correlation(
+                [network(hidden, number, number) for number, hidden in enumerate(seen)]
+            ),
+            "similarity": _similarity(network, rivals.sampler.seen, obs),
+        }
+        for kind, network in weights.items()
+    }
+    policies = [
+        *_mixed(rivals, weights, seen, samples),
+        *(
+            policy
+            for writer in writers.values()
+            for found in unseen.values()
+            for hidden in found
+            for policy in writer.generate(hidden, samples, 0)
+        ),
+    ]
+    evaluation = evaluate(policies, episodes, out, actors, title="alignment")
+    rows = evaluation.rows()
+    for kind in ABOUT:
+        for name in ("whole", "mixed"):
+            figures[kind][name] = summarize([r for r in rows if r["source"] == f"{kind}_{name}"])
+        for name, found in unseen.items():
+            ours = [row for row in rows if row["source"] == f"nnit_{kind}"]
+            ours = [row for row in ours if tuple(row["hidden"]) in found]
+            figures[kind][f"nnit_{name}"] = summarize(ours)
+    result = {
+        "task": rivals.sampler.task.name,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "date": date.today().isoformat(),
+        "weights": figures,
+        "failures": evaluation.failures,
+    }
+    write_json(out / "alignment.json", result)
+    text = as_markdown(result)
+    write_atomic(out / "alignment.md", lambda partial: partial.write_text(text))
+    deep = max(rivals.sampler.seen, key=lambda hidden: (len(hidden) == 2, sum(hidden)))
+    pictures(weights, deep).savefig(out / "alignment.png", dpi=110, bbox_inches="tight")
+    return result
+
+
+def _weights(rivals: Rivals) -> dict[str, Networks]:
+    """Networks of seen topologies of every kind."""
+    found: dict[str, Networks] = {}
+    for kind in ("independent", "matched"):
+        by_hidden: dict[Hidden, list[Layers]] = {}
+        for hidden, layers in rivals.networks(kind):
+            by_hidden.setdefault(hidden, []).append(layers)
+        found[kind] = _listed(by_hidden, len(rivals.sampler.best))
+    found["mlp"] = _sampled(rivals.aligned("mlp"))
+    found["pointwise"] = _sampled(rivals.aligned("pointwise"))
+    found["spatial"] = _sampled(rivals.sampler)
+    return found
+
+
+def _listed(by_hidden: dict[Hidden, list[Layers]], teachers: int) -> Networks:
+    def network(hidden: Hidden, teacher: int, copy: int) -> Layers:
+        listed = by_hidden[hidden]
+        return listed[(teacher + teachers * copy) % len(listed)]
+
+    return network
+
+
+def _sampled(sampler: AlignedSampler) -> Networks:
+    def network(hidden: Hidden, teacher: int, copy: int) -> Layers:
+        index, rng = sampler.best[teacher % len(sampler.best)], generator_of(teacher, copy)
+        return sampler.networks([sampler.topology(hidden)], [index], [rng])[0]
+
+    return network
+
+
+def _writer(rivals: Rivals, kind: str) -> NNiTOn:
+    if kind == "spatial":
+        return NNiTOn(NNiTModel.load(rivals.run / "train" / "nnit.safetensors"), "nnit_spatial")
+    return rivals.nnit(kind)  # type: ignore[arg-type]
+
+
+def _similarity(network: Networks, seen: list[Hidden], obs: torch.Tensor) -> dict[str, float]:
+    """Similarity of corresponding neurons: between copies, between teachers, between widths."""
+    rng = np.random.default_rng(0)
+    same_depth = [[h for h in seen if len(h) == len(hidden)] for hidden in seen]
+    copies, teachers, widths = [], [], []
+    for _ in range(PAIRS):
+        index = int(rng.integers(len(seen)))
+        hidden, others = seen[index], same_depth[index]
+        other = others[int(rng.integers(len(others)))]
+        one = network(hidden, 0, 0)
+        copies.append(neuron_similarity(one, network(hidden, 0, 1), obs))
+        teachers.append(neuron_similarity(one, network(hidden, 1, 1), obs))
+        if other != hidden:
+            widths.append(neuron_similarity(one, network(other, 0, 1), obs))
+    return {
+        "copies": float(np.mean(copies)),
+        "teachers": float(np.mean(teachers)),
+        "widths": float(np.mean(widths)),
+    }
+
+
+def _mixed(
+    rivals: Rivals, weights: dict[str, Networks], seen: list[Hidden], samples: int
+) -> list[Policy]:
+    """Networks whole, and mixed of the patches of two copies after one teacher."""
+    policies = []
+    for kind, network in weights.items():
+        for hidden in seen:
+            topology = rivals.sampler.topology(hidden)
+            whole, mixed = [], []
+            for sample in range(samples):
+                one, other = (network(hidden, 0, 2 * sample + k) for k in range(2))
+                rng = generator_of(sample)
+                whole.append(one)
+                mixed.append(mix_patches(topology, one, other, rivals.config.patch, rng))
+            policies += policies_of(rivals.sampler, f"{kind}_whole", topology, whole, 0)
+            policies += policies_of(rivals.sampler, f"{kind}_mixed", topology, mixed, 0)
+    return policies
+
+
+def mix_patches(
+    topology: Topology, one: Layers, other: Layers, patch: int, rng: torch.Generator
+) -> Layers:
+    """A network of which each patch comes from one of two networks, by the toss of a coin."""
+    layout = token_layout(topology, patch)
+    coin = torch.rand(layout.length, generator=rng) < 0.5
+    a, b = tokenize(one, layout), tokenize(other, layout)
+    return detokenize(torch.where(coin[None, :, None], a, b), layout)
+
+
+def as_markdown(figures: dict[str, Any]) -> str:
+    """Two tables: how aligned the weights are, and what becomes of them."""
+    once = lambda row: (  # noqa: E731
+        f"{100 * row['success_once']:.1f} ({100 * row['low']:.1f}-{100 * row['high']:.1f})"
+    )
+    lines = [
+        f"# Alignment on {figures['task']}",
+        "",
+        f"`nnit bench alignment`, {figures['date']}, {figures['machine']}. All from the same "
+        "teachers, states and topologies.",
+        "",
+        "| weights | neighbours: neurons | neighbours: inputs | like its copy | like another "
+        "teacher's | like another width's |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for kind, found in figures["weights"].items():
+        down, across = found["neighbours"]
+        like = found["similarity"]
+        lines.append(
+            f"| {ABOUT[kind]} | {down:.2f} | {across:.2f} | {like['copies']:.2f} | "
+            f"{like['teachers']:.2f} | {like['widths']:.2f} |"
+        )
+    lines += [
+        "",
+        "Correlation of neighbouring weights along a layer's neurons and along its inputs; "
+        "correlation over states of corresponding neurons' activations between two networks.",
+        "",
+        "| weights | whole | patches of two mixed | NNiT, combination | NNiT, width |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for kind, found in figures["weights"].items():
+        names = ("whole", "mixed", *(f"nnit_{unseen}" for unseen in NNIT_ON))
+        cells = (once(found[name]) if name in found else "-" for name in names)
+        lines.append(f"| {ABOUT[kind]} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "success_once in %, mean and 95% interval over topologies. Networks trained each on their "
+        f"own are a fixed set, {COPIES} of each seen topology after each of the best teachers; "
+        "hypernetworks write fresh ones at every step of NNiT's training. The states include those "
+        "that networks of the spatial hypernetwork visited.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def pictures(weights: dict[str, Networks], hidden: Hidden) -> Figure:
+    """The second layer of two networks of every kind, one above the other."""
+    figure = Figure(figsize=(2.2 * len(weights), 4.6))
+    axes = figure.subplots(2, len(weights))
+    for column, (kind, network) in enumerate(weights.items()):
+        for row in range(2):
+            matrix = network(hidden, 0, row)[1][0][0].numpy()
+            limit = np.quantile(np.abs(matrix), 0.99)
+            panel = axes[row, column]
+            panel.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+            panel.set_xticks([])
+            panel.set_yticks([])
+        axes[0, column].set_title(ABOUT[kind], fontsize=9)
+    return figure

@@ -1,0 +1,185 @@
+"""`nnit bench train`: tokens a second of NNiT's training step, and the share of the device's peak.
+
+The peak is that of square matrix products in the same number format, measured in the same run.
+Networks are random numbers, so what the hypernetwork takes to write them is left out. On a CPU
+attention runs in float32 all the same. Runs with torch alone, so that a bare
+GPU machine can do it as well: `python -m nnit_dist.bench.train --size 100m --device cuda`.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from nnit_dist.nnit.tokens import ArchitectureVocabulary, token_layout
+from nnit_dist.nnit.trainer import Corrupted, Example, Trainer
+from nnit_dist.nnit.transformer import TransformerConfig
+from nnit_dist.randomness import generator_of
+from nnit_dist.topology import Hidden, Topology, grid
+
+SIDES = (1024, 2048, 4096)  # of the matrices whose product gives the peak
+
+
+@dataclass
+class Size:
+    """A network and the batch that it is trained on; what `Trainer` has to know of them."""
+
+    transformer: TransformerConfig
+    widths: list[int]
+    depths: list[int]
+    topologies: int
+    networks: int
+    architectures: int = 32
+    patch: int = 8
+    steps: int = 1000
+    accumulate: int = 1
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    ema: float = 0.995
+    mask_rate: float = 0.1
+    drop_rate: float = 0.1
+    architecture_weight: float = 0.05
+    bf16: bool = True
+    seen: list[Hidden] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.seen = grid(self.widths, self.depths)
+
+
+SIZES = {
+    "pushcube": Size(TransformerConfig(), [16, 32, 48, 64], [1, 2, 3], 8, 4),
+    "100m": Size(TransformerConfig(704, 12, 11), [16, 32, 64, 128, 256], [1, 2, 3, 4], 8, 4),
+}
+
+
+class RandomNetworks:
+    """A source of random numbers in the shape of networks (PushCube-v1's sizes)."""
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+        self.vocabulary = ArchitectureVocabulary(
+            ["random"], size.patch, max(size.widths), max(size.depths)
+        )
+
+    def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
+        """As `AlignedSource`: a few topologies, several networks of each, then architectures."""
+        picked = random.Random(step).choices(self.size.seen, k=self.size.topologies)
+        return [self._example(picked, step, number) for number in numbers]
+
+    def _example(self, picked: list[Hidden], step: int, number: int) -> Example:
+        group, rng = number // self.size.networks, generator_of(step, number)
+        hidden = picked[group % len(picked)]
+        ids = self.vocabulary.encode("random", hidden)
+        if group >= len(picked):
+            return Example(self.vocabulary.filled(ids), 0.5)
+        layout = token_layout(Topology(35, hidden, 8), self.size.patch)
+        x = torch.randn(layout.mask.shape, generator=rng) * layout.mask
+        return Example(ids, 0.5, layout, None, x)
+
+
+def bench_train(size: Size, device: torch.device, steps: int) -> dict[str, float]:
+    """Medians over `steps` training steps, and the peak before and after them."""
+    trainer = Trainer(size, RandomNetworks(size), device, 0)
+    dtype = torch.bfloat16 if trainer.autocast else torch.float32
+    peaks = [matmul_peak(device, dtype)]
+    whole, network, rates, tokens, slots = [], [], [], 0, 0
+    for step in range(steps + 2):
+        started = time.perf_counter()
+        batch = trainer.corrupted(step, range(size.topologies * size.networks + size.architectures))
+        _wait(device)
+        drawn = time.perf_counter()
+        trainer.descend(step, [batch])
+        _wait(device)
+        ended = time.perf_counter()
+        if step >= 2:  # the first ones warm up
+            whole.append(ended - started)
+            network.append(ended - drawn)
+            rates.append(step_flops(trainer, batch) / (ended - drawn))
+            tokens += len(batch.packed.owner_T)
+            slots += int((batch.ids == 0).sum()) + batch.packed.filler
+    peaks.append(matmul_peak(device, dtype))
+    median = lambda values: sorted(values)[len(values) // 2]  # noqa: E731
+    return {
+        "parameters": sum(p.numel() for p in trainer.network.parameters()),
+        "tokens": tokens / steps,
+        "real": 1 - slots / tokens,
+        "step_ms": 1000 * median(whole),
+        "network_ms": 1000 * median(network),
+        "tokens_s": (tokens - slots) / sum(whole),
+        "flops": median(rates),
+        "peak": max(peaks),
+        "bf16": float(dtype == torch.bfloat16),
+    }
+
+
+def step_flops(trainer: Trainer, batch: Corrupted) -> float:
+    """Floating point operations of a step's matrix products, backward pass included.
+
+    Attention is added by hand, as torch counts it on some devices only. What is computed again
+    in the backward pass does not count.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        trainer.losses(batch)
+    counted = counter.get_flop_counts()["Global"]
+    linear = sum(count for name, count in counted.items() if "attention" not in str(name))
+    config = trainer.config.transformer
+    pairs = sum(count * length**2 for count, length in batch.packed.runs)
+    return 3 * (linear + 4 * pairs * config.width * config.depth)
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating point operations a second of the fastest of a few square matrix products."""
+    rates = []
+    for side in SIDES:
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        repeats = max(3, int(2e11 // side**3) if device.type == "cpu" else 50)
+        a @ b
+        _wait(device)
+        started = time.perf_counter()
+        for _ in range(repeats):
+            a @ b
+        _wait(device)
+        rates.append(2 * side**3 * repeats / (time.perf_counter() - started))
+    return max(rates)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def lines(name: str, device: torch.device, steps: int) -> Iterator[str]:
+    """What was measured, a line each."""
+    found = bench_train(SIZES[name], device, steps)
+    number_format = "bfloat16" if found["bf16"] else "float32"
+    yield (
+        f"{name} on {device}: {found['parameters'] / 1e6:.1f}M parameters, "
+        f"{found['tokens']:,.0f} tokens a step, {found['real']:.1%} of them real"
+    )
+    yield (
+        f"  step {found['step_ms']:.0f} ms, of which the network {found['network_ms']:.0f} ms: "
+        f"{found['tokens_s']:,.0f} real tokens/s"
+    )
+    yield (
+        f"  {found['flops'] / 1e9:,.0f} GFLOP/s in matrix products, "
+        f"{found['flops'] / found['peak']:.0%} of the {number_format} peak of "
+        f"{found['peak'] / 1e9:,.0f} GFLOP/s"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="pushcube")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=20)
+    words = parser.parse_args()
+    for line in lines(words.size, torch.device(words.device), words.steps):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
