@@ -1,6 +1,5 @@
 """The `nnit` command: parses, calls, and prints one clear line when something is wrong."""
 
-import os
 import sys
 import traceback
 import warnings
@@ -10,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Column, Table
 
+from nnit_dist.bench.cli import bench_app
 from nnit_dist.errors import NnitError
 from nnit_dist.progress import console, quiet_libraries
 
@@ -21,7 +21,6 @@ app = typer.Typer(
 )
 zoo_app = typer.Typer(help="Look into a population.", no_args_is_help=True)
 app.add_typer(zoo_app, name="zoo")
-bench_app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
 Config = Annotated[Path, typer.Argument(help="YAML configuration, e.g. configs/quickstart.yaml")]
@@ -205,132 +204,6 @@ def doctor() -> None:
     for name, value in examine():
         table.add_row(f"[bold]{name}[/]", value)
     console.print(table)
-
-
-@bench_app.command("pool")
-def bench_pool(
-    task: Annotated[list[str] | None, typer.Option(help="may be given several times")] = None,
-    seconds: Annotated[float, typer.Option(help="of measuring, a task and setting")] = 15.0,
-    scale: Annotated[bool, typer.Option(help="1,000 stand-in simulators as well")] = True,
-    debug: Debug = False,
-) -> None:
-    """The evaluation pool beside the bare ManiSkill loop, and its driver at scale."""
-    from nnit_dist.bench.pool import lines
-    from nnit_dist.ray_session import ray_session
-
-    tasks = task or ["PushCube-v1", "PickCube-v1"]
-    with quiet_libraries(Path("runs/bench/pool.log")), ray_session():
-        for line in lines(os.cpu_count() or 1, seconds, tasks, scale):
-            console.print(line)
-
-
-@bench_app.command("train")
-def bench_train(
-    size: Annotated[Literal["pushcube", "100m"], typer.Option(help="of the network")] = "pushcube",
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    steps: Annotated[int, typer.Option(min=1)] = 20,
-    debug: Debug = False,
-) -> None:
-    """Speed of NNiT's training step, and its share of the device's matmul peak."""
-    import torch
-
-    from nnit_dist.bench.train import lines
-
-    for line in lines(size, torch.device(device), steps):
-        console.print(line, markup=False)
-
-
-@bench_app.command("generalization")
-def bench_generalization(
-    run: Annotated[
-        Path | None, typer.Option(help="a finished run; the shipped one by default")
-    ] = None,
-    kind: Annotated[
-        list[str] | None, typer.Option(help="of unseen topologies; all that the run held out")
-    ] = None,
-    count: Annotated[int, typer.Option(min=1, help="topologies a kind, at most")] = 24,
-    samples: Annotated[int, typer.Option(min=1, help="networks a topology")] = 4,
-    episodes: Annotated[int, typer.Option(min=1, help="episodes a network")] = 100,
-    trained: Annotated[
-        bool, typer.Option(help="baselines that need training too, from the run's states")
-    ] = False,
-    out: Annotated[Path, typer.Option(help="where results are kept")] = Path(
-        "runs/bench/generalization"
-    ),
-    actors: Annotated[int | None, typer.Option(min=1, help="simulator processes")] = None,
-    debug: Debug = False,
-) -> None:
-    """NNiT beside baselines, on topologies that training never saw."""
-    from nnit_dist.bench.generalization import as_markdown
-    from nnit_dist.bench.generalization import bench_generalization as measure
-    from nnit_dist.pretrained import shipped
-    from nnit_dist.topology import UNSEEN_KINDS, unseen_kind
-
-    with quiet_libraries(out / "bench.log"):
-        figures = measure(
-            run or shipped("PushCube-v1"),
-            [unseen_kind(text) for text in kind or UNSEEN_KINDS],
-            count,
-            samples,
-            episodes,
-            out,
-            actors,
-            trained,
-        )
-    console.print(as_markdown(figures), markup=False)
-    console.print(f"results in {out}")
-
-
-@bench_app.command("alignment")
-def bench_alignment(
-    run: Annotated[Path, typer.Option(help="a run of this machine, with its states")],
-    count: Annotated[int, typer.Option(min=1, help="topologies of each kind")] = 12,
-    samples: Annotated[int, typer.Option(min=1, help="networks a topology")] = 2,
-    episodes: Annotated[int, typer.Option(min=1, help="episodes a network")] = 50,
-    out: Annotated[Path, typer.Option(help="where results are kept")] = Path(
-        "runs/bench/alignment"
-    ),
-    actors: Annotated[int | None, typer.Option(min=1, help="simulator processes")] = None,
-    debug: Debug = False,
-) -> None:
-    """How aligned five kinds of weights are, and what NNiT makes of each."""
-    from nnit_dist.bench.alignment import as_markdown
-    from nnit_dist.bench.alignment import bench_alignment as measure
-
-    with quiet_libraries(out / "bench.log"):
-        figures = measure(run, count, samples, episodes, out, actors)
-    console.print(as_markdown(figures), markup=False)
-    console.print(f"results in {out}")
-
-
-@bench_app.command("memorization")
-def bench_memorization(
-    run: Annotated[
-        Path | None, typer.Option(help="a finished run; the shipped one by default")
-    ] = None,
-    hidden: Annotated[list[str] | None, typer.Option(help="seen topologies, e.g. 64x64")] = None,
-    trained: Annotated[int, typer.Option(min=16, help="training networks a topology")] = 48,
-    drawn: Annotated[int, typer.Option(min=1, help="networks of every kind a topology")] = 16,
-    episodes: Annotated[int, typer.Option(min=1, help="episodes a network")] = 100,
-    out: Annotated[Path, typer.Option(help="where results are kept")] = Path(
-        "runs/bench/memorization"
-    ),
-    actors: Annotated[int | None, typer.Option(min=1, help="simulator processes")] = None,
-    debug: Debug = False,
-) -> None:
-    """Whether NNiT's networks are new or copies of training networks."""
-    from nnit_dist.bench.memorization import as_markdown
-    from nnit_dist.bench.memorization import bench_memorization as measure
-    from nnit_dist.pretrained import shipped
-    from nnit_dist.topology import parse_hidden
-
-    topologies = [parse_hidden(text) for text in hidden or ["32", "64x64", "32x48x64"]]
-    with quiet_libraries(out / "bench.log"):
-        figures = measure(
-            run or shipped("PushCube-v1"), topologies, trained, drawn, episodes, out, actors
-        )
-    console.print(as_markdown(figures), markup=False)
-    console.print(f"results in {out}")
 
 
 Zoo = Annotated[Path, typer.Argument(help="a zoo, e.g. runs/quickstart/population/zoo")]

@@ -5,10 +5,7 @@ ones permutation-matched, and those of hypernetworks with an MLP decoder, with 1
 and with the spatial decoder.
 """
 
-import os
-import platform
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +17,10 @@ from nnit_dist.align.distill import load_states
 from nnit_dist.align.ghn import Layers
 from nnit_dist.align.metrics import neighbour_correlation, neuron_similarity
 from nnit_dist.align.sampler import AlignedSampler
-from nnit_dist.artifacts import write_atomic, write_json
 from nnit_dist.baselines.crops import policies_of
 from nnit_dist.baselines.rivals import COPIES, NNiTOn, Rivals
 from nnit_dist.bench.generalization import split_of
+from nnit_dist.bench.results import measured_here, write_results
 from nnit_dist.evaluate.run import evaluate, summarize
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.nnit.tokens import detokenize, token_layout, tokenize
@@ -50,7 +47,7 @@ def bench_alignment(
 ) -> dict[str, Any]:
     """Measure every kind of weights; returns the figures.
 
-    Reads a finished run directory with its states. Trains what is missing into `out/rivals`.
+    Reads a finished run directory with its states. Trains what is missing into `RUN/rivals`.
     `count` topologies are measured of seen ones, and of each unseen kind for NNiT. Writes
     `out/alignment.json`, `.md` and `.png`, and every episode (`out/episodes`).
     """
@@ -92,16 +89,12 @@ def bench_alignment(
             figures[kind][f"nnit_{name}"] = summarize(ours)
     result = {
         "task": rivals.sampler.task.name,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "date": date.today().isoformat(),
+        **measured_here(),
         "weights": figures,
         "failures": evaluation.failures,
     }
-    write_json(out / "alignment.json", result)
-    text = as_markdown(result)
-    write_atomic(out / "alignment.md", lambda partial: partial.write_text(text))
     deep = max(rivals.sampler.seen, key=lambda hidden: (len(hidden) == 2, sum(hidden)))
-    pictures(weights, deep).savefig(out / "alignment.png", dpi=110, bbox_inches="tight")
+    write_results(out, "alignment", result, as_markdown(result), pictures(weights, deep))
     return result
 
 

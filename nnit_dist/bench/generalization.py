@@ -5,21 +5,19 @@ method cannot write at all (a flat vector has no room for a wider network) is le
 mean, and said.
 """
 
-import os
-import platform
 import shutil
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from nnit_dist.align.sampler import AlignedSampler
-from nnit_dist.artifacts import read_json, write_atomic, write_json
+from nnit_dist.artifacts import read_json
 from nnit_dist.baselines import Generator
 from nnit_dist.baselines.crops import AlignedCrops, PatchGaussian, TrainedCrops
 from nnit_dist.baselines.rivals import NNiTOn, Rivals
+from nnit_dist.bench.results import measured_here, write_results
 from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.compare import paired_rows
 from nnit_dist.evaluate.run import evaluate, summarize
@@ -82,17 +80,13 @@ def bench_generalization(
         "task": policies[0].task,
         "samples": samples,
         "episodes": episodes,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "date": date.today().isoformat(),
+        **measured_here(),
         "topologies": {kind: [list(h) for h in found] for kind, found in topologies.items()},
         "methods": list(_compare(rows, list(topologies))),
         "cannot": cannot,
         "failures": result.failures,
     }
-    write_json(out / "generalization.json", figures)
-    text = as_markdown(figures)
-    write_atomic(out / "generalization.md", lambda partial: partial.write_text(text))
-    plot(figures).savefig(out / "generalization.png", dpi=110, bbox_inches="tight")
+    write_results(out, "generalization", figures, as_markdown(figures), plot(figures))
     return figures
 
 
@@ -114,8 +108,6 @@ class _Direct:
         self.sampler = sampler
 
     def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
-        if max(hidden) > self.sampler.max_width:
-            raise NnitError(f"the hypernetwork writes layers up to {self.sampler.max_width}.")
         return self.sampler.policies(hidden, samples, seed)
 
 

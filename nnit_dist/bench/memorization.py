@@ -7,10 +7,7 @@ weight). On seen topologies, with good networks of the first steps of training.
 """
 
 import itertools
-import os
-import platform
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,9 @@ from torch import Tensor
 
 from nnit_dist.align.ghn import Layers, apply_layers
 from nnit_dist.align.sampler import AlignedSampler
-from nnit_dist.artifacts import read_json, write_atomic, write_json
+from nnit_dist.artifacts import read_json
 from nnit_dist.baselines.crops import policies_of
+from nnit_dist.bench.results import measured_here, write_results
 from nnit_dist.envs.sim import TRAIN_SEEDS, SimEnv
 from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.rollout import Part, run_part
@@ -76,8 +74,7 @@ def bench_memorization(
     measured = {kind: _joined([g.measure(kind, states, result) for g in groups]) for kind in ABOUT}
     figures = {
         "task": sampler.task.name,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "date": date.today().isoformat(),
+        **measured_here(),
         "topologies": [list(hidden) for hidden in topologies],
         "trained": trained,
         "drawn": drawn,
@@ -87,10 +84,7 @@ def bench_memorization(
             for kind, found in measured.items()
         },
     }
-    write_json(out / "memorization.json", figures)
-    text = as_markdown(figures)
-    write_atomic(out / "memorization.md", lambda partial: partial.write_text(text))
-    plot(measured).savefig(out / "memorization.png", dpi=110, bbox_inches="tight")
+    write_results(out, "memorization", figures, as_markdown(figures), plot(measured))
     return figures
 
 

@@ -1,0 +1,137 @@
+"""`nnit bench`: parses and calls the benches."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from nnit_dist.progress import console, quiet_libraries
+
+bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
+
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
+Run = Annotated[Path | None, typer.Option(help="a finished run; the shipped one by default")]
+Episodes = Annotated[int, typer.Option(min=1, help="episodes a network")]
+Samples = Annotated[int, typer.Option(min=1, help="networks a topology")]
+Actors = Annotated[int | None, typer.Option(min=1, help="simulator processes")]
+Out = Annotated[Path, typer.Option(help="where results are kept")]
+BENCH = Path("runs/bench")
+
+
+@bench_app.command("pool")
+def bench_pool(
+    task: Annotated[list[str] | None, typer.Option(help="may be given several times")] = None,
+    seconds: Annotated[float, typer.Option(help="of measuring, a task and setting")] = 15.0,
+    scale: Annotated[bool, typer.Option(help="1,000 stand-in simulators as well")] = True,
+    debug: Debug = False,
+) -> None:
+    """The evaluation pool beside the bare ManiSkill loop, and its driver at scale."""
+    from nnit_dist.bench.pool import lines
+    from nnit_dist.ray_session import ray_session
+
+    tasks = task or ["PushCube-v1", "PickCube-v1"]
+    with quiet_libraries(BENCH / "pool.log"), ray_session():
+        for line in lines(os.cpu_count() or 1, seconds, tasks, scale):
+            console.print(line)
+
+
+@bench_app.command("train")
+def bench_train(
+    size: Annotated[Literal["pushcube", "100m"], typer.Option(help="of the network")] = "pushcube",
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    steps: Annotated[int, typer.Option(min=1)] = 20,
+    debug: Debug = False,
+) -> None:
+    """Speed of NNiT's training step, and its share of the device's matmul peak."""
+    import torch
+
+    from nnit_dist.bench.train import lines
+
+    for line in lines(size, torch.device(device), steps):
+        console.print(line, markup=False)
+
+
+@bench_app.command("generalization")
+def bench_generalization(
+    run: Run = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="of unseen topologies; all that the run held out")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="topologies a kind, at most")] = 24,
+    samples: Samples = 4,
+    episodes: Episodes = 100,
+    trained: Annotated[
+        bool, typer.Option(help="baselines that need training too, from the run's states")
+    ] = False,
+    out: Out = BENCH / "generalization",
+    actors: Actors = None,
+    debug: Debug = False,
+) -> None:
+    """NNiT beside baselines, on topologies that training never saw."""
+    from nnit_dist.bench.generalization import as_markdown
+    from nnit_dist.bench.generalization import bench_generalization as measure
+    from nnit_dist.pretrained import shipped
+    from nnit_dist.topology import UNSEEN_KINDS, unseen_kind
+
+    with quiet_libraries(out / "bench.log"):
+        figures = measure(
+            run or shipped("PushCube-v1"),
+            [unseen_kind(text) for text in kind or UNSEEN_KINDS],
+            count,
+            samples,
+            episodes,
+            out,
+            actors,
+            trained,
+        )
+    _show(as_markdown(figures), out)
+
+
+@bench_app.command("alignment")
+def bench_alignment(
+    run: Annotated[Path, typer.Option(help="a run of this machine, with its states")],
+    count: Annotated[int, typer.Option(min=1, help="topologies of each kind")] = 12,
+    samples: Samples = 2,
+    episodes: Episodes = 50,
+    out: Out = BENCH / "alignment",
+    actors: Actors = None,
+    debug: Debug = False,
+) -> None:
+    """How aligned five kinds of weights are, and what NNiT makes of each."""
+    from nnit_dist.bench.alignment import as_markdown
+    from nnit_dist.bench.alignment import bench_alignment as measure
+
+    with quiet_libraries(out / "bench.log"):
+        figures = measure(run, count, samples, episodes, out, actors)
+    _show(as_markdown(figures), out)
+
+
+@bench_app.command("memorization")
+def bench_memorization(
+    run: Run = None,
+    hidden: Annotated[list[str] | None, typer.Option(help="seen topologies, e.g. 64x64")] = None,
+    trained: Annotated[int, typer.Option(min=16, help="training networks a topology")] = 48,
+    drawn: Annotated[int, typer.Option(min=1, help="networks of every kind a topology")] = 16,
+    episodes: Episodes = 100,
+    out: Out = BENCH / "memorization",
+    actors: Actors = None,
+    debug: Debug = False,
+) -> None:
+    """Whether NNiT's networks are new or copies of training networks."""
+    from nnit_dist.bench.memorization import as_markdown
+    from nnit_dist.bench.memorization import bench_memorization as measure
+    from nnit_dist.pretrained import shipped
+    from nnit_dist.topology import parse_hidden
+
+    topologies = [parse_hidden(text) for text in hidden or ["32", "64x64", "32x48x64"]]
+    with quiet_libraries(out / "bench.log"):
+        figures = measure(
+            run or shipped("PushCube-v1"), topologies, trained, drawn, episodes, out, actors
+        )
+    _show(as_markdown(figures), out)
+
+
+def _show(text: str, out: Path) -> None:
+    console.print(text, markup=False)
+    console.print(f"results in {out}")
