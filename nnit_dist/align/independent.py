@@ -7,7 +7,6 @@ Shapes: K networks of one depth, S states.
 """
 
 import itertools
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,15 +18,6 @@ from nnit_dist.topology import Topology
 BATCH = 64
 
 
-@dataclass
-class Independent:
-    """One network for whitened inputs (layers [1, ...]), and the teacher that it imitates."""
-
-    topology: Topology
-    teacher: int
-    layers: Layers
-
-
 def train_independent(
     topologies: list[Topology],
     teachers: list[int],
@@ -36,13 +26,12 @@ def train_independent(
     steps: int,
     seed: int,
     lr: float = 3e-3,
-) -> tuple[list[Independent], float]:
-    """A network of each topology after each teacher (its index); also the last action error.
+) -> list[Layers]:
+    """A network (layers [1, ...], for whitened inputs) of each topology, after its teacher's index.
 
     `obs` [N, obs_dim] and `targets` [N, act_dim] are whitened states and outputs by teacher.
     """
-    found: dict[int, Independent] = {}
-    errors = []
+    found: dict[int, Layers] = {}
     for depth in sorted({topology.depth for topology in topologies}):
         members = [i for i, topology in enumerate(topologies) if topology.depth == depth]
         group = _Group([topologies[i] for i in members], seed + depth)
@@ -59,10 +48,9 @@ def train_independent(
             error.sum().backward()
             optimizer.step()
             schedule.step()
-        errors.append(error.detach())
         for index, i in enumerate(members):
-            found[i] = Independent(topologies[i], teachers[i], group.cut(index))
-    return [found[i] for i in range(len(topologies))], float(torch.cat(errors).mean())
+            found[i] = group.cut(index)
+    return [found[i] for i in range(len(topologies))]
 
 
 class _Group:

@@ -87,7 +87,8 @@ class Rivals:
 
     def networks(self, weights: Literal["independent", "matched"]) -> list[tuple[Hidden, Layers]]:
         """(hidden, layers [1, ...]) of networks trained each on its own, as they are or matched."""
-        _check_references(self.sampler.seen)
+        if weights == "matched":
+            _check_references(self.sampler.seen)
         path = self.out / "independent.safetensors"
         sampler, best = self.sampler, self.sampler.best
         hidden = [h for h in sampler.seen for _ in range(COPIES * len(best))]
@@ -96,7 +97,7 @@ class Rivals:
                 [torch.from_numpy(a) for a in arrays] for arrays in load_states(self.states)
             )
             self.watch("independent networks", 0, 1)
-            found, _ = train_independent(
+            found = train_independent(
                 [sampler.topology(h) for h in hidden],
                 [best[i % len(best)] for i in range(len(hidden))],
                 obs,
@@ -106,8 +107,8 @@ class Rivals:
             )
             tensors = {
                 f"{i}.{layer}.{name}": value.contiguous()
-                for i, network in enumerate(found)
-                for layer, pair in enumerate(network.layers)
+                for i, layers in enumerate(found)
+                for layer, pair in enumerate(layers)
                 for name, value in zip(("weight", "bias"), pair, strict=True)
             }
             write_atomic(path, lambda partial: save_file(tensors, partial))
