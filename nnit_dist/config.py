@@ -155,5 +155,6 @@ def _check_widths(config: RunConfig, path: Path) -> None:
     if beyond:
         raise NnitError(
             f"{path}: topologies.unseen_widths has {beyond[0]}, more than twice the largest "
-            f"training width {max(config.topologies.widths)}. A model writes up to twice."
+            f"training width {max(config.topologies.widths)}: a model writes up to twice. Name "
+            "others, or [] for none."
         )

@@ -35,7 +35,7 @@ def test_nnit_is_compared_with_baselines_on_unseen_topologies_of_every_kind(tmp_
     held = [tuple(hidden) for kind in found["topologies"].values() for hidden in kind]
     assert not set(held) & set(seen)
     once = {(row["kind"], row["method"]): row["success_once"] for row in found["methods"]}
-    assert once["combination", "nnit"] >= once["combination", "trained_crop"]
+    assert once["combination", "nnit"] > once["combination", "trained_crop"]
     assert ("wider", "ghn") not in once
     text = (tmp_path / "generalization.md").read_text()
     assert "| combination | NNiT |" in text

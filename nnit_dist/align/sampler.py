@@ -54,6 +54,10 @@ class AlignedSampler:
         """Indices of the teachers that are the best of their trial."""
         return [i for i, teacher in enumerate(self.teachers) if teacher.best]
 
+    def writes(self, hidden: tuple[int, ...]) -> bool:
+        """Whether the hypernetwork writes layers as wide as these."""
+        return max(hidden) <= self.max_width
+
     def topology(self, hidden: tuple[int, ...]) -> Topology:
         return Topology(self.task.obs_dim, hidden, self.task.act_dim)
 
@@ -92,7 +96,13 @@ class AlignedSampler:
     def policies(
         self, hidden: tuple[int, ...], count: int, seed: int, after: list[int] | None = None
     ) -> list[Policy]:
-        """`count` policies of one topology, the teachers `after` in turn (the best by default)."""
+        """`count` policies of one topology, the teachers `after` in turn (the best by default).
+
+        Raises:
+            NnitError: a layer is wider than the hypernetwork writes.
+        """
+        if not self.writes(hidden):
+            raise NnitError(f"the hypernetwork writes layers up to {self.max_width}.")
         generator = torch.Generator().manual_seed(seed)
         topology, after = self.topology(hidden), after or self.best
         teachers = torch.tensor([after[i % len(after)] for i in range(count)])

@@ -46,8 +46,8 @@ def run_evaluation(
     """
     taught = [m.policy for m in teachers(population) if m.success_once >= min_success]
     sampler = AlignedSampler.load(ghn)
-    reached = [hidden for hidden in topologies if max(hidden) <= sampler.max_width]
-    asked = [p for hidden in reached for p in sampler.policies(hidden, samples, seed)]
+    written = filter(sampler.writes, topologies)
+    asked = [p for hidden in written for p in sampler.policies(hidden, samples, seed)]
     studied = load_policies(studies) if studies else []
     policies: list[Policy] = [*taught, *asked, *load_policies(generated), *studied]
     result = evaluate(policies, episodes, out, actors, sim_backend=sim_backend)
@@ -100,7 +100,7 @@ def summarize_studies(rows: list[dict[str, Any]]) -> dict[str, Any]:
         wanted = [float(row["setting"]) for row in asked]
         got = [row["success_once"] for row in asked]
         varies = len(set(got)) > 1
-        studies["rank_correlation"] = float(spearmanr(wanted, got).statistic) if varies else 0.0
+        studies["rank_correlation"] = float(spearmanr(wanted, got).statistic) if varies else None
     return studies
 
 

@@ -71,7 +71,8 @@ def sampler_studies(studies: dict[str, Any]) -> Figure:
         [row["setting"] for row in studies["steps"]],
     )
     right.plot([0, 1], [0, 1], color="#57606a", lw=1, ls="--")
-    right.set_title(f"rank correlation {studies['rank_correlation']:.2f}", fontsize=10)
+    if studies["rank_correlation"] is not None:
+        right.set_title(f"rank correlation {studies['rank_correlation']:.2f}", fontsize=10)
     return _finish(figure)
 
 
