@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from nnit_dist.align.sampler import AlignedSampler
-from nnit_dist.bench import memorization, train
+from nnit_dist.bench import alignment, memorization, train
+from nnit_dist.bench.alignment import bench_alignment
 from nnit_dist.bench.generalization import bench_generalization
 from nnit_dist.bench.memorization import bench_memorization
 from nnit_dist.bench.pool import bench_scale
-from nnit_dist.errors import NnitError
 from nnit_dist.nnit.transformer import TransformerConfig
 from nnit_dist.pretrained import shipped
 from nnit_dist.topology import UNSEEN_KINDS
@@ -28,7 +28,7 @@ def test_stand_in_simulators_run_every_rollout_once_and_keep_the_time():
 
 def test_nnit_is_compared_with_baselines_on_unseen_topologies_of_every_kind(tmp_path):
     run = shipped("PushCube-v1")
-    found = bench_generalization(run, list(UNSEEN_KINDS), 2, 1, 1, tmp_path, None, False)
+    found = bench_generalization(run, list(UNSEEN_KINDS), 2, 1, 1, tmp_path, None, None)
     assert found["failures"] == {}
     seen = AlignedSampler.load(run / "align" / "ghn.safetensors").seen
     assert set(found["topologies"]) == set(UNSEEN_KINDS)
@@ -43,9 +43,20 @@ def test_nnit_is_compared_with_baselines_on_unseen_topologies_of_every_kind(tmp_
     assert (tmp_path / "generalization.png").exists()
 
 
-def test_rivals_need_the_states_of_a_run(tmp_path):
-    with pytest.raises(NnitError, match="lacks align/states"):
-        bench_generalization(shipped("PushCube-v1"), ["combination"], 1, 1, 1, tmp_path, None, True)
+def test_alignment_is_measured_on_five_kinds_of_weights(small_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("nnit_dist.baselines.rivals.INDEPENDENT_STEPS", 3)
+    found = bench_alignment(small_run, tmp_path / "rivals", 1, 1, 1, tmp_path, None)
+    weights = found["weights"]
+    assert set(weights) == set(alignment.ABOUT)
+    assert not found["failures"]
+    for row in weights.values():
+        assert all(-1 <= value <= 1 for value in row["neighbours"])
+        assert all(-1 <= value <= 1 for value in row["similarity"].values())
+        assert {row[name]["networks"] for name in ("whole", "mixed", "nnit_width")} == {1}
+    # A decoder that smooths writes neighbours alike, one that does not does not.
+    assert min(weights["spatial"]["neighbours"]) > 0.3 > max(weights["mlp"]["neighbours"])
+    assert "| GHN, spatial decoder |" in (tmp_path / "alignment.md").read_text()
+    assert (tmp_path / "alignment.png").exists()
 
 
 def test_novelty_is_measured_beside_trivial_ways_to_make_networks(tmp_path):

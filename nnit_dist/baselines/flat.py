@@ -9,8 +9,8 @@ Shapes: B networks, F values of the largest network.
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from nnit_dist.baselines.crops import generator_for, policies_of
 from nnit_dist.errors import NnitError
 from nnit_dist.nnit.diffusion import MIN_REST, integrate
 from nnit_dist.nnit.source import tell
+from nnit_dist.nnit.tokens import ArchitectureVocabulary
 from nnit_dist.nnit.train import NNiTConfig
 from nnit_dist.policy import Policy
 from nnit_dist.randomness import generator_of
@@ -139,50 +140,56 @@ def width_for(parameters: int, layout: FlatLayout) -> int:
 
 
 class FlatDiffusion:
-    """Flow matching on flat vectors of aligned networks after the best teachers."""
+    """Flow matching on flat vectors of aligned networks after the best teachers.
+
+    Trained as `config` trains NNiT, with about as many `parameters`.
+    """
 
     name = "flat_diffusion"
 
-    def __init__(self, sampler: AlignedSampler, parameters: int, seed: int = 0) -> None:
-        self.sampler, self.seed, self.config = sampler, seed, NNiTConfig()
+    def __init__(
+        self, sampler: AlignedSampler, config: NNiTConfig, parameters: int, seed: int = 0
+    ) -> None:
+        self.sampler, self.config, self.seed = sampler, config, seed
         depth = max(len(hidden) for hidden in sampler.seen)
         task = sampler.task
         self.layout = FlatLayout(task.obs_dim, task.act_dim, sampler.max_width, depth)
+        self.vocabulary = ArchitectureVocabulary(
+            [task.name], config.patch, sampler.max_width, depth
+        )
         torch.manual_seed(seed)
         width = width_for(parameters, self.layout)
         self.network = FlatNetwork(self.layout.length, 2 * depth, width)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), config.lr, (0.9, 0.98), weight_decay=config.weight_decay
+        )
         self.scale = self._spread()
 
     @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.network.parameters())
 
-    def train(self, config: NNiTConfig, watch: Callable[[int], None] = lambda done: None) -> float:
-        """Train as `config` trains NNiT; returns the mean loss of the last tenth."""
-        self.config = config
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), config.lr, (0.9, 0.98), weight_decay=config.weight_decay
-        )
-        losses = []
-        for step in range(config.steps):
-            for group in optimizer.param_groups:
-                cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
-                group["lr"] = config.lr * min(1.0, (step + 1) / 50) * max(0.02, cosine)
-            loss = self.loss(generator_of(self.seed, step), config.topologies * config.networks)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-            optimizer.step()
-            with torch.no_grad():
-                decay = min(config.ema, (1 + step) / (10 + step))
-                torch._foreach_lerp_(
-                    list(self.average.parameters()), list(self.network.parameters()), 1 - decay
-                )
-            losses.append(float(loss.detach()))
-            watch(step + 1)
-        last = losses[-max(1, config.steps // 10) :]
-        return sum(last) / len(last)
+    def state(self) -> dict[str, Any]:
+        return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
+
+    def step(self, step: int) -> float:
+        """Take step number `step`; returns the loss."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
+            group["lr"] = config.lr * min(1.0, (step + 1) / 50) * max(0.02, cosine)
+        loss = self.loss(generator_of(self.seed, step), config.topologies * config.networks)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            decay = min(config.ema, (1 + step) / (10 + step))
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.network.parameters()), 1 - decay
+            )
+        return float(loss.detach())
 
     def loss(self, rng: torch.Generator, batch: int) -> Tensor:
         """The flow loss of `batch` fresh networks."""
@@ -194,12 +201,12 @@ class FlatDiffusion:
         return (error.sum(1) / mask.sum(1) / (1 - time).clamp(min=MIN_REST) ** 2).mean()
 
     def _draw(self, rng: torch.Generator, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors [B, F], masks and conditions of fresh aligned networks, told as NNiT is told."""
+        """Vectors [B, F], masks and conditions of fresh aligned networks, as NNiT gets them."""
         seen, best = self.sampler.seen, self.sampler.best
         picked = torch.randint(len(seen), (batch,), generator=rng).tolist()
-        topologies = [self.sampler.topology(seen[i]) for i in picked]
+        topologies = [self.sampler.vary(seen[i], rng) for i in picked]
         teachers = [best[i] for i in torch.randint(len(best), (batch,), generator=rng).tolist()]
-        told = [tell(topology, self.config, self.layout.width, rng) for topology in topologies]
+        told = [tell(topology, self.config, self.vocabulary, rng) for topology in topologies]
         seeds = torch.randint(2**31, (batch,), generator=rng).tolist()
         generators = [generator_of(seed) for seed in seeds]
         networks = self.sampler.networks(topologies, teachers, generators, told)

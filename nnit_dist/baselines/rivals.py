@@ -1,4 +1,4 @@
-"""Baselines that need training: each gets what NNiT gets, and is trained once and kept.
+"""Baselines that need training: each gets what NNiT gets, is trained once and kept.
 
 NNiT on weights that are not aligned, on permutation-matched ones and on those of hypernetworks
 with other decoders; and flat-vector diffusion. All from the states of one run's alignment, with
@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,23 +28,26 @@ from nnit_dist.nnit.source import AlignedSource, Listed, ListedSource
 from nnit_dist.nnit.train import NNiTConfig
 from nnit_dist.nnit.trainer import Trainer
 from nnit_dist.policy import Policy
+from nnit_dist.randomness import generator_of
 from nnit_dist.topology import Hidden
 
 Weights = Literal["independent", "matched", "mlp", "pointwise"]
 INDEPENDENT_STEPS = 3000
 COPIES = 6  # independent networks of each seen topology after each of the best teachers
+SAVE_EVERY = 250  # steps
 Watch = Callable[[str, int, int], None]  # what is being trained, steps done, steps to do
 
 
 @dataclass
 class Rivals:
-    """Everything trained for comparison with a run; a killed training starts anew.
+    """Everything trained for comparison with a run; a killed training goes on.
 
-    It is kept in `RUN/rivals/KEY`, where the key tells the run's artefacts and settings: a run
-    that is made again gets new rivals. `watch` hears of the progress.
+    It is kept in `kept/KEY`, where the key tells the run's artefacts and settings: a run that is
+    made again gets new rivals. `watch` hears of the progress.
     """
 
     run: Path
+    kept: Path
     watch: Watch = lambda name, done, total: None
 
     def __post_init__(self) -> None:
@@ -52,7 +55,7 @@ class Rivals:
         if not states:
             raise NnitError(
                 f"{self.run} lacks align/states-*.safetensors, which its rivals learn from. Name "
-                "the directory of a run that this machine made (`nnit run`)."
+                "the directory of a finished run (`nnit run`)."
             )
         self.states = max(states, key=lambda path: int(path.stem.removeprefix("states-")))
         self.sampler = AlignedSampler.load(self.run / "align" / "ghn.safetensors")
@@ -62,7 +65,7 @@ class Rivals:
         parts = [content_hash(self.run / "align" / "ghn.safetensors"), content_hash(self.states)]
         parts += [self.config.model_dump_json(), str(self.seed)]
         name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
-        self.out = self.run / "rivals" / name
+        self.out = self.kept / name
         self.out.mkdir(parents=True, exist_ok=True)
 
     def nnit(self, weights: Weights) -> "NNiTOn":
@@ -75,31 +78,38 @@ class Rivals:
     def flat(self) -> FlatDiffusion:
         """Flat-vector diffusion with as many parameters as NNiT, and as many steps."""
         model = NNiTModel.load(self.run / "train" / "nnit.safetensors")
-        flat = FlatDiffusion(self.sampler, model.parameters, self.seed)
+        flat = FlatDiffusion(self.sampler, self.config, model.parameters, self.seed)
         path = self.out / "flat.safetensors"
         if path.exists():
             flat.average.load_state_dict(load_file(path))
         else:
-            steps = self.config.steps
-            flat.train(self.config, lambda done: self.watch("flat-vector diffusion", done, steps))
+            self._train(flat, self.config.steps, path, "flat-vector diffusion")
             write_atomic(path, lambda partial: save_file(flat.average.state_dict(), partial))
         return flat
 
     def networks(self, weights: Literal["independent", "matched"]) -> list[tuple[Hidden, Layers]]:
-        """(hidden, layers [1, ...]) of networks trained each on its own, as they are or matched."""
+        """(hidden, layers [1, ...]) of networks trained each on its own, as they are or matched.
+
+        The widths of every other copy are varied, as those of aligned networks are.
+        """
         if weights == "matched":
             _check_references(self.sampler.seen)
         path = self.out / "independent.safetensors"
-        sampler, best = self.sampler, self.sampler.best
-        hidden = [h for h in sampler.seen for _ in range(COPIES * len(best))]
+        best, rng = self.sampler.best, generator_of(self.seed)
+        topologies = [
+            self.sampler.vary(hidden, rng) if copy % 2 else self.sampler.topology(hidden)
+            for hidden in self.sampler.seen
+            for copy in range(COPIES)
+            for _ in best
+        ]
         if not path.exists():
             obs, targets = (
                 [torch.from_numpy(a) for a in arrays] for arrays in load_states(self.states)
             )
             self.watch("independent networks", 0, 1)
             found = train_independent(
-                [sampler.topology(h) for h in hidden],
-                [best[i % len(best)] for i in range(len(hidden))],
+                topologies,
+                [best[i % len(best)] for i in range(len(topologies))],
                 obs,
                 targets,
                 INDEPENDENT_STEPS,
@@ -115,13 +125,13 @@ class Rivals:
         tensors = load_file(path)
         networks = [
             (
-                h,
+                topology.hidden,
                 [
                     (tensors[f"{i}.{layer}.weight"], tensors[f"{i}.{layer}.bias"])
-                    for layer in range(len(h) + 1)
+                    for layer in range(topology.num_layers)
                 ],
             )
-            for i, h in enumerate(hidden)
+            for i, topology in enumerate(topologies)
         ]
         return networks if weights == "independent" else _matched(networks)
 
@@ -138,6 +148,7 @@ class Rivals:
                     "distill": self.align["distill"],
                     "ghn": self.align["ghn"] | {"decoder": decoder},
                     "topologies": json.dumps(self.sampler.seen),
+                    "variation": self.sampler.variation,
                     "max_width": self.sampler.max_width,
                     "states": str(self.states),
                     "best": [teacher.best for teacher in self.sampler.teachers],
@@ -146,9 +157,7 @@ class Rivals:
                 torch.device("cpu"),
             )
             steps = self.align["distill"]["steps"]
-            for step in range(steps):
-                distiller.step(step, 0)
-                self.watch(f"GHN with {decoder} decoder", step + 1, steps)
+            self._train(distiller, steps, path, f"GHN with {decoder} decoder")
             AlignedSampler(
                 distiller.ghn.eval(),
                 distiller.latents.eval(),
@@ -156,6 +165,7 @@ class Rivals:
                 self.sampler.task,
                 self.sampler.max_width,
                 self.sampler.seen,
+                self.sampler.variation,
                 self.sampler.teachers,
                 self.sampler.success,
             ).save(path)
@@ -172,10 +182,33 @@ class Rivals:
 
     def _train_nnit(self, source: AlignedSource | ListedSource, path: Path, name: str) -> None:
         trainer = Trainer(self.config, source, torch.device("cpu"), self.seed)
-        for step in range(self.config.steps):
-            trainer.step(step)
-            self.watch(name, step + 1, self.config.steps)
+        self._train(trainer, self.config.steps, path, name)
         NNiTModel.of(trainer, source).save(path)
+
+    def _train(self, trainee: "Trainee", steps: int, path: Path, name: str) -> None:
+        """Take all steps, from where a killed training of what becomes `path` stands."""
+        saved, start = path.with_suffix(".partial.pt"), 0
+        if saved.exists():
+            kept = torch.load(saved, weights_only=True, map_location="cpu")
+            start = kept.pop("step")
+            for part, state in kept.items():
+                trainee.state()[part].load_state_dict(state)
+        for step in range(start, steps):
+            trainee.step(step)
+            self.watch(name, step + 1, steps)
+            if (step + 1) % SAVE_EVERY == 0:
+                states = {part: value.state_dict() for part, value in trainee.state().items()}
+                everything = {"step": step + 1, **states}
+                write_atomic(saved, lambda partial: torch.save(everything, partial))  # noqa: B023
+        saved.unlink(missing_ok=True)
+
+
+class Trainee(Protocol):
+    """What takes numbered steps and can be stopped between them."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def step(self, step: int, /) -> object: ...
 
 
 @dataclass

@@ -43,18 +43,24 @@ Networks = Callable[[Hidden, int, int], Layers]  # (hidden, index of a best teac
 
 
 def bench_alignment(
-    run: Path, count: int, samples: int, episodes: int, out: Path, actors: int | None
+    run: Path,
+    kept: Path,
+    count: int,
+    samples: int,
+    episodes: int,
+    out: Path,
+    actors: int | None,
 ) -> dict[str, Any]:
     """Measure every kind of weights; returns the figures.
 
-    Reads a finished run directory with its states. Trains what is missing into `RUN/rivals`.
+    Reads a finished run directory with its states. Trains what is missing into `kept`.
     `count` topologies are measured of seen ones, and of each unseen kind for NNiT. Writes
     `out/alignment.json`, `.md` and `.png`, and every episode (`out/episodes`).
     """
     held = split_of(run).unseen
     unseen = {kind: spread(held[kind], count) for kind in NNIT_ON if held.get(kind)}
     with StageProgress("steps") as view:
-        rivals = Rivals(run, view.watch)
+        rivals = Rivals(run, kept, view.watch)
         weights = _weights(rivals)
         writers = {kind: _writer(rivals, kind) for kind in ABOUT}
     obs = torch.from_numpy(load_states(rivals.states)[0][0][:STATES])

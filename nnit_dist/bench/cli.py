@@ -16,6 +16,7 @@ Episodes = Annotated[int, typer.Option(min=1, help="episodes a network")]
 Samples = Annotated[int, typer.Option(min=1, help="networks a topology")]
 Actors = Annotated[int | None, typer.Option(min=1, help="simulator processes")]
 Out = Annotated[Path, typer.Option(help="where results are kept")]
+Kept = Annotated[Path, typer.Option(help="where baselines that are trained are kept")]
 BENCH = Path("runs/bench")
 
 
@@ -62,8 +63,9 @@ def bench_generalization(
     samples: Samples = 4,
     episodes: Episodes = 100,
     trained: Annotated[
-        bool, typer.Option(help="baselines that need training too, from the run's states")
+        bool, typer.Option("--trained", help="baselines that need training too")
     ] = False,
+    rivals: Kept = BENCH / "rivals",
     out: Out = BENCH / "generalization",
     actors: Actors = None,
     debug: Debug = False,
@@ -83,17 +85,18 @@ def bench_generalization(
             episodes,
             out,
             actors,
-            trained,
+            rivals if trained else None,
         )
     _show(as_markdown(figures), out)
 
 
 @bench_app.command("alignment")
 def bench_alignment(
-    run: Annotated[Path, typer.Option(help="a run of this machine, with its states")],
+    run: Run = None,
     count: Annotated[int, typer.Option(min=1, help="topologies of each kind")] = 12,
     samples: Samples = 2,
     episodes: Episodes = 50,
+    rivals: Kept = BENCH / "rivals",
     out: Out = BENCH / "alignment",
     actors: Actors = None,
     debug: Debug = False,
@@ -101,9 +104,12 @@ def bench_alignment(
     """How aligned five kinds of weights are, and what NNiT makes of each."""
     from nnit_dist.bench.alignment import as_markdown
     from nnit_dist.bench.alignment import bench_alignment as measure
+    from nnit_dist.pretrained import shipped
 
     with quiet_libraries(out / "bench.log"):
-        figures = measure(run, count, samples, episodes, out, actors)
+        figures = measure(
+            run or shipped("PushCube-v1"), rivals, count, samples, episodes, out, actors
+        )
     _show(as_markdown(figures), out)
 
 

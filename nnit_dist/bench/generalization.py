@@ -50,13 +50,13 @@ def bench_generalization(
     episodes: int,
     out: Path,
     actors: int | None,
-    trained: bool,
+    rivals: Path | None,
 ) -> dict[str, Any]:
     """Measure every method on `count` unseen topologies of each of `kinds`; returns the figures.
 
-    Reads a finished run directory; with `trained`, trains the rivals that need it, into
-    `RUN/rivals`. Writes `out/generalization.json`, `.md` and `.png`, and every episode
-    (`out/episodes`), from which a killed bench goes on.
+    Reads a finished run directory; with `rivals`, trains what needs training into that directory.
+    Writes `out/generalization.json`, `.md` and `.png`, and every episode (`out/episodes`), from
+    which a killed bench goes on.
     """
     held = split_of(run).unseen
     topologies = {kind: spread(held[kind], count) for kind in kinds if held.get(kind)}
@@ -65,7 +65,7 @@ def bench_generalization(
     places = {hidden: kind for kind, found in topologies.items() for hidden in found}
     policies: list[Policy] = []
     cannot: dict[str, dict[str, list[str]]] = {}
-    for generator in _generators(run, trained):
+    for generator in _generators(run, rivals):
         for hidden, kind in places.items():
             try:
                 policies += generator.generate(hidden, samples, 0)
@@ -111,7 +111,7 @@ class _Direct:
         return self.sampler.policies(hidden, samples, seed)
 
 
-def _generators(run: Path, trained: bool) -> Iterator[Generator]:
+def _generators(run: Path, rivals: Path | None) -> Iterator[Generator]:
     model = NNiTModel.load(run / "train" / "nnit.safetensors")
     sampler = AlignedSampler.load(run / "align" / "ghn.safetensors")
     yield NNiTOn(model, "nnit")
@@ -120,10 +120,10 @@ def _generators(run: Path, trained: bool) -> Iterator[Generator]:
     yield AlignedCrops(sampler, AVERAGED, "crop_average")
     yield PatchGaussian(sampler, model.vocabulary.patch)
     yield TrainedCrops(sampler, [member.policy for member in teachers(run / "population")])
-    if not trained:
+    if rivals is None:
         return
     with StageProgress("steps") as view:
-        made = Rivals(run, view.watch)
+        made = Rivals(run, rivals, view.watch)
         yield made.flat()
         for weights in ("independent", "matched", "mlp"):
             yield made.nnit(weights)

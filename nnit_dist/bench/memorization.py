@@ -8,6 +8,7 @@ weight). On seen topologies, with good networks of the first steps of training.
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +109,10 @@ def _groups(
     trained: int,
     drawn: int,
 ) -> list["_Group"]:
-    """The training's own examples, made again, and as many as needed from beyond its last step."""
+    """Training examples, made again without varied widths, and others from beyond its last step."""
     key = read_json(run / "train" / "manifest.json")["key"]["config"]
     config = NNiTConfig(**key["nnit"])
-    source = AlignedSource(sampler, config, key["seed"])
+    source = AlignedSource(replace(sampler, variation=0), config, key["seed"])
     train = _examples(source, topologies, 0, trained)
     fresh = _examples(source, topologies, config.steps, drawn)
     return [_Group(sampler, model, h, train[h], fresh[h], drawn) for h in topologies]
