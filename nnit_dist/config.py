@@ -1,6 +1,7 @@
 """The configuration of a run: one YAML file, validated before anything starts."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,9 @@ class TopologiesConfig(_Model):
 
     widths: list[int] = Field([16, 32, 48, 64], min_length=1)
     depths: list[int] = Field([1, 2, 3], min_length=1)
+    variation: int = Field(
+        5, ge=0, description="units that networks of training are wider or narrower at most"
+    )
     unseen_widths: list[int] = [24, 40, 56]
     unseen: dict[UnseenKind, int] = Field(
         {"combination": 12, "width": 12}, description="held-out topologies of each kind"
@@ -138,23 +142,24 @@ def _keys_at(location: list[str]) -> list[str]:
 
 
 def _check_widths(config: RunConfig, path: Path) -> None:
-    patch = config.nnit.patch
-    wanted = {
-        "topologies.widths": config.topologies.widths,
-        "topologies.unseen_widths": config.topologies.unseen_widths,
-    }
-    for key, widths in wanted.items():
-        for width in widths:
-            if width % patch or width < 1:
-                low = max(patch, width // patch * patch)
-                raise NnitError(
-                    f"{path}: {key} has {width}, which is no multiple of nnit.patch={patch}. "
-                    f"Nearest: {low}, {low + patch}."
-                )
-    beyond = [w for w in config.topologies.unseen_widths if w > 2 * max(config.topologies.widths)]
-    if beyond:
+    widths, patch = sorted(config.topologies.widths), config.nnit.patch
+    unseen, variation = config.topologies.unseen_widths, config.topologies.variation
+    if small := [w for w in [*widths, *unseen] if w < patch]:
+        raise NnitError(f"{path}: width {small[0]} is less than nnit.patch={patch}.")
+    if beyond := [w for w in unseen if w > 2 * widths[-1]]:
         raise NnitError(
             f"{path}: topologies.unseen_widths has {beyond[0]}, more than twice the largest "
-            f"training width {max(config.topologies.widths)}: a model writes up to twice. Name "
-            "others, or [] for none."
+            f"training width {widths[-1]}: a model writes up to twice. Name others, or [] for none."
+        )
+    if known := [w for w in unseen if w in widths]:
+        raise NnitError(f"{path}: width {known[0]} is both a training and an unseen width.")
+    # What is unseen must stay so: neither widths nor combinations may be reached by variation.
+    apart = [abs(w - u) - 1 for w in widths for u in unseen if u < widths[-1]]
+    apart += [(wider - w - 1) // 2 for w, wider in itertools.pairwise(widths)]
+    most = min([*apart, widths[0] - patch])
+    if variation > most:
+        raise NnitError(
+            f"{path}: topologies.variation={variation} is too much: training networks would reach "
+            f"unseen widths, each other's or less than nnit.patch={patch}. At most {most} with "
+            f"widths {widths} and unseen_widths {unseen}."
         )

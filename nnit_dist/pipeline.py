@@ -65,6 +65,7 @@ class Run:
                 list(Zoo(zoo).members()),
                 task_info(c.task, c.control_mode),
                 self.split.seen,
+                c.topologies.variation,
                 out,
                 c.training,
                 c.seed,

@@ -15,6 +15,7 @@ UnseenKind = Literal["combination", "apart", "width", "deeper", "wider"]
 UNSEEN_KINDS: tuple[UnseenKind, ...] = ("combination", "apart", "width", "deeper", "wider")
 WITHIN: tuple[UnseenKind, ...] = ("combination", "apart", "width")  # the sizes of training
 BEYOND: tuple[UnseenKind, ...] = ("deeper", "wider")
+INPUT, HIDDEN, OUTPUT = range(3)  # kinds of layers
 DEEPER = 2  # layers that `deeper` topologies have at most beyond those of training
 Hidden = tuple[int, ...]
 
@@ -51,6 +52,10 @@ class Topology:
     def shapes(self) -> list[tuple[int, int]]:
         """(out, in) of every weight matrix, first layer first."""
         return [(out, fan_in) for fan_in, out in itertools.pairwise(self.dims)]
+
+    def layer_kind(self, layer: int) -> int:
+        """INPUT, HIDDEN or OUTPUT."""
+        return INPUT if layer == 0 else OUTPUT if layer == self.depth else HIDDEN
 
     @property
     def num_params(self) -> int:

@@ -1,6 +1,8 @@
 """Shared fixtures: one local Ray for the tests that need it, small policies, a small sampler."""
 
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,52 @@ def small_sampler():
         TaskInfo(TASK, "pd_joint_delta_pos", 35, 8, 50),
         32,
         [(8,), (16, 8), (32, 16)],
+        0,
         [Teacher("a", True), Teacher("b", True)],
         torch.tensor([[0.7, 0.8, 0.9], [0.4, 0.5, 0.6]]),
     )
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory, sampler):
+    """A run directory as the pipeline leaves it: small, its model hardly trained."""
+    import torch
+    from safetensors.numpy import save_file
+
+    from nnit_dist.nnit.model import NNiTModel
+    from nnit_dist.nnit.source import AlignedSource
+    from nnit_dist.nnit.train import NNiTConfig
+    from nnit_dist.nnit.trainer import Trainer
+
+    out = tmp_path_factory.mktemp("run")
+    (out / "align").mkdir()
+    (out / "train").mkdir()
+    seen = [(16,), (32,), (16, 16), (32, 32)]
+    sampler = replace(sampler, seen=seen, variation=2, success=torch.rand(2, 4))
+    sampler.save(out / "align" / "ghn.safetensors")
+    rng = np.random.default_rng(0)
+    obs = {f"obs.{i}": rng.normal(size=(80, 35)).astype(np.float16) for i in range(2)}
+    targets = {f"target.{i}": np.tanh(obs[f"obs.{i}"][:, :8]) for i in range(2)}
+    save_file(obs | targets, out / "align" / "states-0.safetensors")
+    nnit = {"transformer": {"width": 32, "depth": 1, "heads": 2}, "steps": 2, "topologies": 2}
+    align = {
+        "seed": 1,
+        "topologies": {
+            "widths": [16, 32],
+            "depths": [1, 2],
+            "unseen_widths": [24],
+            "unseen": {"combination": 1, "width": 1},
+        },
+        "align": {
+            "ghn": {"embed_dim": 16, "channels": [8, 8], "latent_dim": 4},
+            "distill": {"steps": 2, "meta_batch": 2, "states": 16},
+        },
+    }
+    for stage, config in (("align", align), ("train", {"nnit": nnit, "seed": 0})):
+        text = json.dumps({"key": {"config": config}})
+        (out / stage / "manifest.json").write_text(text)
+    config = NNiTConfig(**nnit)
+    source = AlignedSource(sampler, config, 0)
+    trainer = Trainer(config, source, torch.device("cpu"), 0)
+    NNiTModel.of(trainer, source).save(out / "train" / "nnit.safetensors")
+    return out

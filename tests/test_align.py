@@ -9,7 +9,7 @@ from nnit_dist.align.distill import add_weight_noise, neighbour_difference
 from nnit_dist.align.ghn import GHN, GHNConfig, apply_layers
 from nnit_dist.align.latents import TeacherLatents, action_error, draw_teachers
 from nnit_dist.align.sampler import AlignedSampler, Teacher
-from nnit_dist.align.told import Told, jitter
+from nnit_dist.align.told import Told, jitter, vary
 from nnit_dist.errors import NnitError
 from nnit_dist.topology import Topology
 
@@ -93,6 +93,14 @@ def test_weight_noise_has_the_asked_size_and_repeats_by_seed():
     assert abs(relative - 0.1) < 0.01
 
 
+def test_varied_widths_are_those_nearby_and_none_is_too_wide():
+    topology, rng = Topology(35, (8, 32), 8), torch.Generator().manual_seed(0)
+    varied = [vary(topology, 3, 33, rng) for _ in range(300)]
+    assert {t.hidden[0] for t in varied} == set(range(5, 12))
+    assert {t.hidden[1] for t in varied} == set(range(29, 34))
+    assert vary(topology, 0, 64, rng) == topology
+
+
 def test_told_widths_move_the_weights_and_not_their_shapes():
     topology = Topology(35, (8, 32), 8)
     rng = torch.Generator().manual_seed(0)
@@ -163,5 +171,5 @@ def test_sampler_file_round_trip(sampler, tmp_path):
 def test_model_file_of_another_format(tmp_path, sampler):
     from nnit_dist.nnit.model import NNiTModel
 
-    with pytest.raises(NnitError, match="has format 'nnit.ghn/2'; expected 'nnit.model/2'"):
+    with pytest.raises(NnitError, match="has format 'nnit.ghn/3'; expected 'nnit.model/3'"):
         NNiTModel.load(sampler.save(tmp_path / "ghn.safetensors"))

@@ -99,7 +99,7 @@ def test_doctor_tells_what_is_here():
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["generate", "--hidden", "20", "--out", "x"], "multiples of 8"),
+        (["generate", "--hidden", "4", "--out", "x"], "writes from 8 units up"),
         (["generate", "--hidden", "136", "--out", "x"], "up to 64, and writes up to 128"),
         (["generate", "--hidden", "8x8x8x8x8x8", "--out", "x"], "up to 3, and writes up to 5"),
         (["generate", "--hidden", "32", "--success", "2", "--out", "x"], "between 0 and 1"),

@@ -32,7 +32,16 @@ def test_unknown_key_is_named_with_its_path_and_the_nearest_one(tmp_path):
     [
         ("task: PushCube-v1", "'name' is missing"),
         ("name: x\ntask: t\nnnit: {steps: -1}", r"'nnit.steps': .*greater than 0, got -1"),
-        ("name: x\ntask: t\ntopologies: {widths: [16, 20]}", r"20, .*Nearest: 16, 24"),
+        ("name: x\ntask: t\ntopologies: {widths: [4, 64]}", "width 4 is less than nnit.patch=8"),
+        (
+            "name: x\ntask: t\ntopologies: {widths: [16, 24], unseen_widths: [24]}",
+            "24 is both a training and an unseen",
+        ),
+        ("name: x\ntask: t\ntopologies: {variation: 8}", "variation=8 is too much: .*At most 7"),
+        (
+            "name: x\ntask: t\ntopologies: {widths: [16, 26], unseen_widths: []}",
+            "variation=5 is too much: .*At most 4",
+        ),
         ("name: x\ntask: t\nnnit: {transformer: {heads: 3}}", "heads divide width"),
         ("name: x\ntask: t\nnnit: {transformer: {widht: 3}}", "Did you mean width"),
         ("name: x\ntask: t\ntopologies: {unseen_widths: [24, 136]}", "136, more than twice"),

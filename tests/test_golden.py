@@ -46,6 +46,7 @@ def distill_curve(directory: Path) -> list[dict[str, float]]:
         "distill": {"steps": STEPS, "meta_batch": 2, "states": 32},
         "ghn": {"embed_dim": 16, "channels": [8, 8], "latent_dim": 4},
         "topologies": "[[8], [16, 8], [32, 16]]",
+        "variation": 2,
         "max_width": 32,
         "states": str(directory / "states.safetensors"),
         "best": [True, False, False],

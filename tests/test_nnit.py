@@ -54,14 +54,29 @@ def test_told_widths_are_those_nearby_and_the_network_heeds_them(sampler):
     config = CONFIG.model_copy(update={"width_jitter": 12.0, "depth_jitter": 1.0})
     source = AlignedSource(sampler, config, 0)
     topology, rng = sampler.topology((32, 16)), torch.Generator().manual_seed(0)
-    told = [tell(topology, config, 32, rng) for _ in range(200)]
-    assert {t.dims[1] for t in told} == {24, 32, 40}
-    assert {t.dims[2] for t in told} == {8, 16, 24}
+    told = [tell(topology, config, source.vocabulary, rng) for _ in range(200)]
+    assert {t.dims[1] for t in told} == set(range(20, 45))
+    assert {t.dims[2] for t in told} == set(range(8, 29))  # 4 to 28, but of 8 at least
     assert min(t.depth for t in told) < 1.1 < 2.9 < max(t.depth for t in told)
     examples = source.examples(0, range(8))
     assert len({tuple(example.ids) for example in examples}) > 2
     decoded = [source.vocabulary.decode(example.ids)[1] for example in examples]
     assert [tuple(e.told.dims[1:-1]) for e in examples] == decoded
+
+
+def test_networks_of_training_vary_in_width_and_are_as_large_as_their_layout(sampler):
+    source = AlignedSource(replace(sampler, variation=3), CONFIG, 0)
+    widths = set()
+    for example in source.examples(0, range(8)) + source.examples(1, range(8)):
+        hidden = example.layout.topology.hidden
+        same_depth = [seen for seen in sampler.seen if len(seen) == len(hidden)]
+        moves = [np.abs(np.subtract(seen, hidden)).max() for seen in same_depth]
+        assert min(moves) <= 3
+        assert example.told.dims[1:-1] == tuple(max(8, w) for w in hidden)
+        assert torch.equal(example.x != 0, example.layout.mask != 0)
+        widths |= set(hidden)
+    assert max(widths) <= 32
+    assert any(width % 8 for width in widths)
 
 
 def test_examples_carry_the_success_of_their_teacher_on_their_topology(sampler):
@@ -151,10 +166,10 @@ def test_success_and_guidance_change_what_is_written(trained):
 
 def test_unseen_topologies_are_written_and_wrong_ones_refused(trained):
     model = trained[0]
-    for hidden in ((24, 8), (64,), (8, 8, 8, 8)):  # a new width, twice the width, two layers more
+    for hidden in ((23, 9), (64,), (8, 8, 8, 8)):  # new widths, twice the width, two layers more
         assert model.generate(hidden, 1, steps=1)[0].topology.hidden == hidden
-    with pytest.raises(NnitError, match="Nearest: 8, 16"):
-        model.generate((12,), 1)
+    with pytest.raises(NnitError, match="writes from 8 units up"):
+        model.generate((7,), 1)
     with pytest.raises(NnitError, match="not for PickCube-v1"):
         model.check((8,), "PickCube-v1")
 

@@ -29,6 +29,7 @@ def test_two_steps_at_the_scale_of_the_paper(sampler):
         sampler.task,
         256,
         seen,
+        0,
         sampler.teachers,
         torch.rand(2, len(seen)),
     )

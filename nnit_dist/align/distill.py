@@ -3,8 +3,8 @@
 Each step draws topologies and teachers; the generated network must act as its
 teacher does on states that teachers and generated networks visited. Gaussian
 noise on the generated weights during training makes the function flat around
-them, so that the small errors of a generative model cost little success. The sizes and the
-depth that the hypernetwork is told are jittered (`told.py`).
+them, so that the small errors of a generative model cost little success. Widths are varied,
+and the sizes and the depth that the hypernetwork is told are jittered (`told.py`).
 """
 
 import json
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nnit_dist.align.ghn import GHN, GHNConfig, Layers, apply_layers
 from nnit_dist.align.latents import TeacherLatents, action_error, draw_teachers
-from nnit_dist.align.told import jitter
+from nnit_dist.align.told import jitter, vary
 from nnit_dist.randomness import generator_of
 from nnit_dist.topology import Topology
 from nnit_dist.training import Loop, average_gradients, worker_setup
@@ -35,7 +35,7 @@ class DistillConfig(BaseModel):
     teacher_episodes: int = Field(40, gt=0, description="recorded episodes of each teacher")
     dagger_networks: int = Field(24, gt=0, description="generated networks rolled out a round")
     dagger_episodes: int = Field(4, gt=0, description="episodes of each of them")
-    meta_batch: int = Field(8, gt=0, description="topologies a step")
+    meta_batch: int = Field(8, gt=0, description="topologies a step, of each worker")
     latents: int = Field(2, gt=0, description="networks of each topology a step")
     best_share: float = Field(
         0.5, ge=0, le=1, description="of networks after a trial's best snapshot, if others teach"
@@ -45,7 +45,7 @@ class DistillConfig(BaseModel):
     weight_decay: float = Field(1e-4, ge=0)
     weight_noise: float = Field(0.05, ge=0, description="noise on weights, in their rms")
     width_jitter: float = Field(
-        8.0, ge=0, description="error, in units, of the widths that the hypernetwork is told"
+        3.0, ge=0, description="error, in units, of the widths that the hypernetwork is told"
     )
     depth_jitter: float = Field(
         1.0, ge=0, description="error, in layers, of the depth that the hypernetwork is told"
@@ -56,10 +56,17 @@ class DistillConfig(BaseModel):
 
 
 def load_states(path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Whitened observations [N, obs_dim] and teacher outputs [N, act_dim], per teacher."""
+    """Whitened observations [N, obs_dim] and teacher outputs [N, act_dim], per teacher.
+
+    They are kept in float16.
+    """
     arrays = load_file(path)
     count = len([name for name in arrays if name.startswith("obs.")])
-    return [arrays[f"obs.{i}"] for i in range(count)], [arrays[f"target.{i}"] for i in range(count)]
+    obs, targets = (
+        [arrays[f"{name}.{i}"].astype(np.float32) for i in range(count)]
+        for name in ("obs", "target")
+    )
+    return obs, targets
 
 
 def distill_worker(config: dict) -> None:
@@ -88,9 +95,10 @@ class Distiller:
         self.targets = [torch.from_numpy(array).to(device) for array in targets]
         obs_dim, act_dim = self.obs[0].shape[1], self.targets[0].shape[1]
         self.topologies = [Topology(obs_dim, tuple(hidden), act_dim) for hidden in topologies]
+        self.variation, self.max_width = config["variation"], config["max_width"]
         self.best = torch.tensor(config["best"])
         ghn_config = GHNConfig(**config["ghn"])
-        self.ghn = GHN(ghn_config, obs_dim, act_dim, config["max_width"]).to(device)
+        self.ghn = GHN(ghn_config, obs_dim, act_dim, self.max_width).to(device)
         self.latents = TeacherLatents(len(obs), ghn_config.latent_dim).to(device)
         self.parameters = [*self.ghn.parameters(), *self.latents.parameters()]
         self.optimizer = torch.optim.AdamW(
@@ -100,18 +108,26 @@ class Distiller:
     def state(self) -> dict:
         return {"ghn": self.ghn, "latents": self.latents, "optimizer": self.optimizer}
 
-    def step(self, step: int, rank: int) -> dict[str, float]:
+    def step(self, step: int, rank: int = 0) -> dict[str, float]:
         cfg, rng = self.config, generator_of(self.seed, step, rank)
         self._set_lr(step)
         picked = torch.randint(len(self.topologies), (cfg.meta_batch,), generator=rng)
         teachers = draw_teachers(self.best, (cfg.meta_batch, cfg.latents), cfg.best_share, rng)
         noise = torch.randn(*teachers.shape, self.latents.mean.shape[1], generator=rng)
+        topologies = [
+            vary(self.topologies[index], self.variation, self.max_width, rng)
+            for index in picked.tolist()
+        ]
         batch = [
-            (self.topologies[int(t)], self.latents.sample(teacher.to(self.device), z))
-            for t, teacher, z in zip(picked, teachers, noise.to(self.device), strict=True)
+            (topology, self.latents.sample(teacher.to(self.device), z))
+            for topology, teacher, z in zip(
+                topologies, teachers, noise.to(self.device), strict=True
+            )
         ]
         errors, roughness = [], []
-        told = [jitter(topology, cfg.width_jitter, cfg.depth_jitter, rng) for topology, _ in batch]
+        told = [
+            jitter(topology, cfg.width_jitter, cfg.depth_jitter, rng) for topology in topologies
+        ]
         for layers, teacher in zip(self.ghn(batch, told), teachers, strict=True):
             obs, target = self._draw_states(teacher, rng)
             noisy = add_weight_noise(layers, cfg.weight_noise, rng)

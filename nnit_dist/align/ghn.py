@@ -85,7 +85,7 @@ class GHN(nn.Module):
         for part, members in groups.items():
             embeddings = [nodes[number][:, layer] for number, layer in members]
             counts = [len(e) for e in embeddings]
-            kinds = [_kind(batch[number][0], layer) for number, layer in members]
+            kinds = [batch[number][0].layer_kind(layer) for number, layer in members]
             kind = F.one_hot(torch.tensor(kinds), KINDS).repeat_interleave(
                 torch.tensor(counts), dim=0
             )
@@ -119,17 +119,16 @@ class GHN(nn.Module):
         return [part[:, :length] for part, length in zip(joined, lengths, strict=True)]
 
 
-def _kind(topology: Topology, layer: int) -> int:
-    return 0 if layer == 0 else 2 if layer == topology.depth else 1
-
-
 def node_features(told: Told) -> Tensor:
-    """[L, 7]: log fan-in and fan-out, depth from both ends, and the kind of each layer."""
+    """[L, 7]: log fan-in and fan-out, depth from both ends, and the kind of each layer.
+
+    Doublings of width are as far apart as 1: a unit more or less must be heard.
+    """
     last = len(told.dims) - 2
     rows = [
         [
-            math.log(fan_in) / 4 - 1,
-            math.log(out) / 4 - 1,
+            math.log2(fan_in) - 5,
+            math.log2(out) - 5,
             place / 4,
             (told.depth - place) / 4,
             float(i == 0),

@@ -28,6 +28,7 @@ from nnit_dist.evaluate.simulator import SimBackend, Simulators
 from nnit_dist.normalization import InputNorm
 from nnit_dist.policy import Policy
 from nnit_dist.progress import StageProgress
+from nnit_dist.randomness import generator_of
 from nnit_dist.topology import Hidden
 from nnit_dist.training import METRICS, fit, read_metrics, steps_logged
 from nnit_dist.zoo import Member, best_of_trials
@@ -72,13 +73,16 @@ def run_align(
     members: list[Member],
     task: TaskInfo,
     seen: list[Hidden],
+    variation: int,
     out: Path,
     placement: Placement,
     seed: int,
     actors: int | None,
     sim_backend: SimBackend = "auto",
 ) -> dict[str, Any]:
-    """Train the hypernetwork; returns the stage's figures.
+    """Train the hypernetwork on the `seen` topologies, their widths varied by up to `variation`.
+
+    Returns the stage's figures.
 
     Reads the teachers. Writes `out/ghn.safetensors`, `out/metrics.jsonl`, and a file of
     states and one of the trainer's state per round, from which it resumes, and `out/success`, the
@@ -103,6 +107,7 @@ def run_align(
         len(taught),
         task,
         seen,
+        variation,
         out,
         placement,
         seed,
@@ -141,6 +146,7 @@ class _Alignment:
         best: int,
         task: TaskInfo,
         seen: list[Hidden],
+        variation: int,
         out: Path,
         placement: Placement,
         seed: int,
@@ -148,6 +154,7 @@ class _Alignment:
         actors: int | None,
     ) -> None:
         self.config, self.teachers, self.task, self.seen = config, teachers, task, seen
+        self.variation = variation
         self.out, self.placement, self.seed = out, placement, seed
         self.simulators, self.actors = simulators, actors
         self.max_width = max(max(hidden) for hidden in seen)
@@ -208,14 +215,15 @@ class _Alignment:
         return jobs
 
     def _dagger_jobs(self, index: int) -> list[tuple[int, Job]]:
-        """Generated networks of random seen topologies, each with its teacher."""
+        """Generated networks near random seen topologies, each with its teacher."""
         distill, sampler = self.config.distill, self._sampler(index - 1)
         rng = np.random.default_rng((self.seed, index))
         jobs = []
         for number in range(distill.dagger_networks):
             hidden = self.seen[int(rng.integers(len(self.seen)))]
+            topology = sampler.vary(hidden, generator_of(self.seed, index, number))
             teacher = self._dagger_teacher(number)
-            (policy,) = sampler.policies(hidden, 1, int(rng.integers(2**31)), [teacher])
+            (policy,) = sampler.policies(topology.hidden, 1, int(rng.integers(2**31)), [teacher])
             policy.id = f"dagger_{index}_{number}"
             start = int(rng.integers(TRAIN_SEEDS - distill.dagger_episodes))
             seeds = tuple(range(start, start + distill.dagger_episodes))
@@ -277,9 +285,10 @@ class _Alignment:
     def _save_states(self, index: int, obs: list[np.ndarray], norm: InputNorm) -> None:
         arrays = {"norm.mean": norm.mean, "norm.std": norm.std}
         for i, (teacher, states) in enumerate(zip(self.teachers, obs, strict=True)):
-            raw = states * norm.std + norm.mean
-            arrays[f"obs.{i}"] = np.ascontiguousarray(states, dtype=np.float32)
-            arrays[f"target.{i}"] = np.ascontiguousarray(teacher.forward(raw), dtype=np.float32)
+            kept = np.ascontiguousarray(states, dtype=np.float16)
+            target = teacher.forward(kept.astype(np.float32) * norm.std + norm.mean)
+            arrays[f"obs.{i}"] = kept
+            arrays[f"target.{i}"] = np.ascontiguousarray(target, dtype=np.float16)
         write_atomic(self._states(index), lambda partial: save_file(arrays, partial))
 
     def _norm(self) -> InputNorm:
@@ -295,6 +304,7 @@ class _Alignment:
                 "distill": self.config.distill.model_dump(),
                 "ghn": self.config.ghn.model_dump(),
                 "topologies": json.dumps(self.seen),
+                "variation": self.variation,
                 "max_width": self.max_width,
                 "states": str(self._states(index).absolute()),
                 "start_from": str(self._result(index - 1).absolute()) if index else None,
@@ -325,6 +335,7 @@ class _Alignment:
             self.task,
             self.max_width,
             self.seen,
+            self.variation,
             self.about,
             self.success,
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nnit_dist.align.ghn import GHN, GHNConfig, Layers
 from nnit_dist.align.latents import TeacherLatents
-from nnit_dist.align.told import Told
+from nnit_dist.align.told import Told, vary
 from nnit_dist.artifacts import canonical_safetensors, write_atomic
 from nnit_dist.envs.tasks import TaskInfo
 from nnit_dist.errors import NnitError
@@ -20,7 +20,7 @@ from nnit_dist.normalization import InputNorm
 from nnit_dist.policy import Policy
 from nnit_dist.topology import Topology
 
-FORMAT = "nnit.ghn/2"
+FORMAT = "nnit.ghn/3"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Teacher:
 class AlignedSampler:
     """(topology, latent) -> weights. `norm` folds networks to raw observations.
 
+    In training the widths of the `seen` topologies were varied by up to `variation` units.
     `success` is the measured success_once of networks after each teacher, float32
     [teachers, seen]. Networks come as torch layers for whitened inputs (`networks`, `layers`) or
     as policies (`policies`).
@@ -46,6 +47,7 @@ class AlignedSampler:
     task: TaskInfo
     max_width: int
     seen: list[tuple[int, ...]]
+    variation: int
     teachers: list[Teacher]
     success: Tensor
 
@@ -60,6 +62,10 @@ class AlignedSampler:
 
     def topology(self, hidden: tuple[int, ...]) -> Topology:
         return Topology(self.task.obs_dim, hidden, self.task.act_dim)
+
+    def vary(self, hidden: tuple[int, ...], rng: torch.Generator) -> Topology:
+        """A topology near a seen one, as training has them."""
+        return vary(self.topology(hidden), self.variation, self.max_width, rng)
 
     @torch.no_grad()
     def networks(
@@ -135,6 +141,7 @@ class AlignedSampler:
             "task": json.dumps(vars(self.task)),
             "max_width": str(self.max_width),
             "seen": json.dumps(self.seen),
+            "variation": str(self.variation),
             "teachers": json.dumps([vars(teacher) for teacher in self.teachers]),
         }
         data = canonical_safetensors(save(state, metadata))
@@ -157,7 +164,15 @@ class AlignedSampler:
         seen = [tuple(hidden) for hidden in json.loads(metadata["seen"])]
         teachers = [Teacher(**about) for about in json.loads(metadata["teachers"])]
         return cls(
-            ghn.eval(), latents.eval(), norm, task, max_width, seen, teachers, state["success"]
+            ghn.eval(),
+            latents.eval(),
+            norm,
+            task,
+            max_width,
+            seen,
+            int(metadata["variation"]),
+            teachers,
+            state["success"],
         )
 
 

@@ -1,10 +1,11 @@
-"""What a network is told to be: its sizes and depth, exact or a little off.
+"""How a network of training departs from the grid: what it is, and what it is told to be.
 
-In training both are jittered. What is written then changes slowly with them, and what lies
-between and a little beyond the training topologies is written as well.
+Its widths are varied: so the widths between those of the grid are learnt from both sides. Its
+told sizes and depth are jittered: so what is written changes slowly with them, and what lies a
+little beyond the training topologies is written as well.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,6 +29,13 @@ class Told:
         """Where each layer lies: 0 for the first, `depth` for the output, evenly between."""
         layers = len(self.dims) - 1
         return [i * self.depth / (layers - 1) for i in range(layers)]
+
+
+def vary(topology: Topology, units: int, most: int, rng: torch.Generator) -> Topology:
+    """Hidden widths changed by up to `units`, each by as many as any, to no more than `most`."""
+    moves = torch.randint(-units, units + 1, (topology.depth,), generator=rng).tolist()
+    hidden = tuple(min(most, w + move) for w, move in zip(topology.hidden, moves, strict=True))
+    return replace(topology, hidden=hidden)
 
 
 def jitter(topology: Topology, widths: float, depth: float, rng: torch.Generator) -> Told:

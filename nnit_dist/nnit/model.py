@@ -1,5 +1,6 @@
 """A trained NNiT and its sampler: topology in, working policies out."""
 
+import copy
 import json
 import math
 import zlib
@@ -27,7 +28,7 @@ from nnit_dist.normalization import InputNorm
 from nnit_dist.policy import Policy
 from nnit_dist.topology import Hidden, Topology
 
-FORMAT = "nnit.model/2"
+FORMAT = "nnit.model/3"
 # Success on 24 unseen topologies of PushCube-v1: 0.927 in 8 steps and more, 0.921 in 4, 0.906 in 2.
 DEFAULT_STEPS = 4
 
@@ -52,10 +53,15 @@ class NNiTModel:
 
     @classmethod
     def of(cls, trainer: Trainer, source: AlignedSource | ListedSource) -> "NNiTModel":
-        """The averaged network of a training with everything that sampling needs."""
-        sampler = source.sampler
+        """The averaged network of a training with everything that sampling needs.
+
+        Its weights are rounded to float16, as which they are kept.
+        """
+        sampler, network = source.sampler, copy.deepcopy(trainer.average).cpu()
+        for parameter in network.parameters():
+            parameter.copy_(parameter.half())
         return cls(
-            trainer.average.cpu().eval(),
+            network.eval(),
             trainer.config.transformer,
             source.vocabulary,
             source.whitening,
@@ -207,7 +213,8 @@ class NNiTModel:
 
     def save(self, path: Path) -> Path:
         """Write one safetensors file."""
-        state = {f"network.{k}": v.contiguous() for k, v in self.network.state_dict().items()}
+        network = self.network.state_dict().items()
+        state = {f"network.{k}": v.half().contiguous() for k, v in network}
         state |= {
             "whitening.mean": self.whitening.mean,
             "whitening.std": self.whitening.std,

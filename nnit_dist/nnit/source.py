@@ -1,8 +1,7 @@
 """Training examples: fresh networks from the aligned sampler, or a fixed list of them.
 
-The widths and the depth that hypernetwork and transformer are told are jittered together: a
-network of a training width stands for one of a width nearby, and so the widths between are
-learnt without a network that has them.
+Their widths are varied as in alignment, and the widths and the depth that hypernetwork and
+transformer are told are jittered together (`align/told.py`).
 """
 
 from collections.abc import Sequence
@@ -61,13 +60,16 @@ class AlignedSource:
         ]
 
     def _networks(self, seen: list[int], generators: list[torch.Generator]) -> list[Example]:
-        """One network of each seen topology (its index), from its own generator."""
+        """One network near each seen topology (its index), from its own generator."""
         if not seen:
             return []
-        topologies = [self.sampler.topology(self.seen[index]) for index in seen]
+        topologies = [
+            self.sampler.vary(self.seen[index], rng)
+            for index, rng in zip(seen, generators, strict=True)
+        ]
         pairs = list(zip(topologies, generators, strict=True))
         teachers = [self._draw_teacher(rng) for rng in generators]
-        told = [tell(topology, self.config, self.sampler.max_width, rng) for topology, rng in pairs]
+        told = [tell(topology, self.config, self.vocabulary, rng) for topology, rng in pairs]
         networks = self.sampler.networks(topologies, teachers, generators, told)
         examples = []
         for index, topology, teacher, what, layers in zip(
@@ -107,11 +109,15 @@ class AlignedSource:
         )
 
 
-def tell(topology: Topology, config: SourceConfig, max_width: int, rng: torch.Generator) -> Told:
-    """Jittered, with widths rounded to patches and at most a patch beyond those of training."""
-    patch = config.patch
+def tell(
+    topology: Topology,
+    config: SourceConfig,
+    vocabulary: ArchitectureVocabulary,
+    rng: torch.Generator,
+) -> Told:
+    """Jittered, with widths in whole units that the vocabulary has."""
     told = jitter(topology, config.width_jitter, config.depth_jitter, rng)
-    hidden = (min(max(round(w / patch), 1) * patch, max_width + patch) for w in told.dims[1:-1])
+    hidden = (min(max(round(w), config.patch), vocabulary.most_units) for w in told.dims[1:-1])
     return Told((topology.obs_dim, *hidden, topology.act_dim), told.depth)
 
 
@@ -163,6 +169,6 @@ class ListedSource:
         if alone:
             ids = _encode(self.vocabulary, Told.of(network.topology))
             return Example(self.vocabulary.filled(ids), network.success)
-        told = tell(network.topology, self.config, self.vocabulary.max_width, rng)
+        told = tell(network.topology, self.config, self.vocabulary, rng)
         layout, ids = self._layouts[index], _encode(self.vocabulary, told)
         return Example(ids, network.success, layout, told, self._patches[index])

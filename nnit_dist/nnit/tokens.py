@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from nnit_dist.errors import NnitError
 from nnit_dist.topology import DEEPER, Topology
 
-INPUT, HIDDEN, OUTPUT, BIAS = range(4)
-KINDS = 4
+BIAS, KINDS = 3, 4  # a patch of weights is of its layer's kind
 Layers = list[tuple[Tensor, Tensor]]
 
 
@@ -50,10 +49,6 @@ class TokenLayout:
         return torch.bincount(self.kind, minlength=KINDS).tolist()
 
 
-def layer_kind(topology: Topology, layer: int) -> int:
-    return INPUT if layer == 0 else OUTPUT if layer == topology.depth else HIDDEN
-
-
 @lru_cache(maxsize=4096)
 def token_layout(topology: Topology, patch: int) -> TokenLayout:
     """The token layout of a topology; the same for every policy that has it."""
@@ -71,7 +66,7 @@ def token_layout(topology: Topology, patch: int) -> TokenLayout:
         cols = torch.arange(0, out if is_bias else fan_in, patch)
         row, col = torch.meshgrid(rows, cols, indexing="ij")
         count = len(mask)
-        kind = BIAS if is_bias else layer_kind(topology, layer)
+        kind = BIAS if is_bias else topology.layer_kind(layer)
         columns["kind"].append(torch.full((count,), kind))
         columns["layer"].append(torch.full((count,), layer))
         # A bias run belongs to output neurons: its position is a row.
@@ -124,19 +119,19 @@ def _cut(matrix: Tensor, patch: int) -> Tensor:
 class ArchitectureVocabulary:
     """Discrete tokens: task, depth, and one width a layer.
 
-    Widths are the multiples of the patch size. Training has them up to `max_width` and depths up
-    to `max_depth`, and architectures are drawn from these; what may be asked for reaches to twice
-    the width and `DEEPER` layers more.
+    A width may be any number of units, from one patch up; its id is the number itself. Training
+    has them up to `max_width` and depths up to `max_depth`, and architectures are drawn from
+    these; what may be asked for reaches to twice the width and `DEEPER` layers more.
     """
 
     def __init__(self, tasks: list[str], patch: int, max_width: int, max_depth: int) -> None:
         self.tasks, self.patch = tasks, patch
         self.max_width, self.max_depth = max_width, max_depth
-        self.widths = list(range(patch, 2 * max_width + 1, patch))
+        self.most_units = 2 * max_width
         self.depths = list(range(1, max_depth + DEEPER + 1))
         self.slots = 2 + max_depth  # of an architecture that is drawn
         self.none = 0  # the width of a layer that is not there
-        self._depth = 1 + len(self.widths)
+        self._depth = 1 + self.most_units
         self._task = self._depth + len(self.depths)
         self.mask = self._task + len(tasks)
         self.size = self.mask + 1
@@ -157,23 +152,17 @@ class ArchitectureVocabulary:
                 f"{len(hidden)} hidden layers are too many: this model was trained for up to "
                 f"{self.max_depth}, and writes up to {self.depths[-1]}."
             )
-        widths = [1 + self.widths.index(self.check_width(width, task)) for width in hidden]
-        return [self._task + self.tasks.index(task), self._depth + len(hidden) - 1, *widths]
-
-    def check_width(self, width: int, task: str) -> int:
-        """`width` itself, or an NnitError that names the nearest widths that work."""
-        if width in self.widths:
-            return width
-        if width > self.widths[-1]:
+        if (width := max(hidden)) > self.most_units:
             raise NnitError(
                 f"width {width} is too much: this model was trained for up to {self.max_width}, "
-                f"and writes up to {self.widths[-1]}."
+                f"and writes up to {self.most_units}."
             )
-        close = sorted(sorted(self.widths, key=lambda known: abs(known - width))[:2])
-        raise NnitError(
-            f"{task} needs widths that are multiples of {self.patch} (patch size); got {width}. "
-            f"Nearest: {', '.join(map(str, close))}."
-        )
+        if (width := min(hidden)) < self.patch:
+            raise NnitError(
+                f"width {width} is too little: this model writes from {self.patch} units up, the "
+                "side of a patch."
+            )
+        return [self._task + self.tasks.index(task), self._depth + len(hidden) - 1, *hidden]
 
     def filled(self, ids: list[int]) -> list[int]:
         """Ids with `none` for every layer that is not there: all slots of a drawn architecture."""
@@ -183,33 +172,33 @@ class ArchitectureVocabulary:
         """(task, hidden) of token ids, with or without `none`, or None if they are neither."""
         task, depth = ids[0] - self._task, ids[1] - self._depth + 1
         widths = ids[2:]
-        present = [0 < w <= len(self.widths) for w in widths]
+        present = [self.patch <= w <= self.most_units for w in widths]
         if not (0 <= task < len(self.tasks) and 1 <= depth <= len(widths)):
             return None
         if not all(present[:depth]) or any(widths[depth:]):
             return None
-        return self.tasks[task], tuple(self.widths[w - 1] for w in widths[:depth])
+        return self.tasks[task], tuple(widths[:depth])
 
     def allowed(self) -> Tensor:
         """bool [2 + deepest, size]: which ids each slot may hold."""
         allowed = torch.zeros(2 + self.depths[-1], self.size, dtype=torch.bool)
         allowed[0, self._task : self.mask] = True
         allowed[1, self._depth : self._task] = True
-        allowed[2:, : self._depth] = True
-        allowed[2, self.none] = False
+        allowed[2:, self.patch : self._depth] = True
+        allowed[3:, self.none] = True
         return allowed
 
     def drawable(self) -> Tensor:
         """bool [slots, size]: `allowed` within the range of training."""
         drawable = self.allowed()[: self.slots]
         drawable[1, self._depth + self.max_depth :] = False
-        drawable[2:, 1 + self.max_width // self.patch :] = False
+        drawable[2:, 1 + self.max_width :] = False
         return drawable
 
     def numbers(self) -> Tensor:
         """float32 [size]: a width in multiples of `max_width`, a depth in eights, else 0."""
         values = torch.zeros(self.size)
-        values[1 : self._depth] = torch.tensor(self.widths) / self.max_width
+        values[1 : self._depth] = torch.arange(1, self._depth) / self.max_width
         values[self._depth : self._task] = torch.tensor(self.depths) / 8
         return values
 

@@ -17,7 +17,7 @@ class NNiTConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    patch: int = Field(8, gt=0, description="side of a weight patch; widths are its multiples")
+    patch: int = Field(8, gt=0, description="side of a weight patch")
     transformer: TransformerConfig = TransformerConfig()
     steps: int = Field(2000, gt=0)
     topologies: int = Field(8, gt=0, description="topologies a step, over all workers")
@@ -34,9 +34,7 @@ class NNiTConfig(BaseModel):
         0.1, ge=0, le=1, description="of examples not told task and success; guidance needs some"
     )
     architecture_weight: float = Field(0.05, ge=0, description="of the architecture tokens' loss")
-    width_jitter: float = Field(
-        12.0, ge=0, description="error, in units, of the widths told, before rounding to patches"
-    )
+    width_jitter: float = Field(3.0, ge=0, description="error, in units, of the widths told")
     depth_jitter: float = Field(1.0, ge=0, description="error, in layers, of the depth told")
     best_share: float = Field(
         0.5, ge=0, le=1, description="of networks after a trial's best snapshot, if others teach"
