@@ -29,7 +29,7 @@ lint: setup
 
 # Put the artefacts of a finished run into the package: make ship RUN=runs/pushcube
 SHIPPED := population/zoo align/ghn.safetensors train/nnit.safetensors \
-	evaluate/results.json evaluate/results.parquet {population,align,train,evaluate}/manifest.json \
+	evaluate/results.json evaluate/results.parquet evaluate/episodes {population,align,train,evaluate}/manifest.json \
 	$$(ls -v align/states-*.safetensors | tail -n 1)
 ship: SHELL := bash
 ship:

@@ -104,6 +104,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     except ValidationError as error:
         raise NnitError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
     _check_widths(config, path)
+    _check_workers(config, path)
     return config
 
 
@@ -139,6 +140,15 @@ def _keys_at(location: list[str]) -> list[str]:
             return []
         model = annotation
     return list(model.model_fields)
+
+
+def _check_workers(config: RunConfig, path: Path) -> None:
+    workers, shared = config.training.workers, config.align.distill.meta_batch
+    if workers > shared:
+        raise NnitError(
+            f"{path}: training.workers={workers} are more than the topologies of a step, "
+            f"align.distill.meta_batch={shared}: some would have nothing to do."
+        )
 
 
 def _check_widths(config: RunConfig, path: Path) -> None:

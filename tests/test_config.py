@@ -45,6 +45,7 @@ def test_unknown_key_is_named_with_its_path_and_the_nearest_one(tmp_path):
         ("name: x\ntask: t\nnnit: {transformer: {heads: 3}}", "heads divide width"),
         ("name: x\ntask: t\nnnit: {transformer: {widht: 3}}", "Did you mean width"),
         ("name: x\ntask: t\ntopologies: {unseen_widths: [24, 136]}", "136, more than twice"),
+        ("name: x\ntask: t\ntraining: {workers: 9}", "workers=9 are more than .*meta_batch=8"),
         ("- a list", "holds no configuration"),
         ("name: [", "not valid YAML"),
     ],

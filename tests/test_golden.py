@@ -36,7 +36,7 @@ def nnit_curve(sampler) -> list[dict[str, float]]:
     return [trainer.step(step) for step in range(STEPS)]
 
 
-def distill_curve(directory: Path) -> list[dict[str, float]]:
+def distiller_of(directory: Path, share: tuple[int, int] = (0, 1)) -> Distiller:
     rng = np.random.default_rng(0)
     obs = [rng.normal(size=(200, 35)).astype(np.float32) for _ in range(3)]
     arrays = {f"obs.{i}": o for i, o in enumerate(obs)}
@@ -52,8 +52,27 @@ def distill_curve(directory: Path) -> list[dict[str, float]]:
         "best": [True, False, False],
         "seed": 0,
     }
-    distiller = Distiller(config, torch.device("cpu"))
-    return [distiller.step(step, 0) for step in range(STEPS)]
+    return Distiller(config, torch.device("cpu"), share)
+
+
+def distill_curve(directory: Path) -> list[dict[str, float]]:
+    distiller = distiller_of(directory)
+    return [distiller.step(step) for step in range(STEPS)]
+
+
+def test_shares_of_a_distillation_step_average_to_the_whole(tmp_path, monkeypatch):
+    gradients = []
+
+    def keep(parameters):
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
+
+    monkeypatch.setattr("nnit_dist.align.distill.average_gradients", keep)
+    rows = [distiller_of(tmp_path, share).step(0) for share in ((0, 1), (0, 2), (1, 2))]
+    whole, *halves = gradients
+    assert torch.allclose(torch.stack(halves).mean(0), whole, atol=1e-6)
+    assert not torch.allclose(halves[0], whole, atol=1e-4)
+    means = np.mean([row["action_mse"] for row in rows[1:]])
+    assert means == pytest.approx(rows[0]["action_mse"], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["nnit", "distill"])

@@ -1,11 +1,14 @@
 """The shipped model is what its manifests say, and reached what the README says."""
 
+import numpy as np
 import pytest
+import torch
 
 from nnit_dist.artifacts import content_hash, read_json
+from nnit_dist.bench.generalization import split_of
 from nnit_dist.errors import NnitError
 from nnit_dist.pretrained import load_model, shipped
-from nnit_dist.topology import UNSEEN_KINDS
+from nnit_dist.topology import UNSEEN_KINDS, WITHIN
 
 RUN = shipped("PushCube-v1")
 
@@ -40,6 +43,24 @@ def test_measured_topologies_were_not_trained_on():
     model = load_model("PushCube-v1")
     config = read_json(RUN / "align" / "manifest.json")["key"]["config"]["topologies"]
     assert {width for hidden in model.seen for width in hidden} == set(config["widths"])
+    split = split_of(RUN)
+    assert model.seen == split.seen
+    for kind in WITHIN:
+        for hidden in split.unseen[kind]:
+            same_depth = [seen for seen in model.seen if len(seen) == len(hidden)]
+            moves = [np.abs(np.subtract(seen, hidden)).max() for seen in same_depth]
+            assert min(moves) > config["variation"], hidden
+
+
+def test_what_is_written_does_not_depend_on_the_number_of_threads():
+    model, threads = load_model("PushCube-v1"), torch.get_num_threads()
+    written = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        written.append(model.generate((64, 40, 57), 1)[0].flat())
+        assert torch.get_num_threads() == count
+    torch.set_num_threads(threads)
+    assert np.array_equal(*written)
 
 
 def test_a_model_of_another_task_is_refused():

@@ -1,6 +1,7 @@
 """Training of the graph hypernetwork: one worker of Ray Train.
 
-Each step draws topologies and teachers; the generated network must act as its
+Each step draws topologies and teachers, number i of them from (seed, step, i), so that it does
+not matter over how many workers they are spread; the generated network must act as its
 teacher does on states that teachers and generated networks visited. Gaussian
 noise on the generated weights during training makes the function flat around
 them, so that the small errors of a generative model cost little success. Widths are varied,
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.numpy import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnit_dist.align.ghn import GHN, GHNConfig, Layers, apply_layers
 from nnit_dist.align.latents import TeacherLatents, action_error, draw_teachers
@@ -35,7 +36,7 @@ class DistillConfig(BaseModel):
     teacher_episodes: int = Field(40, gt=0, description="recorded episodes of each teacher")
     dagger_networks: int = Field(24, gt=0, description="generated networks rolled out a round")
     dagger_episodes: int = Field(4, gt=0, description="episodes of each of them")
-    meta_batch: int = Field(8, gt=0, description="topologies a step, of each worker")
+    meta_batch: int = Field(8, gt=0, description="topologies a step, over all workers")
     latents: int = Field(2, gt=0, description="networks of each topology a step")
     best_share: float = Field(
         0.5, ge=0, le=1, description="of networks after a trial's best snapshot, if others teach"
@@ -71,23 +72,26 @@ def load_states(path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 def distill_worker(config: dict) -> None:
     """Ray Train loop: continue training up to `config["until"]` steps."""
-    device, rank, _ = worker_setup()
-    trainer = Distiller(config, device)
+    device, rank, workers = worker_setup()
+    trainer = Distiller(config, device, (rank, workers))
     start = config.get("start_from")
     loop = Loop(trainer.state(), config, log_every=25, save_every=trainer.config.checkpoint_every)
     if loop.start == 0 and start:
         loop.start = trainer.load(Path(start))
-    loop.run(config["until"], lambda step: trainer.step(step, rank))
+    loop.run(config["until"], trainer.step)
     if rank == 0:
         trainer.save(Path(config["result"]), config["until"])
 
 
 class Distiller:
-    """GHN, latents and optimiser, with one training step."""
+    """GHN, latents and optimiser, with one training step.
 
-    def __init__(self, config: dict, device: torch.device) -> None:
+    `share` is (rank, workers): which of a step's topologies are this worker's.
+    """
+
+    def __init__(self, config: dict, device: torch.device, share: tuple[int, int] = (0, 1)) -> None:
         self.config = DistillConfig(**config["distill"])
-        self.device, self.seed = device, config["seed"]
+        self.device, self.seed, self.share = device, config["seed"], share
         torch.manual_seed(self.seed)
         topologies = json.loads(config["topologies"])
         obs, targets = load_states(Path(config["states"]))
@@ -108,42 +112,49 @@ class Distiller:
     def state(self) -> dict:
         return {"ghn": self.ghn, "latents": self.latents, "optimizer": self.optimizer}
 
-    def step(self, step: int, rank: int = 0) -> dict[str, float]:
-        cfg, rng = self.config, generator_of(self.seed, step, rank)
+    def step(self, step: int) -> dict[str, float]:
+        """Take step number `step`; returns the mean losses."""
+        cfg, (rank, workers) = self.config, self.share
         self._set_lr(step)
-        picked = torch.randint(len(self.topologies), (cfg.meta_batch,), generator=rng)
-        teachers = draw_teachers(self.best, (cfg.meta_batch, cfg.latents), cfg.best_share, rng)
-        noise = torch.randn(*teachers.shape, self.latents.mean.shape[1], generator=rng)
-        topologies = [
-            vary(self.topologies[index], self.variation, self.max_width, rng)
-            for index in picked.tolist()
-        ]
-        batch = [
-            (topology, self.latents.sample(teacher.to(self.device), z))
-            for topology, teacher, z in zip(
-                topologies, teachers, noise.to(self.device), strict=True
-            )
-        ]
-        errors, roughness = [], []
+        numbers = range(rank, cfg.meta_batch, workers)
+        rngs = [generator_of(self.seed, step, number) for number in numbers]
+        topologies = [self._draw_topology(rng) for rng in rngs]
+        teachers = [draw_teachers(self.best, (cfg.latents,), cfg.best_share, rng) for rng in rngs]
+        z = [self._draw_latents(t, rng) for t, rng in zip(teachers, rngs, strict=True)]
         told = [
-            jitter(topology, cfg.width_jitter, cfg.depth_jitter, rng) for topology in topologies
+            jitter(topology, cfg.width_jitter, cfg.depth_jitter, rng)
+            for topology, rng in zip(topologies, rngs, strict=True)
         ]
-        for layers, teacher in zip(self.ghn(batch, told), teachers, strict=True):
+        networks = self.ghn(list(zip(topologies, z, strict=True)), told)
+        errors, roughness = [], []
+        for layers, teacher, rng in zip(networks, teachers, rngs, strict=True):
             obs, target = self._draw_states(teacher, rng)
             noisy = add_weight_noise(layers, cfg.weight_noise, rng)
             errors.append(action_error(apply_layers(noisy, obs), target).mean())
             if cfg.smoothness_weight:
                 roughness.append(neighbour_difference(layers))
-        error = torch.stack(errors).mean()
+        weight = workers / cfg.meta_batch  # of a topology: gradients are averaged over workers
+        error = weight * torch.stack(errors).sum()
         loss = error + cfg.kl_weight * self.latents.kl()
         if roughness:
-            loss = loss + cfg.smoothness_weight * torch.stack(roughness).mean()
+            loss = loss + cfg.smoothness_weight * weight * torch.stack(roughness).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        average_gradients(self.parameters)
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        # The error travels with the gradients, so that every worker reports that of all.
+        meter = nn.Parameter(error.detach()[None])
+        meter.grad = error.detach()[None]
+        average_gradients([*self.parameters, meter])
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
-        return {"action_mse": float(error.detach()), "kl": float(self.latents.kl().detach())}
+        return {"action_mse": float(meter.grad), "kl": float(self.latents.kl().detach())}
+
+    def _draw_topology(self, rng: torch.Generator) -> Topology:
+        picked = int(torch.randint(len(self.topologies), (), generator=rng))
+        return vary(self.topologies[picked], self.variation, self.max_width, rng)
+
+    def _draw_latents(self, teachers: Tensor, rng: torch.Generator) -> Tensor:
+        noise = torch.randn(len(teachers), self.latents.mean.shape[1], generator=rng)
+        return self.latents.sample(teachers.to(self.device), noise.to(self.device))
 
     def _draw_states(self, teachers: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Whitened states [B, S, obs_dim] and teacher outputs [B, S, act_dim]."""

@@ -18,6 +18,7 @@ from nnit_dist.envs.tasks import TaskInfo
 from nnit_dist.errors import NnitError
 from nnit_dist.normalization import InputNorm
 from nnit_dist.policy import Policy
+from nnit_dist.randomness import one_thread
 from nnit_dist.topology import Topology
 
 FORMAT = "nnit.ghn/3"
@@ -92,6 +93,7 @@ class AlignedSampler:
         self.latents.to(device)
         return self
 
+    @one_thread()
     @torch.no_grad()
     def layers(self, topology: Topology, teachers: Tensor, generator: torch.Generator) -> Layers:
         """One network per teacher index [B], its latent drawn around that teacher's."""

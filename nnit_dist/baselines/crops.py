@@ -17,6 +17,7 @@ from nnit_dist.align.sampler import AlignedSampler
 from nnit_dist.errors import NnitError
 from nnit_dist.nnit.tokens import Layers, detokenize, token_layout, tokenize
 from nnit_dist.policy import Policy
+from nnit_dist.randomness import one_thread
 from nnit_dist.topology import Hidden, Topology, hidden_name
 
 FIT_NETWORKS = 32  # of each seen topology that a Gaussian is fitted to
@@ -113,6 +114,7 @@ class PatchGaussian:
     patch: int
     name: str = "patch_gaussian"
 
+    @one_thread()
     def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
         target = self.sampler.topology(hidden)
         layout = token_layout(target, self.patch)

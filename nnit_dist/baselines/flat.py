@@ -26,7 +26,7 @@ from nnit_dist.nnit.source import tell
 from nnit_dist.nnit.tokens import ArchitectureVocabulary
 from nnit_dist.nnit.train import NNiTConfig
 from nnit_dist.policy import Policy
-from nnit_dist.randomness import generator_of
+from nnit_dist.randomness import generator_of, one_thread
 from nnit_dist.topology import Hidden, Topology
 
 
@@ -227,6 +227,7 @@ class FlatDiffusion:
         spread = [values[mask > 0].square().mean().sqrt() for values, mask in parts]
         return torch.cat([s.expand(size) for s, size in zip(spread, sizes, strict=True)])
 
+    @one_thread()
     @torch.no_grad()
     def generate(
         self, hidden: Hidden, samples: int, seed: int = 0, steps: int = 16

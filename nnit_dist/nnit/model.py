@@ -26,6 +26,7 @@ from nnit_dist.nnit.transformer import NNiT, TransformerConfig
 from nnit_dist.nnit.whitening import Whitening
 from nnit_dist.normalization import InputNorm
 from nnit_dist.policy import Policy
+from nnit_dist.randomness import one_thread
 from nnit_dist.topology import Hidden, Topology
 
 FORMAT = "nnit.model/3"
@@ -95,6 +96,7 @@ class NNiTModel:
                 "guidance out, or train with nnit.drop_rate=0.1."
             )
 
+    @one_thread()
     @torch.no_grad()
     def generate(
         self,
@@ -109,7 +111,7 @@ class NNiTModel:
         """`samples` policies of one topology.
 
         Sample k depends on (seed, topology, k) and on what is asked for alone, whatever else is
-        generated with it.
+        generated with it and on however many cores.
 
         Args:
             first: number of the first sample.
@@ -146,6 +148,7 @@ class NNiTModel:
             )
         return policies
 
+    @one_thread()
     @torch.no_grad()
     def draw_architectures(
         self, count: int, seed: int = 0, success: float | None = None
