@@ -129,7 +129,8 @@ def _examples(
             layout = example.layout
             assert layout is not None and example.x is not None
             wanted = found.get(layout.topology.hidden)
-            if wanted is not None and len(wanted) < count and example.success >= GOOD:
+            good = round(example.success, 6) >= GOOD  # it comes from float32
+            if wanted is not None and len(wanted) < count and good:
                 values = source.whitening.colour(example.x[None], layout)
                 wanted.append(detokenize(values, layout))
         if all(len(networks) == count for networks in found.values()):
