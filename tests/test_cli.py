@@ -133,7 +133,7 @@ def test_mistakes_get_one_readable_message(words, expected, tmp_path):
 
 
 def test_debug_shows_the_traceback():
-    result = nnit("generate", "--hidden", "20", "--out", "x", "--debug")
+    result = nnit("generate", "--hidden", "4", "--out", "x", "--debug")
     assert result.returncode == 1
     assert "Traceback" in result.stderr
 

@@ -132,11 +132,14 @@ def run_stage(stage: str, out: Path, *overrides: str) -> list[dict[str, float]]:
 def test_two_workers_align_along_the_curve_of_one(disturbed, tmp_path):
     """The batch is shared. After a round of rollouts the last bits of the weights tell."""
     out, _ = disturbed
-    shutil.copytree(out / "population", tmp_path / "population")
-    rows = run_stage("align", tmp_path, "training.workers=2")
-    alone = read_metrics(out / "align" / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [row["step"] for row in alone]
-    assert rows[0]["action_mse"] == pytest.approx(alone[0]["action_mse"], rel=0.002)
+    curves = []
+    for workers in (1, 2):
+        run = tmp_path / str(workers)
+        shutil.copytree(out / "population", run / "population")
+        curves.append(run_stage("align", run, f"training.workers={workers}"))
+    one, two = curves
+    assert [row["step"] for row in two] == [row["step"] for row in one]
+    assert two[0]["action_mse"] == pytest.approx(one[0]["action_mse"], rel=0.002)
 
 
 @pytest.mark.timeout(600)
