@@ -1,4 +1,4 @@
-"""Baselines that need training: each gets what NNiT gets, is trained once and kept.
+"""Baselines that need training: each gets what NNiT gets, and is trained once and kept.
 
 NNiT on weights that are not aligned, on permutation-matched ones and on those of hypernetworks
 with other decoders; and flat-vector diffusion. All from the states of one run's alignment, with
@@ -197,9 +197,7 @@ class Rivals:
             trainee.step(step)
             self.watch(name, step + 1, steps)
             if (step + 1) % SAVE_EVERY == 0:
-                states = {part: value.state_dict() for part, value in trainee.state().items()}
-                everything = {"step": step + 1, **states}
-                write_atomic(saved, lambda partial: torch.save(everything, partial))  # noqa: B023
+                _save(trainee, step + 1, saved)
         saved.unlink(missing_ok=True)
 
 
@@ -209,6 +207,11 @@ class Trainee(Protocol):
     def state(self) -> dict[str, Any]: ...
 
     def step(self, step: int, /) -> object: ...
+
+
+def _save(trainee: Trainee, step: int, path: Path) -> None:
+    states = {part: value.state_dict() for part, value in trainee.state().items()}
+    write_atomic(path, lambda partial: torch.save({"step": step, **states}, partial))
 
 
 @dataclass

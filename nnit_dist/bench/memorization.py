@@ -3,7 +3,8 @@
 The tests of Zeng et al. (arXiv 2506.07998) carried over: how far a network is from the nearest
 training network, in weights and in what it does; beside networks that could have been trained on
 and were not, and beside trivial ways to make new ones (noise, averages, a Gaussian of every
-weight). On seen topologies, with good networks of the first steps of training.
+weight). On seen topologies, with good networks of the first steps of training, drawn again with
+exactly these widths: in training they were varied.
 """
 
 import itertools
@@ -36,7 +37,7 @@ from nnit_dist.topology import Hidden, Topology, hidden_name, spread
 
 ABOUT = {
     "nnit": "NNiT",
-    "fresh": "from the same source, never trained on",
+    "fresh": "from the same source, beyond training",
     "noise": "a training network with noise",
     "average": "average of 16 training networks",
     "gaussian": "a Gaussian of every weight",
@@ -260,7 +261,8 @@ def as_markdown(figures: dict[str, Any]) -> str:
         "",
         f"`nnit bench memorization`, {figures['date']}, {figures['machine']}. Seen topologies "
         f"{names}; {figures['drawn']} networks of every kind beside {figures['trained']} training "
-        f"networks of each, {figures['episodes']} episodes a network.",
+        f"networks of each (drawn again with exactly these widths), {figures['episodes']} episodes "
+        "a network.",
         "",
         "| networks | weights | actions | failures | success_once |",
         "| --- | --- | --- | --- | --- |",

@@ -30,7 +30,7 @@ from nnit_dist.randomness import one_thread
 from nnit_dist.topology import Hidden, Topology
 
 FORMAT = "nnit.model/3"
-# Success on 24 unseen topologies of PushCube-v1: 0.927 in 8 steps and more, 0.921 in 4, 0.906 in 2.
+# Success on 24 unseen topologies of PushCube-v1: 0.954 in 2 steps, 0.962 to 0.965 in 4 to 64.
 DEFAULT_STEPS = 4
 
 
@@ -186,7 +186,7 @@ class NNiTModel:
     def _told(self, topology: Topology) -> Told:
         """What a topology counts as: itself, or the largest of training where it goes beyond.
 
-        (PushCube-v1, ten wider topologies: success 0.94 told so, 0.89 told the truth.)
+        (PushCube-v1, twenty wider topologies: success 0.86 told so, 0.77 told the truth.)
         """
         widths = (min(width, self.vocabulary.max_width) for width in topology.hidden)
         depth = min(topology.depth, self.vocabulary.max_depth)
