@@ -7,7 +7,7 @@ unseen ones (kinds: combination, apart, width, deeper, wider).
 import itertools
 import random
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from nnit_dist.errors import NnitError, nearest
 
@@ -18,6 +18,7 @@ BEYOND: tuple[UnseenKind, ...] = ("deeper", "wider")
 INPUT, HIDDEN, OUTPUT = range(3)  # kinds of layers
 DEEPER = 2  # layers that `deeper` topologies have at most beyond those of training
 Hidden = tuple[int, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, order=True)
@@ -176,7 +177,7 @@ def _some(pool: list[Hidden], count: int, rng: random.Random) -> list[Hidden]:
     return rng.sample(pool, min(count, len(pool)))
 
 
-def spread(hidden: list[Hidden], count: int) -> list[Hidden]:
+def spread(things: list[T], count: int) -> list[T]:
     """At most `count` of them, evenly spread over the list."""
-    chosen = min(count, len(hidden))
-    return [hidden[i * len(hidden) // chosen] for i in range(chosen)]
+    chosen = min(count, len(things))
+    return [things[i * len(things) // chosen] for i in range(chosen)]

@@ -63,6 +63,7 @@ def small_sampler():
         32,
         [(8,), (16, 8), (32, 16)],
         0,
+        1,
         [Teacher("a", True), Teacher("b", True)],
         torch.tensor([[0.7, 0.8, 0.9], [0.4, 0.5, 0.6]]),
     )
@@ -72,8 +73,8 @@ def small_sampler():
 def small_run(tmp_path_factory, sampler):
     """A run directory as the pipeline leaves it: small, its model hardly trained."""
     import torch
-    from safetensors.numpy import save_file
 
+    from nnit_dist.align.lessons import Lessons
     from nnit_dist.nnit.model import NNiTModel
     from nnit_dist.nnit.source import AlignedSource
     from nnit_dist.nnit.train import NNiTConfig
@@ -83,12 +84,12 @@ def small_run(tmp_path_factory, sampler):
     (out / "align").mkdir()
     (out / "train").mkdir()
     seen = [(16,), (32,), (16, 16), (32, 32)]
-    sampler = replace(sampler, seen=seen, variation=2, success=torch.rand(2, 4))
+    sampler = replace(sampler, seen=seen, variation=2, blended=2, success=torch.rand(2, 4))
     sampler.save(out / "align" / "ghn.safetensors")
     rng = np.random.default_rng(0)
-    obs = {f"obs.{i}": rng.normal(size=(80, 35)).astype(np.float16) for i in range(2)}
-    targets = {f"target.{i}": np.tanh(obs[f"obs.{i}"][:, :8]) for i in range(2)}
-    save_file(obs | targets, out / "align" / "states-0.safetensors")
+    obs = [rng.normal(size=(80, 35)).astype(np.float32) for _ in range(2)]
+    teachers = [random_policy((16, 16), seed) for seed in range(2)]
+    Lessons.of(sampler.norm, obs, teachers).save(out / "align" / "states-0.safetensors")
     nnit = {"transformer": {"width": 32, "depth": 1, "heads": 2}, "steps": 2, "topologies": 2}
     align = {
         "seed": 1,

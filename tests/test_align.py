@@ -3,14 +3,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import random_policy
 
 from nnit_dist.align.decoders import smooth_noise
 from nnit_dist.align.distill import add_weight_noise, neighbour_difference
 from nnit_dist.align.ghn import GHN, GHNConfig, apply_layers
-from nnit_dist.align.latents import TeacherLatents, action_error, draw_teachers
+from nnit_dist.align.latents import TeacherLatents, action_error, draw_mixes
+from nnit_dist.align.lessons import Lessons
 from nnit_dist.align.sampler import AlignedSampler, Teacher
 from nnit_dist.align.told import Told, jitter, vary
 from nnit_dist.errors import NnitError
+from nnit_dist.normalization import InputNorm
 from nnit_dist.topology import Topology
 
 CONFIG = GHNConfig(latent_dim=4, embed_dim=16, channels=[8, 8])
@@ -80,9 +83,9 @@ def test_apply_layers_is_the_policy_forward(sampler):
 
 
 def test_action_error_forgives_overshooting_the_clip_only():
-    output = torch.tensor([3.0, -2.0, 0.5, 3.0])
-    target = torch.tensor([5.0, -1.0, 0.0, -5.0])
-    assert torch.equal(action_error(output, target), torch.tensor([0.0, 0.0, 0.25, 16.0]))
+    output = torch.tensor([3.0, -2.0, 0.5, 3.0, 2.0])
+    target = torch.tensor([1.0, -1.0, 0.0, -1.0, 0.5])
+    assert torch.equal(action_error(output, target), torch.tensor([0.0, 0.0, 0.25, 16.0, 2.25]))
 
 
 def test_weight_noise_has_the_asked_size_and_repeats_by_seed():
@@ -129,24 +132,58 @@ def test_neighbour_difference_is_two_for_white_noise_and_small_for_smooth_weight
 
 def test_latents_sample_their_teacher():
     latents = TeacherLatents(3, 4, initial_std=0.01)
-    z = latents.sample(torch.tensor([2, 0]), torch.randn(2, 4))
-    assert torch.allclose(z, latents.mean[[2, 0]], atol=0.1)
+    mixes = torch.tensor([[0.0, 0.0, 1.0], [0.5, 0.5, 0.0]])
+    z = latents.sample(mixes, torch.randn(2, 4))
+    expected = torch.stack([latents.mean[2], latents.mean[:2].mean(0)])
+    assert torch.allclose(z, expected, atol=0.1)
     assert latents.kl() > 0
 
 
-def test_half_of_the_networks_are_after_the_best_teachers():
-    best, rng = torch.tensor([True, False, False, False]), torch.Generator().manual_seed(0)
-    drawn = draw_teachers(best, (400, 5), 0.5, rng)
-    shares = torch.bincount(drawn.flatten(), minlength=4) / drawn.numel()
-    assert torch.allclose(shares, torch.tensor([1 / 2, 1 / 6, 1 / 6, 1 / 6]), atol=0.04)
-    assert (draw_teachers(torch.tensor([True, True]), (50,), 0.5, rng) < 2).all()
+def test_half_of_the_networks_are_mixes_of_the_best_teachers_and_the_others_stand_alone():
+    best, rng = torch.tensor([True, False, True, True, False]), torch.Generator().manual_seed(0)
+    mixes = draw_mixes(best, 2000, 0.5, 2, rng)
+    assert torch.allclose(mixes.sum(1), torch.ones(2000))
+    mixed = mixes[:, best].any(1)
+    assert abs(float(mixed.float().mean()) - 0.5) < 0.04
+    assert torch.equal((mixes > 0).sum(1), torch.where(mixed, 2, 1))
+    assert torch.allclose(mixes[mixed][:, best].mean(0), torch.full((3,), 1 / 3), atol=0.04)
+    assert torch.allclose(mixes[~mixed][:, ~best].mean(0), torch.full((2,), 1 / 2), atol=0.06)
+    largest = mixes[mixed].max(1).values  # of two shares that are any as likely as any
+    assert abs(float(largest.mean()) - 0.75) < 0.02
+    alone = draw_mixes(torch.tensor([True, True]), 50, 0.5, 1, rng)
+    assert (alone.max(1).values == 1).all()
+
+
+def test_lessons_are_the_teachers_states_by_share_and_their_actions_on_average(tmp_path):
+    rng = np.random.default_rng(0)
+    norm = InputNorm(rng.normal(size=35).astype(np.float32), np.full(35, 0.5, np.float32))
+    obs = [np.full((5, 35), i, np.float32) for i in range(3)]
+    teachers = [random_policy((16, 8), i) for i in range(3)]
+    lessons = Lessons.of(norm, obs, teachers)
+    lessons.save(tmp_path / "states.safetensors")
+    lessons = Lessons.load(tmp_path / "states.safetensors")
+    mixes = torch.tensor([[1.0, 0.0, 0.0], [0.25, 0.0, 0.75]])
+    states, actions = lessons.draw(mixes, 400, torch.Generator().manual_seed(0))
+    assert (states[0] == 0).all()
+    assert set(states[1].unique().tolist()) == {0.0, 2.0}
+    assert abs(float(states[1].mean()) - 1.5) < 0.2
+    raw = states.numpy() * norm.std + norm.mean
+    act = lambda i, row: np.clip(teachers[i].forward(raw[row]), -1, 1)  # noqa: E731
+    assert np.allclose(actions[0].numpy(), act(0, 0), atol=1e-4)
+    assert np.allclose(actions[1].numpy(), 0.25 * act(0, 1) + 0.75 * act(2, 1), atol=1e-4)
+
+
+def test_the_gradient_of_mixed_teachers_reaches_every_latent_of_the_mix():
+    latents = TeacherLatents(3, 4)
+    latents.sample(torch.tensor([[0.5, 0.5, 0.0]]), torch.zeros(1, 4)).sum().backward()
+    assert (latents.mean.grad != 0).any(1).tolist() == [True, True, False]
 
 
 def test_networks_depend_on_their_own_generator_alone(sampler):
     one, two = (sampler.topology(hidden) for hidden in ((16, 8), (32, 16)))
     rng = lambda seed: torch.Generator().manual_seed(seed)  # noqa: E731
-    beside = sampler.networks([two, one], [0, 1], [rng(1), rng(2)])[1]
-    (alone,) = sampler.networks([one], [1], [rng(2)])
+    beside = sampler.networks([two, one], torch.eye(2), [rng(1), rng(2)])[1]
+    (alone,) = sampler.networks([one], sampler.pure(1)[None], [rng(2)])
     for (w, b), (w2, b2) in zip(alone, beside, strict=True):
         assert torch.allclose(w, w2, atol=1e-6)
         assert torch.allclose(b, b2, atol=1e-6)
@@ -154,8 +191,10 @@ def test_networks_depend_on_their_own_generator_alone(sampler):
 
 def test_direct_query_is_after_the_best_teachers_unless_others_are_named(sampler):
     best = replace(sampler, teachers=[Teacher("a", False), Teacher("b", True)])
-    assert [p.metadata["teacher"] for p in best.policies((8,), 3, 0)] == ["1", "1", "1"]
-    assert best.policies((8,), 1, 0, [0])[0].metadata["teacher"] == "0"
+    assert [p.metadata["mix"] for p in best.policies((8,), 3, 0)] == ['{"b": 1.0}'] * 3
+    assert best.policies((8,), 1, 0, best.pure(0))[0].metadata["mix"] == '{"a": 1.0}'
+    mixed = replace(sampler, blended=2).policies((8,), 2, 0)
+    assert mixed[0].metadata["mix"] != mixed[1].metadata["mix"]
 
 
 def test_sampler_file_round_trip(sampler, tmp_path):
@@ -163,7 +202,7 @@ def test_sampler_file_round_trip(sampler, tmp_path):
     back = AlignedSampler.load(path)
     one, two = sampler.policies((16, 8), 3, 5), back.policies((16, 8), 3, 5)
     assert all(np.array_equal(a.flat(), b.flat()) for a, b in zip(one, two, strict=True))
-    assert back.seen == sampler.seen
+    assert (back.seen, back.blended) == (sampler.seen, sampler.blended)
     assert back.teachers == sampler.teachers
     assert torch.equal(back.success, sampler.success)
 
@@ -171,5 +210,5 @@ def test_sampler_file_round_trip(sampler, tmp_path):
 def test_model_file_of_another_format(tmp_path, sampler):
     from nnit_dist.nnit.model import NNiTModel
 
-    with pytest.raises(NnitError, match="has format 'nnit.ghn/3'; expected 'nnit.model/3'"):
+    with pytest.raises(NnitError, match="has format 'nnit.ghn/4'; expected 'nnit.model/3'"):
         NNiTModel.load(sampler.save(tmp_path / "ghn.safetensors"))

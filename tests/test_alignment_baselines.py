@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from nnit_dist.align.ghn import apply_layers
 from nnit_dist.align.independent import train_independent
+from nnit_dist.align.lessons import Lessons
 from nnit_dist.align.matching import match, permute
+from nnit_dist.normalization import InputNorm
 from nnit_dist.topology import Topology
 
 
@@ -56,18 +58,22 @@ def test_the_first_neurons_of_a_network_find_their_places_in_the_order_of_the_wh
 
 def test_independent_networks_imitate_their_teachers_and_share_no_order():
     torch.manual_seed(0)
-    obs = [torch.randn(400, 5), torch.randn(400, 5)]
-    targets = [torch.tanh(x[:, :2]) * sign for x, sign in zip(obs, (0.8, -0.8), strict=True)]
+    linear = [torch.eye(2, 5)[None] * sign for sign in (0.4, -0.4)]
+    plain = InputNorm(np.zeros(5, np.float32), np.ones(5, np.float32))
+    lessons = Lessons(
+        plain, [torch.randn(400, 5) for _ in linear], [[(w, torch.zeros(1, 2))] for w in linear]
+    )
     topologies = [Topology(5, hidden, 2) for hidden in ((16,), (16,), (8, 12), (16,))]
-    teachers = [0, 1, 0, 0]
-    networks = train_independent(topologies, teachers, obs, targets, 400, seed=0)
-    for layers, topology, teacher in zip(networks, topologies, teachers, strict=True):
+    mixes = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    networks = train_independent(topologies, mixes, lessons, 400, seed=0)
+    for layers, topology, mix in zip(networks, topologies, mixes, strict=True):
         assert [tuple(w.shape[1:]) for w, _ in layers] == topology.shapes
-        output = apply_layers(layers, obs[teacher][None])[0]
-        assert (output - targets[teacher]).square().mean() < 0.02
+        obs = lessons.obs[int(mix.argmax())][None]
+        error = apply_layers(layers, obs) - lessons.actions(mix[None], obs)
+        assert error.square().mean() < 0.02
     first, last = (layers[0][0].flatten() for layers in (networks[0], networks[3]))
     assert abs(torch.corrcoef(torch.stack([first, last]))[0, 1]) < 0.5
-    again = train_independent(topologies, teachers, obs, targets, 400, seed=0)
+    again = train_independent(topologies, mixes, lessons, 400, seed=0)
     assert torch.equal(again[2][1][0], networks[2][1][0])
 
 

@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from conftest import random_policy
 
 from nnit_dist.align.distill import Distiller
+from nnit_dist.align.lessons import Lessons
 from nnit_dist.nnit.source import AlignedSource
 from nnit_dist.nnit.train import NNiTConfig
 from nnit_dist.nnit.trainer import Trainer
 from nnit_dist.nnit.transformer import TransformerConfig
+from nnit_dist.normalization import InputNorm
 
 GOLDEN = Path(__file__).parent / "golden" / "curves.json"
 STEPS = 40
@@ -39,9 +41,9 @@ def nnit_curve(sampler) -> list[dict[str, float]]:
 def distiller_of(directory: Path, share: tuple[int, int] = (0, 1)) -> Distiller:
     rng = np.random.default_rng(0)
     obs = [rng.normal(size=(200, 35)).astype(np.float32) for _ in range(3)]
-    arrays = {f"obs.{i}": o for i, o in enumerate(obs)}
-    arrays |= {f"target.{i}": np.ascontiguousarray(np.sin(o[:, :8] + i)) for i, o in enumerate(obs)}
-    save_file(arrays, directory / "states.safetensors")
+    norm = InputNorm(np.zeros(35, np.float32), np.ones(35, np.float32))
+    teachers = [random_policy((16, 16), seed) for seed in range(3)]
+    Lessons.of(norm, obs, teachers).save(directory / "states.safetensors")
     config = {
         "distill": {"steps": STEPS, "meta_batch": 2, "states": 32},
         "ghn": {"embed_dim": 16, "channels": [8, 8], "latent_dim": 4},
@@ -49,7 +51,7 @@ def distiller_of(directory: Path, share: tuple[int, int] = (0, 1)) -> Distiller:
         "variation": 2,
         "max_width": 32,
         "states": str(directory / "states.safetensors"),
-        "best": [True, False, False],
+        "best": [True, True, False],
         "seed": 0,
     }
     return Distiller(config, torch.device("cpu"), share)

@@ -30,6 +30,7 @@ def test_two_steps_at_the_scale_of_the_paper(sampler):
         256,
         seen,
         0,
+        config.align.distill.blended,
         sampler.teachers,
         torch.rand(2, len(seen)),
     )

@@ -1,8 +1,8 @@
 """Training of the graph hypernetwork: one worker of Ray Train.
 
-Each step draws topologies and teachers, number i of them from (seed, step, i), so that it does
-not matter over how many workers they are spread; the generated network must act as its
-teacher does on states that teachers and generated networks visited. Gaussian
+Each step draws topologies and mixes of teachers, number i of them from (seed, step, i), so that
+it does not matter over how many workers they are spread; the generated network must act as its
+teachers do on average, on states that teachers and generated networks visited. Gaussian
 noise on the generated weights during training makes the function flat around
 them, so that the small errors of a generative model cost little success. Widths are varied,
 and the sizes and the depth that the hypernetwork is told are jittered (`told.py`).
@@ -12,14 +12,13 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from nnit_dist.align.ghn import GHN, GHNConfig, Layers, apply_layers
-from nnit_dist.align.latents import TeacherLatents, action_error, draw_teachers
+from nnit_dist.align.latents import TeacherLatents, action_error, draw_mixes
+from nnit_dist.align.lessons import Lessons
 from nnit_dist.align.told import jitter, vary
 from nnit_dist.randomness import generator_of
 from nnit_dist.topology import Topology
@@ -39,7 +38,10 @@ class DistillConfig(BaseModel):
     meta_batch: int = Field(8, gt=0, description="topologies a step, over all workers")
     latents: int = Field(2, gt=0, description="networks of each topology a step")
     best_share: float = Field(
-        0.5, ge=0, le=1, description="of networks after a trial's best snapshot, if others teach"
+        0.5, ge=0, le=1, description="of networks after trials' best snapshots, if others teach"
+    )
+    blended: int = Field(
+        3, gt=0, description="best snapshots that a network is after at once, mixed at random"
     )
     states: int = Field(256, gt=0, description="states a network is compared on")
     lr: float = Field(2e-3, gt=0)
@@ -54,20 +56,6 @@ class DistillConfig(BaseModel):
     kl_weight: float = Field(1e-4, ge=0)
     smoothness_weight: float = Field(0.0, ge=0, description="penalty on neighbours' differences")
     checkpoint_every: int = Field(250, gt=0)
-
-
-def load_states(path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Whitened observations [N, obs_dim] and teacher outputs [N, act_dim], per teacher.
-
-    They are kept in float16.
-    """
-    arrays = load_file(path)
-    count = len([name for name in arrays if name.startswith("obs.")])
-    obs, targets = (
-        [arrays[f"{name}.{i}"].astype(np.float32) for i in range(count)]
-        for name in ("obs", "target")
-    )
-    return obs, targets
 
 
 def distill_worker(config: dict) -> None:
@@ -94,16 +82,14 @@ class Distiller:
         self.device, self.seed, self.share = device, config["seed"], share
         torch.manual_seed(self.seed)
         topologies = json.loads(config["topologies"])
-        obs, targets = load_states(Path(config["states"]))
-        self.obs = [torch.from_numpy(array).to(device) for array in obs]
-        self.targets = [torch.from_numpy(array).to(device) for array in targets]
-        obs_dim, act_dim = self.obs[0].shape[1], self.targets[0].shape[1]
+        self.lessons = Lessons.load(Path(config["states"])).to(device)
+        obs_dim, act_dim = self.lessons.obs_dim, self.lessons.act_dim
         self.topologies = [Topology(obs_dim, tuple(hidden), act_dim) for hidden in topologies]
         self.variation, self.max_width = config["variation"], config["max_width"]
         self.best = torch.tensor(config["best"])
         ghn_config = GHNConfig(**config["ghn"])
         self.ghn = GHN(ghn_config, obs_dim, act_dim, self.max_width).to(device)
-        self.latents = TeacherLatents(len(obs), ghn_config.latent_dim).to(device)
+        self.latents = TeacherLatents(len(self.best), ghn_config.latent_dim).to(device)
         self.parameters = [*self.ghn.parameters(), *self.latents.parameters()]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=self.config.lr, weight_decay=self.config.weight_decay
@@ -119,16 +105,18 @@ class Distiller:
         numbers = range(rank, cfg.meta_batch, workers)
         rngs = [generator_of(self.seed, step, number) for number in numbers]
         topologies = [self._draw_topology(rng) for rng in rngs]
-        teachers = [draw_teachers(self.best, (cfg.latents,), cfg.best_share, rng) for rng in rngs]
-        z = [self._draw_latents(t, rng) for t, rng in zip(teachers, rngs, strict=True)]
+        mixes = [
+            draw_mixes(self.best, cfg.latents, cfg.best_share, cfg.blended, rng) for rng in rngs
+        ]
+        z = [self._draw_latents(mix, rng) for mix, rng in zip(mixes, rngs, strict=True)]
         told = [
             jitter(topology, cfg.width_jitter, cfg.depth_jitter, rng)
             for topology, rng in zip(topologies, rngs, strict=True)
         ]
         networks = self.ghn(list(zip(topologies, z, strict=True)), told)
         errors, roughness = [], []
-        for layers, teacher, rng in zip(networks, teachers, rngs, strict=True):
-            obs, target = self._draw_states(teacher, rng)
+        for layers, mix, rng in zip(networks, mixes, rngs, strict=True):
+            obs, target = self.lessons.draw(mix, cfg.states, rng)
             noisy = add_weight_noise(layers, cfg.weight_noise, rng)
             errors.append(action_error(apply_layers(noisy, obs), target).mean())
             if cfg.smoothness_weight:
@@ -152,18 +140,9 @@ class Distiller:
         picked = int(torch.randint(len(self.topologies), (), generator=rng))
         return vary(self.topologies[picked], self.variation, self.max_width, rng)
 
-    def _draw_latents(self, teachers: Tensor, rng: torch.Generator) -> Tensor:
-        noise = torch.randn(len(teachers), self.latents.mean.shape[1], generator=rng)
-        return self.latents.sample(teachers.to(self.device), noise.to(self.device))
-
-    def _draw_states(self, teachers: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Whitened states [B, S, obs_dim] and teacher outputs [B, S, act_dim]."""
-        obs, targets = [], []
-        for teacher in teachers.tolist():
-            pick = torch.randint(len(self.obs[teacher]), (self.config.states,), generator=rng)
-            obs.append(self.obs[teacher][pick.to(self.device)])
-            targets.append(self.targets[teacher][pick.to(self.device)])
-        return torch.stack(obs), torch.stack(targets)
+    def _draw_latents(self, mixes: Tensor, rng: torch.Generator) -> Tensor:
+        noise = torch.randn(len(mixes), self.latents.mean.shape[1], generator=rng)
+        return self.latents.sample(mixes.to(self.device), noise.to(self.device))
 
     def _set_lr(self, step: int) -> None:
         warmup = min(1.0, (step + 1) / 100)

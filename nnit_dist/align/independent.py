@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nnit_dist.align.ghn import Layers, apply_layers
 from nnit_dist.align.latents import action_error
+from nnit_dist.align.lessons import Lessons
 from nnit_dist.topology import Topology
 
 BATCH = 64
@@ -20,17 +21,13 @@ BATCH = 64
 
 def train_independent(
     topologies: list[Topology],
-    teachers: list[int],
-    obs: list[Tensor],
-    targets: list[Tensor],
+    mixes: Tensor,
+    lessons: Lessons,
     steps: int,
     seed: int,
     lr: float = 3e-3,
 ) -> list[Layers]:
-    """A network (layers [1, ...], for whitened inputs) of each topology, after its teacher's index.
-
-    `obs` [N, obs_dim] and `targets` [N, act_dim] are whitened states and outputs by teacher.
-    """
+    """A network (layers [1, ...], for whitened inputs) of each topology after each mix [B, T]."""
     found: dict[int, Layers] = {}
     for depth in sorted({topology.depth for topology in topologies}):
         members = [i for i, topology in enumerate(topologies) if topology.depth == depth]
@@ -39,10 +36,7 @@ def train_independent(
         optimizer = torch.optim.Adam(group.parameters, lr=lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
-            picks = [torch.randint(len(obs[teachers[i]]), (BATCH,), generator=rng) for i in members]
-            pairs = list(zip(members, picks, strict=True))
-            x = torch.stack([obs[teachers[i]][pick] for i, pick in pairs])
-            y = torch.stack([targets[teachers[i]][pick] for i, pick in pairs])
+            x, y = lessons.draw(mixes[members], BATCH, rng)
             error = action_error(apply_layers(group.layers(), x), y).mean((1, 2))
             optimizer.zero_grad(set_to_none=True)
             error.sum().backward()

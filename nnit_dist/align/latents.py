@@ -1,22 +1,26 @@
-"""A latent per teacher, and what training with it minimises."""
+"""A latent per teacher, mixes of them, and what training with it minimises.
 
-import math
+A mix of teachers is a network that does what they do on average, weighted: its latent is as
+much between theirs. So the population is continuous, and a network need not copy a teacher.
+
+Shapes: B networks, T teachers.
+"""
 
 import torch
 from torch import Tensor, nn
 
 
 class TeacherLatents(nn.Module):
-    """Mean and spread of z for every teacher; sampling z gives a continuous population."""
+    """Mean and spread of z for every teacher."""
 
     def __init__(self, teachers: int, latent_dim: int, initial_std: float = 0.1) -> None:
         super().__init__()
         self.mean = nn.Parameter(torch.randn(teachers, latent_dim))
         self.log_std = nn.Parameter(torch.full((teachers, latent_dim), initial_std).log())
 
-    def sample(self, teacher: Tensor, noise: Tensor) -> Tensor:
-        """z [B, latent_dim] for teacher indices [B] and standard normal noise [B, latent_dim]."""
-        return self.mean[teacher] + self.log_std[teacher].exp() * noise
+    def sample(self, mixes: Tensor, noise: Tensor) -> Tensor:
+        """z [B, latent_dim] for mixes [B, T] and standard normal noise [B, latent_dim]."""
+        return mixes @ self.mean + (mixes @ self.log_std).exp() * noise
 
     def kl(self) -> Tensor:
         """KL divergence to a unit Gaussian, averaged over teachers and dimensions."""
@@ -27,23 +31,28 @@ class TeacherLatents(nn.Module):
 def action_error(output: Tensor, target: Tensor) -> Tensor:
     """Squared error of actions, where overshooting a clipped target costs nothing.
 
-    `output` is the generated network's output before clipping, `target` the teacher's
-    output; both act through clip(., -1, 1), so beyond the clip nothing is left to match.
+    `output` is the generated network's output before clipping, `target` the action to take, in
+    [-1, 1]; the network acts through clip(., -1, 1), so beyond the clip nothing is left to match.
     """
-    clipped = target.clamp(-1, 1)
-    beyond = ((target >= 1) & (output >= 1)) | ((target <= -1) & (output <= -1))
-    return torch.where(beyond, 0.0, output - clipped).square()
+    full = target.abs() > 1 - 1e-6  # a mix of several ones may be a rounding short of one
+    beyond = full & (output * target.sign() >= 1)
+    return torch.where(beyond, 0.0, output - target).square()
 
 
-def draw_teachers(
-    best: Tensor, shape: tuple[int, ...], best_share: float, rng: torch.Generator
+def draw_mixes(
+    best: Tensor, count: int, best_share: float, blended: int, rng: torch.Generator
 ) -> Tensor:
-    """Teacher indices [*shape]: with probability `best_share` one of `best` (bool [T]).
+    """Mixes of teachers float32 [count, T], each adding up to 1.
 
-    Where all or none are best, any of them.
+    With probability `best_share` of up to `blended` of the `best` (bool [T]), any mix of them as
+    likely as any; else one of the others alone. Where all or none are best, a mix of any of them.
     """
-    if best.all() or not best.any():
-        return torch.randint(len(best), shape, generator=rng)
-    odds = best * (best_share / best.sum().clamp(min=1))
-    odds = odds + ~best * ((1 - best_share) / (~best).sum().clamp(min=1))
-    return torch.multinomial(odds, math.prod(shape), replacement=True, generator=rng).view(shape)
+    groups = [group.nonzero().flatten() for group in (best, ~best) if group.any()]
+    mixes = torch.zeros(count, len(best))
+    for mix in mixes:
+        first = len(groups) == 1 or float(torch.rand((), generator=rng)) < best_share
+        group = groups[0 if first else 1]
+        picked = group[torch.randperm(len(group), generator=rng)[: blended if first else 1]]
+        shares = torch.empty(len(picked)).exponential_(generator=rng)
+        mix[picked] = shares / shares.sum()
+    return mixes

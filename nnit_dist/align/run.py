@@ -1,7 +1,7 @@
 """The alignment stage: distil the teachers into one hypernetwork, with DAgger.
 
 Round 0 trains on states of the teachers' noised rollouts; every later round adds
-states that generated networks visited, labelled by their teacher.
+states that generated networks visited.
 """
 
 import json
@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.numpy import save_file
 from torch import Tensor
 
-from nnit_dist.align.distill import DistillConfig, distill_worker, load_states
+from nnit_dist.align.distill import DistillConfig, distill_worker
 from nnit_dist.align.ghn import GHN, GHNConfig
 from nnit_dist.align.latents import TeacherLatents
+from nnit_dist.align.lessons import Lessons
 from nnit_dist.align.sampler import AlignedSampler, Teacher
-from nnit_dist.artifacts import write_atomic
 from nnit_dist.envs.sim import TRAIN_SEEDS, VALIDATION_SEED
 from nnit_dist.envs.tasks import TaskInfo
 from nnit_dist.errors import NnitError
@@ -29,7 +28,7 @@ from nnit_dist.normalization import InputNorm
 from nnit_dist.policy import Policy
 from nnit_dist.progress import StageProgress
 from nnit_dist.randomness import generator_of
-from nnit_dist.topology import Hidden
+from nnit_dist.topology import Hidden, spread
 from nnit_dist.training import METRICS, fit, read_metrics, steps_logged
 from nnit_dist.zoo import Member, best_of_trials
 
@@ -46,13 +45,14 @@ class AlignConfig(BaseModel):
     min_success: float = Field(
         0.9, ge=0, le=1, description="trials whose best snapshot is below this teach nothing"
     )
-    snapshots: bool = Field(
-        False,
-        description="earlier snapshots of the teachers' trials teach as well, so that NNiT "
-        "can be asked for a success",
+    snapshots: int = Field(
+        0,
+        ge=0,
+        description="earlier snapshots of each of the teachers' trials, evenly over its training, "
+        "that teach as well, so that NNiT can be asked for a success",
     )
     success_episodes: int = Field(
-        20, gt=0, description="at the end, of a network of each topology after each teacher"
+        20, gt=0, description="at the end, of networks of each topology after every teacher"
     )
     ghn: GHNConfig = GHNConfig()
     distill: DistillConfig = DistillConfig()
@@ -118,9 +118,12 @@ def run_align(
     rows = read_metrics(out / METRICS)
     return {
         "teachers": {member.policy.id: member.success_once for member in taught},
-        "success_after": dict(
-            zip([t.id for t in stage.about], stage.success.mean(1).tolist(), strict=True)
-        ),
+        "success_after": {"mixes of the best": float(stage.success[0].mean())}
+        | {
+            teacher.id: float(success.mean())
+            for teacher, success in zip(stage.about, stage.success, strict=True)
+            if not teacher.best
+        },
         "action_mse": rows[-1]["action_mse"],
         "steps": config.distill.steps,
         "dagger_episodes": stage.episodes,
@@ -128,12 +131,16 @@ def run_align(
     }
 
 
-def _all_teachers(taught: list[Member], members: list[Member], snapshots: bool) -> list[Policy]:
-    """The best of every trial first, then, with `snapshots`, the earlier ones of these trials."""
-    best, trials = [m.policy for m in taught], {m.parent for m in taught}
-    ids = {policy.id for policy in best}
-    rest = [m.policy for m in members if m.parent in trials and m.policy.id not in ids]
-    return best + (sorted(rest, key=lambda policy: policy.id) if snapshots else [])
+def _all_teachers(taught: list[Member], members: list[Member], snapshots: int) -> list[Policy]:
+    """The best of every trial first, then up to `snapshots` earlier ones of each of these."""
+    earlier = [
+        [m for m in members if m.parent == best.parent and m.env_steps < best.env_steps]
+        for best in taught
+    ]
+    for trial in earlier:
+        trial.sort(key=lambda member: member.env_steps)
+    chosen = [member for trial in earlier for member in spread(trial, snapshots)]
+    return [member.policy for member in [*taught, *chosen]]
 
 
 class _Alignment:
@@ -194,14 +201,14 @@ class _Alignment:
             norm = InputNorm.fit(np.concatenate(collected))
             obs = [norm.apply(states) for states in collected]
         else:
-            norm = self._norm()
-            before, _ = load_states(self._states(index - 1))
+            before = Lessons.load(self._states(index - 1))
+            norm = before.norm
             collected = self._collect(self._dagger_jobs(index), view, f"DAgger round {index}")
             obs = [
-                np.concatenate([old, norm.apply(new)]) if len(new) else old
-                for old, new in zip(before, collected, strict=True)
+                np.concatenate([old.numpy(), norm.apply(new)])
+                for old, new in zip(before.obs, collected, strict=True)
             ]
-        self._save_states(index, obs, norm)
+        Lessons.of(norm, obs, self.teachers).save(self._states(index))
 
     def _teacher_jobs(self, teacher: int) -> list[Job]:
         """Recorded episodes of one teacher at several noise levels, a few seeds a job."""
@@ -215,36 +222,47 @@ class _Alignment:
         return jobs
 
     def _dagger_jobs(self, index: int) -> list[tuple[int, Job]]:
-        """Generated networks near random seen topologies, each with its teacher."""
+        """Generated networks near random seen topologies, by the teacher they are most after."""
         distill, sampler = self.config.distill, self._sampler(index - 1)
         rng = np.random.default_rng((self.seed, index))
         jobs = []
         for number in range(distill.dagger_networks):
             hidden = self.seen[int(rng.integers(len(self.seen)))]
             topology = sampler.vary(hidden, generator_of(self.seed, index, number))
-            teacher = self._dagger_teacher(number)
-            (policy,) = sampler.policies(topology.hidden, 1, int(rng.integers(2**31)), [teacher])
+            mix = self._dagger_mix(sampler, index, number)
+            (policy,) = sampler.policies(topology.hidden, 1, int(rng.integers(2**31)), mix)
             policy.id = f"dagger_{index}_{number}"
             start = int(rng.integers(TRAIN_SEEDS - distill.dagger_episodes))
             seeds = tuple(range(start, start + distill.dagger_episodes))
-            jobs.append((teacher, Job(policy, seeds, record=True)))
+            jobs.append((int(mix.argmax()), Job(policy, seeds, record=True)))
         return jobs
 
-    def _dagger_teacher(self, number: int) -> int:
-        """The best ones and the others take turns, as in training."""
-        best = [i for i, teacher in enumerate(self.about) if teacher.best]
+    def _dagger_mix(self, sampler: AlignedSampler, index: int, number: int) -> Tensor:
+        """Mixes of the best ones and the others take turns."""
         others = [i for i, teacher in enumerate(self.about) if not teacher.best]
-        group = others if others and number % 2 else best
-        return group[number // (2 if others else 1) % len(group)]
+        if others and number % 2:
+            return sampler.pure(others[number // 2 % len(others)])
+        return sampler.mixes(1, 1.0, generator_of(self.seed, index, number, 1))[0]
 
     def _measure(self, sampler: AlignedSampler) -> Tensor:
-        """Success of a network of every seen topology after every teacher, [teachers, seen]."""
-        policies = []
-        for teacher in range(len(self.about)):
-            for number, hidden in enumerate(self.seen):
-                (policy,) = sampler.policies(hidden, 1, self.seed + number, [teacher])
+        """Success of networks of every seen topology after every teacher, [teachers, seen].
+
+        Networks after the best are after mixes of them, and so the rows of these are the same: the
+        mean over as many mixes.
+        """
+        best, policies = len(sampler.best), []
+        for number, hidden in enumerate(self.seen):
+            seed = self.seed + number
+            after = [
+                *sampler.policies(hidden, best, seed),
+                *(
+                    sampler.policies(hidden, 1, seed, sampler.pure(teacher))[0]
+                    for teacher in range(best, len(self.about))
+                ),
+            ]
+            for teacher, policy in enumerate(after):
                 policy.id = f"after_{teacher}_{policy.topology.name}"
-                policies.append(policy)
+            policies += after
         result = evaluate(
             policies,
             self.config.success_episodes,
@@ -257,7 +275,9 @@ class _Alignment:
         if result.failures:
             raise NnitError(f"measuring failed: {next(iter(result.failures.values()))}.")
         success = torch.tensor([row["success_once"] for row in result.rows()])
-        return success.view(len(self.about), len(self.seen))
+        success = success.view(len(self.seen), len(self.about)).T.contiguous()
+        success[:best] = success[:best].mean(0)
+        return success
 
     def _collect(
         self, jobs: list[tuple[int, Job]], view: StageProgress, name: str
@@ -281,21 +301,6 @@ class _Alignment:
         for teacher, job in jobs:
             grouped[teacher] += [states[job, seed] for seed in job.seeds]
         return [np.concatenate(parts) for parts in grouped]
-
-    def _save_states(self, index: int, obs: list[np.ndarray], norm: InputNorm) -> None:
-        arrays = {"norm.mean": norm.mean, "norm.std": norm.std}
-        for i, (teacher, states) in enumerate(zip(self.teachers, obs, strict=True)):
-            kept = np.ascontiguousarray(states, dtype=np.float16)
-            target = teacher.forward(kept.astype(np.float32) * norm.std + norm.mean)
-            arrays[f"obs.{i}"] = kept
-            arrays[f"target.{i}"] = np.ascontiguousarray(target, dtype=np.float16)
-        write_atomic(self._states(index), lambda partial: save_file(arrays, partial))
-
-    def _norm(self) -> InputNorm:
-        from safetensors.numpy import load_file
-
-        arrays = load_file(self._states(0))
-        return InputNorm(arrays["norm.mean"], arrays["norm.std"])
 
     def _train(self, index: int, until: int, view: tuple[StageProgress, str]) -> None:
         fit(
@@ -331,11 +336,12 @@ class _Alignment:
         return AlignedSampler(
             ghn.eval(),
             latents.eval(),
-            self._norm(),
+            Lessons.load(self._states(0)).norm,
             self.task,
             self.max_width,
             self.seen,
             self.variation,
+            self.config.distill.blended,
             self.about,
             self.success,
         )

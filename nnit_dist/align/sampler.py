@@ -4,24 +4,23 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from nnit_dist.align.ghn import GHN, GHNConfig, Layers
-from nnit_dist.align.latents import TeacherLatents
+from nnit_dist.align.latents import TeacherLatents, draw_mixes
 from nnit_dist.align.told import Told, vary
 from nnit_dist.artifacts import canonical_safetensors, write_atomic
 from nnit_dist.envs.tasks import TaskInfo
 from nnit_dist.errors import NnitError
 from nnit_dist.normalization import InputNorm
 from nnit_dist.policy import Policy
-from nnit_dist.randomness import one_thread
-from nnit_dist.topology import Topology
+from nnit_dist.randomness import generator_of, one_thread
+from nnit_dist.topology import Hidden, Topology
 
-FORMAT = "nnit.ghn/3"
+FORMAT = "nnit.ghn/4"
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,11 @@ class Teacher:
 class AlignedSampler:
     """(topology, latent) -> weights. `norm` folds networks to raw observations.
 
-    In training the widths of the `seen` topologies were varied by up to `variation` units.
+    In training the widths of the `seen` topologies were varied by up to `variation` units, and
+    networks were after up to `blended` of the best teachers at once (`latents.draw_mixes`).
     `success` is the measured success_once of networks after each teacher, float32
-    [teachers, seen]. Networks come as torch layers for whitened inputs (`networks`, `layers`) or
-    as policies (`policies`).
+    [teachers, seen]; of those after the best, of mixes of them. Networks come as torch layers for
+    whitened inputs (`networks`) or as policies (`policies`).
     """
 
     ghn: GHN
@@ -49,6 +49,7 @@ class AlignedSampler:
     max_width: int
     seen: list[tuple[int, ...]]
     variation: int
+    blended: int
     teachers: list[Teacher]
     success: Tensor
 
@@ -68,22 +69,33 @@ class AlignedSampler:
         """A topology near a seen one, as training has them."""
         return vary(self.topology(hidden), self.variation, self.max_width, rng)
 
+    def mixes(self, count: int, best_share: float, rng: torch.Generator) -> Tensor:
+        """Mixes of teachers as training has them, float32 [count, teachers]."""
+        best = torch.tensor([teacher.best for teacher in self.teachers])
+        return draw_mixes(best, count, best_share, self.blended, rng)
+
+    def pure(self, teacher: int) -> Tensor:
+        """The mix that is one teacher alone, float32 [teachers]."""
+        mix = torch.zeros(len(self.teachers))
+        mix[teacher] = 1
+        return mix
+
     @torch.no_grad()
     def networks(
         self,
         topologies: list[Topology],
-        teachers: list[int],
+        mixes: Tensor,
         generators: list[torch.Generator],
         told: list[Told] | None = None,
     ) -> list[Layers]:
-        """A network of each topology after each teacher, layers [1, ...].
+        """A network of each topology after each mix of teachers [B, teachers], layers [1, ...].
 
-        Latents are drawn around the teacher's, each from its own generator. `told` is what the
+        Latents are drawn around the mix's, each from its own generator. `told` is what the
         hypernetwork hears of the topologies, see `GHN.forward`.
         """
         size = self.latents.mean.shape[1]
         noise = torch.stack([torch.randn(size, generator=generator) for generator in generators])
-        z = self.latents.sample(torch.tensor(teachers), noise.to(self.latents.mean))
+        z = self.latents.sample(mixes.to(self.latents.mean), noise.to(self.latents.mean))
         networks = self.ghn(list(zip(topologies, z[:, None], strict=True)), told)
         return [[(weight.cpu(), bias.cpu()) for weight, bias in layers] for layers in networks]
 
@@ -94,39 +106,39 @@ class AlignedSampler:
         return self
 
     @one_thread()
-    @torch.no_grad()
-    def layers(self, topology: Topology, teachers: Tensor, generator: torch.Generator) -> Layers:
-        """One network per teacher index [B], its latent drawn around that teacher's."""
-        noise = torch.randn(len(teachers), self.latents.mean.shape[1], generator=generator)
-        z = self.latents.sample(teachers, noise.to(self.latents.mean))
-        return self.ghn([(topology, z)])[0]
-
     def policies(
-        self, hidden: tuple[int, ...], count: int, seed: int, after: list[int] | None = None
+        self, hidden: Hidden, count: int, seed: int, mix: Tensor | None = None
     ) -> list[Policy]:
-        """`count` policies of one topology, the teachers `after` in turn (the best by default).
+        """`count` policies of one topology, after `mix` or each after a mix of the best teachers.
+
+        Policy k depends on (seed, topology, k) alone.
 
         Raises:
             NnitError: a layer is wider than the hypernetwork writes.
         """
         if not self.writes(hidden):
             raise NnitError(f"the hypernetwork writes layers up to {self.max_width}.")
-        generator = torch.Generator().manual_seed(seed)
-        topology, after = self.topology(hidden), after or self.best
-        teachers = torch.tensor([after[i % len(after)] for i in range(count)])
-        layers = self.layers(topology, teachers, generator)
+        topology = self.topology(hidden)
+        rngs = [generator_of(seed, number, *hidden) for number in range(count)]
+        mixes = [self.mixes(1, 1.0, rng)[0] if mix is None else mix for rng in rngs]
+        networks = self.networks([topology] * count, torch.stack(mixes), rngs)
         return [
             Policy(
                 topology,
-                self.norm.fold(_numpy_layers(layers, i)),
+                self.norm.fold([(w[0].numpy(), b[0].numpy()) for w, b in layers]),
                 self.task.name,
                 "ghn",
                 self.task.control_mode,
-                f"ghn_{topology.name}_{seed}_{i}",
-                {"teacher": str(int(teachers[i]))},
+                f"ghn_{topology.name}_{seed}_{number}",
+                {"mix": self._named(own)},
             )
-            for i in range(count)
+            for number, (layers, own) in enumerate(zip(networks, mixes, strict=True))
         ]
+
+    def _named(self, mix: Tensor) -> str:
+        """The teachers of a mix and their shares, as JSON."""
+        shares = {self.teachers[i].id: round(float(mix[i]), 3) for i in mix.nonzero().flatten()}
+        return json.dumps(shares)
 
     def save(self, path: Path) -> Path:
         """Write one safetensors file."""
@@ -144,6 +156,7 @@ class AlignedSampler:
             "max_width": str(self.max_width),
             "seen": json.dumps(self.seen),
             "variation": str(self.variation),
+            "blended": str(self.blended),
             "teachers": json.dumps([vars(teacher) for teacher in self.teachers]),
         }
         data = canonical_safetensors(save(state, metadata))
@@ -173,6 +186,7 @@ class AlignedSampler:
             max_width,
             seen,
             int(metadata["variation"]),
+            int(metadata["blended"]),
             teachers,
             state["success"],
         )
@@ -201,7 +215,3 @@ def read_model(path: Path, expected: str) -> tuple[dict[str, str], dict[str, Ten
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def _numpy_layers(layers: Layers, index: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [(weight[index].numpy(), bias[index].numpy()) for weight, bias in layers]

@@ -73,9 +73,8 @@ class AlignedCrops:
             crops = []
             for offset in range(self.neighbours):
                 source = self.sampler.topology(near[offset % len(near)])
-                best = self.sampler.best
-                teacher = torch.tensor([best[(number + offset) % len(best)]])
-                crops.append(fit_to(self.sampler.layers(source, teacher, rng), target))
+                mix = self.sampler.mixes(1, 1.0, rng)
+                crops.append(fit_to(self.sampler.networks([source], mix, [rng])[0], target))
             drawn.append(_mean(crops))
         return policies_of(self.sampler, self.name, target, drawn, seed)
 
@@ -141,9 +140,10 @@ class PatchGaussian:
         for hidden in self.sampler.seen:
             topology = self.sampler.topology(hidden)
             layout = token_layout(topology, self.patch)
-            best = torch.tensor(self.sampler.best)
-            teachers = best[torch.arange(FIT_NETWORKS) % len(best)]
-            values = tokenize(self.sampler.layers(topology, teachers, rng), layout)
+            count = FIT_NETWORKS
+            mixes = self.sampler.mixes(count, 1.0, rng)
+            networks = self.sampler.networks([topology] * count, mixes, [rng] * count)
+            values = torch.cat([tokenize(layers, layout) for layers in networks])
             places = found.setdefault(len(hidden), {})
             for index, key in enumerate(_keys(topology, self.patch)):
                 places.setdefault(key, []).append(values[:, index])

@@ -1,8 +1,8 @@
 """Flat-vector diffusion: a whole network as one vector, padded to the largest.
 
 The way of p-diff and HyperDiffusion (arXiv 2402.13144, 2303.17015), given what they lack: the
-topology as a condition, and aligned networks (after the best teachers), objective, training and
-sampler as NNiT has them.
+topology as a condition, and aligned networks (after the best teachers, mixed), objective, training
+and sampler as NNiT has them.
 
 Shapes: B networks, F values of the largest network.
 """
@@ -202,14 +202,14 @@ class FlatDiffusion:
 
     def _draw(self, rng: torch.Generator, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors [B, F], masks and conditions of fresh aligned networks, as NNiT gets them."""
-        seen, best = self.sampler.seen, self.sampler.best
+        seen = self.sampler.seen
         picked = torch.randint(len(seen), (batch,), generator=rng).tolist()
         topologies = [self.sampler.vary(seen[i], rng) for i in picked]
-        teachers = [best[i] for i in torch.randint(len(best), (batch,), generator=rng).tolist()]
+        mixes = self.sampler.mixes(batch, 1.0, rng)
         told = [tell(topology, self.config, self.vocabulary, rng) for topology in topologies]
         seeds = torch.randint(2**31, (batch,), generator=rng).tolist()
         generators = [generator_of(seed) for seed in seeds]
-        networks = self.sampler.networks(topologies, teachers, generators, told)
+        networks = self.sampler.networks(topologies, mixes, generators, told)
         pairs = list(zip(topologies, networks, strict=True))
         vectors = torch.cat([self.layout.flatten(t, layers) for t, layers in pairs])
         return (

@@ -15,9 +15,10 @@ from typing import Any, Literal, Protocol
 import torch
 from safetensors.torch import load_file, save_file
 
-from nnit_dist.align.distill import Distiller, load_states
+from nnit_dist.align.distill import Distiller
 from nnit_dist.align.ghn import Layers
 from nnit_dist.align.independent import train_independent
+from nnit_dist.align.lessons import Lessons
 from nnit_dist.align.matching import match
 from nnit_dist.align.sampler import AlignedSampler
 from nnit_dist.artifacts import content_hash, read_json, write_atomic
@@ -33,7 +34,7 @@ from nnit_dist.topology import Hidden
 
 Weights = Literal["independent", "matched", "mlp", "pointwise"]
 INDEPENDENT_STEPS = 3000
-COPIES = 6  # independent networks of each seen topology after each of the best teachers
+COPIES = 4  # independent networks of each seen topology after each of the best teachers
 SAVE_EVERY = 250  # steps
 Watch = Callable[[str, int, int], None]  # what is being trained, steps done, steps to do
 
@@ -103,15 +104,12 @@ class Rivals:
             for _ in best
         ]
         if not path.exists():
-            obs, targets = (
-                [torch.from_numpy(a) for a in arrays] for arrays in load_states(self.states)
-            )
+            pure = [self.sampler.pure(best[i % len(best)]) for i in range(len(topologies))]
             self.watch("independent networks", 0, 1)
             found = train_independent(
                 topologies,
-                [best[i % len(best)] for i in range(len(topologies))],
-                obs,
-                targets,
+                torch.stack(pure),
+                Lessons.load(self.states),
                 INDEPENDENT_STEPS,
                 self.seed,
             )
@@ -166,6 +164,7 @@ class Rivals:
                 self.sampler.max_width,
                 self.sampler.seen,
                 self.sampler.variation,
+                self.sampler.blended,
                 self.sampler.teachers,
                 self.sampler.success,
             ).save(path)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from nnit_dist.align.distill import load_states
 from nnit_dist.align.ghn import Layers
+from nnit_dist.align.lessons import Lessons
 from nnit_dist.align.metrics import neighbour_correlation, neuron_similarity
 from nnit_dist.align.sampler import AlignedSampler
 from nnit_dist.baselines.crops import policies_of
@@ -63,7 +63,7 @@ def bench_alignment(
         rivals = Rivals(run, kept, view.watch)
         weights = _weights(rivals)
         writers = {kind: _writer(rivals, kind) for kind in ABOUT}
-    obs = torch.from_numpy(load_states(rivals.states)[0][0][:STATES])
+    obs = Lessons.load(rivals.states).obs[0][:STATES]
     seen = spread(rivals.sampler.seen, count)
     figures: dict[str, Any] = {
         kind: {
@@ -128,8 +128,9 @@ def _listed(by_hidden: dict[Hidden, list[Layers]], teachers: int) -> Networks:
 
 def _sampled(sampler: AlignedSampler) -> Networks:
     def network(hidden: Hidden, teacher: int, copy: int) -> Layers:
-        index, rng = sampler.best[teacher % len(sampler.best)], generator_of(teacher, copy)
-        return sampler.networks([sampler.topology(hidden)], [index], [rng])[0]
+        mix = sampler.pure(sampler.best[teacher % len(sampler.best)])
+        rng = generator_of(teacher, copy)
+        return sampler.networks([sampler.topology(hidden)], mix[None], [rng])[0]
 
     return network
 

@@ -1,15 +1,13 @@
 """`nnit bench memorization`: are NNiT's networks new, or copies of what it was trained on?
 
 The tests of Zeng et al. (arXiv 2506.07998) carried over: how far a network is from the nearest
-training network, in weights and in what it does; beside networks that could have been trained on
-and were not, and beside trivial ways to make new ones (noise, averages, a Gaussian of every
-weight). On seen topologies, with good networks of the first steps of training, drawn again with
-exactly these widths: in training they were varied.
+training network and from the nearest teacher's, in weights and in what it does; beside networks
+that could have been trained on and were not, and beside trivial ways to make new ones (noise,
+averages, a Gaussian of every weight). On seen topologies, with training networks after the best
+teachers, drawn as in training but for their widths, which are not varied.
 """
 
-import itertools
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +26,8 @@ from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.rollout import Part, run_part
 from nnit_dist.evaluate.run import Evaluation, evaluate
 from nnit_dist.nnit.model import NNiTModel
-from nnit_dist.nnit.source import AlignedSource
-from nnit_dist.nnit.tokens import detokenize
+from nnit_dist.nnit.source import tell
+from nnit_dist.nnit.tokens import ArchitectureVocabulary
 from nnit_dist.nnit.train import NNiTConfig
 from nnit_dist.policy import Policy
 from nnit_dist.randomness import generator_of
@@ -37,13 +35,13 @@ from nnit_dist.topology import Hidden, Topology, hidden_name, spread
 
 ABOUT = {
     "nnit": "NNiT",
-    "fresh": "from the same source, beyond training",
+    "fresh": "another of the same source",
+    "teacher": "after one teacher alone",
     "noise": "a training network with noise",
     "average": "average of 16 training networks",
     "gaussian": "a Gaussian of every weight",
 }
 AVERAGED = 16
-GOOD = 0.95  # success that a training network is told to have, to be compared with
 NOISE = 0.1  # of the rms of each layer's weights
 STATE_EPISODES = 10
 
@@ -80,6 +78,7 @@ def bench_memorization(
         "topologies": [list(hidden) for hidden in topologies],
         "trained": trained,
         "drawn": drawn,
+        "teachers": len(sampler.best),
         "episodes": episodes,
         "kinds": {
             kind: {name: float(np.mean(values)) for name, values in found.items()}
@@ -110,37 +109,34 @@ def _groups(
     trained: int,
     drawn: int,
 ) -> list["_Group"]:
-    """Training examples, made again without varied widths, and others from beyond its last step."""
     key = read_json(run / "train" / "manifest.json")["key"]["config"]
-    config = NNiTConfig(**key["nnit"])
-    source = AlignedSource(replace(sampler, variation=0), config, key["seed"])
-    train = _examples(source, topologies, 0, trained)
-    fresh = _examples(source, topologies, config.steps, drawn)
-    return [_Group(sampler, model, h, train[h], fresh[h], drawn) for h in topologies]
+    config, vocabulary = NNiTConfig(**key["nnit"]), model.vocabulary
+    draw = lambda hidden, count, seed: _training_networks(  # noqa: E731
+        sampler, config, vocabulary, hidden, count, seed
+    )
+    return [
+        _Group(sampler, model, h, draw(h, trained, 0), draw(h, drawn, 1), drawn) for h in topologies
+    ]
 
 
-def _examples(
-    source: AlignedSource, topologies: list[Hidden], first_step: int, count: int
-) -> dict[Hidden, list[Layers]]:
-    """The first `count` good networks of each topology from `first_step` on."""
-    found: dict[Hidden, list[Layers]] = {hidden: [] for hidden in topologies}
-    numbers = range(source.config.topologies * source.config.networks)
-    for step in itertools.count(first_step):
-        for example in source.examples(step, numbers):
-            layout = example.layout
-            assert layout is not None and example.x is not None
-            wanted = found.get(layout.topology.hidden)
-            good = round(example.success, 6) >= GOOD  # it comes from float32
-            if wanted is not None and len(wanted) < count and good:
-                values = source.whitening.colour(example.x[None], layout)
-                wanted.append(detokenize(values, layout))
-        if all(len(networks) == count for networks in found.values()):
-            return found
-    raise AssertionError
+def _training_networks(
+    sampler: AlignedSampler,
+    config: NNiTConfig,
+    vocabulary: ArchitectureVocabulary,
+    hidden: Hidden,
+    count: int,
+    seed: int,
+) -> list[Layers]:
+    """Networks after the best teachers, as `AlignedSource` draws them, of exactly this topology."""
+    topology = sampler.topology(hidden)
+    rngs = [generator_of(seed, number, *hidden) for number in range(count)]
+    mixes = torch.cat([sampler.mixes(1, 1.0, rng) for rng in rngs])
+    told = [tell(topology, config, vocabulary, rng) for rng in rngs]
+    return sampler.networks([topology] * count, mixes, rngs, told)
 
 
 class _Group:
-    """Networks of one topology: those of training, and of every kind."""
+    """Networks of one topology: those of training, those after one teacher, and every kind."""
 
     def __init__(
         self,
@@ -152,42 +148,51 @@ class _Group:
         drawn: int,
     ) -> None:
         self.sampler, self.topology, self.train = sampler, sampler.topology(hidden), train
+        self.teachers = self._after_one_teacher()
         self.kinds = {
             "nnit": [self._whitened(policy) for policy in model.generate(hidden, drawn, 1)],
             "fresh": fresh,
+            "teacher": self.teachers,
             "noise": list(self._noised(drawn)),
             "average": list(self._averaged(drawn)),
             "gaussian": list(self._gaussian(drawn)),
         }
 
     def policies(self) -> list[Policy]:
-        kinds = self.kinds | {"train": self.train}
         return [
             policy
-            for kind, networks in kinds.items()
+            for kind, networks in self.kinds.items()
             for policy in policies_of(self.sampler, kind, self.topology, networks, 0)
         ]
 
     def measure(self, kind: str, states: Tensor, result: Evaluation) -> dict[str, np.ndarray]:
-        """Of every network of a kind: what sets it apart from the nearest training network."""
-        own, train = self.kinds[kind], self.train
-        known = _flat(train)
-        distance = torch.cdist(_flat(own), known).min(1).values / known.norm(dim=1).mean()
-        acts, known_acts = (_actions(networks, states) for networks in (own, train))
-        action = (acts[:, None] - known_acts[None]).abs().mean((2, 3)).min(1).values
-        failed = self._failed(result, kind, len(own))
-        failed_known = self._failed(result, "train", len(train))
-        overlap = [max(_overlap(f, g) for g in failed_known) for f in failed]
+        """Of every network of a kind: what sets it apart from those that are known."""
+        own, alike = self.kinds[kind], kind == "teacher"
+        failed = self._failed(result, kind)
+        overlaps = 1 - _overlaps(failed, self._failed(result, "teacher"))
+        scale = _flat(self.train).norm(dim=1).mean()
+        distance = lambda known: torch.cdist(_flat(own), _flat(known)) / scale  # noqa: E731
+        act = lambda known: _action_distances(own, known, states)  # noqa: E731
         return {
-            "weight_distance": distance.numpy(),
-            "action_distance": action.numpy(),
-            "failure_overlap": np.array(overlap),
+            "weight_distance": distance(self.train).min(1).values.numpy(),
+            "weight_distance_teacher": _nearest(distance(self.teachers).numpy(), alike),
+            "action_distance": act(self.train).min(1).values.numpy(),
+            "action_distance_teacher": _nearest(act(self.teachers).numpy(), alike),
+            "failure_overlap": 1 - _nearest(overlaps, alike),
             "success_once": 1 - failed.mean(1),
         }
 
-    def _failed(self, result: Evaluation, kind: str, count: int) -> np.ndarray:
-        name = self.topology.name
+    def _failed(self, result: Evaluation, kind: str) -> np.ndarray:
+        """bool [networks, episodes]"""
+        name, count = self.topology.name, len(self.kinds[kind])
         return np.array([~result.success(f"{kind}_{name}_0_{i}") for i in range(count)])
+
+    def _after_one_teacher(self) -> list[Layers]:
+        """A network after each of the best teachers."""
+        best = self.sampler.best
+        mixes = torch.stack([self.sampler.pure(teacher) for teacher in best])
+        rngs = [generator_of(7, teacher) for teacher in best]
+        return self.sampler.networks([self.topology] * len(best), mixes, rngs)
 
     def _noised(self, count: int) -> Iterator[Layers]:
         for number in range(count):
@@ -238,15 +243,27 @@ def _with_noise(value: Tensor, rng: torch.Generator) -> Tensor:
     return value + NOISE * value.square().mean().sqrt() * torch.randn(value.shape, generator=rng)
 
 
+def _action_distances(own: list[Layers], known: list[Layers], states: Tensor) -> Tensor:
+    """Mean absolute difference of actions over states, [own, known]."""
+    acts, known_acts = (_actions(networks, states).flatten(1) for networks in (own, known))
+    return torch.cdist(acts, known_acts, p=1) / acts.shape[1]
+
+
 def _actions(networks: list[Layers], states: Tensor) -> Tensor:
     """[K, S, act_dim] of K networks, as they act."""
     return torch.stack([apply_layers(layers, states[None])[0].clamp(-1, 1) for layers in networks])
 
 
-def _overlap(one: np.ndarray, other: np.ndarray) -> float:
-    """Failed episodes of both over those of either; 0 if neither fails."""
-    either = (one | other).sum()
-    return float((one & other).sum() / either) if either else 0.0
+def _nearest(distances: np.ndarray, alike: bool) -> np.ndarray:
+    """The least of every row; `alike`: rows and columns are the same, oneself does not count."""
+    others = distances + np.diag(np.full(len(distances), np.inf)) if alike else distances
+    return others.min(1)
+
+
+def _overlaps(own: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Failed episodes of both over those of either, [own, known]; 0 if neither fails."""
+    both = (own[:, None] & known[None]).sum(2)
+    return both / np.maximum((own[:, None] | known[None]).sum(2), 1)
 
 
 def _joined(groups: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -261,36 +278,40 @@ def as_markdown(figures: dict[str, Any]) -> str:
         "",
         f"`nnit bench memorization`, {figures['date']}, {figures['machine']}. Seen topologies "
         f"{names}; {figures['drawn']} networks of every kind beside {figures['trained']} training "
-        f"networks of each (drawn again with exactly these widths), {figures['episodes']} episodes "
-        "a network.",
+        f"networks of each and those after each of the {figures['teachers']} best teachers alone; "
+        f"{figures['episodes']} episodes a network.",
         "",
-        "| networks | weights | actions | failures | success_once |",
-        "| --- | --- | --- | --- | --- |",
+        "| | weights: to training | to a teacher's | actions: to training | to a teacher's "
+        "| failures | success_once |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for kind, found in figures["kinds"].items():
         lines.append(
-            f"| {ABOUT[kind]} | {found['weight_distance']:.3f} | {found['action_distance']:.4f} | "
-            f"{found['failure_overlap']:.2f} | {100 * found['success_once']:.1f} |"
+            f"| {ABOUT[kind]} | {found['weight_distance']:.3f} | "
+            f"{found['weight_distance_teacher']:.3f} | {found['action_distance']:.4f} | "
+            f"{found['action_distance_teacher']:.4f} | {found['failure_overlap']:.2f} | "
+            f"{100 * found['success_once']:.1f} |"
         )
     lines += [
         "",
-        "weights: distance to the nearest training network, in norms of one. actions: mean "
-        "difference of actions from the training network nearest in that, on fixed states. "
-        "failures: largest overlap (intersection over union) of failed episodes with a training "
-        "network's. A copy would have distances of 0 and, where it fails, an overlap of 1; what is "
-        "as new as the source itself has the figures of the second row.",
+        "Distance in weights to the nearest training network and to the nearest network after one "
+        "teacher alone, in norms of a network; in actions, mean difference on fixed states. "
+        "failures: largest overlap (intersection over union) of failed episodes with such a "
+        "teacher's network. A copy would have distances of 0 and, where it fails, an overlap of 1; "
+        "what is as new as its source has the figures of the second row; teachers differ from one "
+        "another by those of the third.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def plot(measured: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """Novelty of every network against its success, in three senses."""
+    """How far every network is from what is known, against its success."""
     figure = Figure(figsize=(11, 3.2))
     panels = figure.subplots(1, 3, sharey=True)
     about = {
-        "weight_distance": "distance to the nearest in weights",
-        "action_distance": "distance to the nearest in actions",
-        "failure_overlap": "overlap of failures (less is newer)",
+        "weight_distance": "weights: from the nearest of training",
+        "weight_distance_teacher": "weights: from the nearest teacher's",
+        "action_distance_teacher": "actions: from the nearest teacher's",
     }
     for axes, (name, label) in zip(panels, about.items(), strict=True):
         for kind, found in measured.items():

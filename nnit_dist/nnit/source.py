@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from nnit_dist.align.ghn import Layers
-from nnit_dist.align.latents import draw_teachers
 from nnit_dist.align.sampler import AlignedSampler
 from nnit_dist.align.told import Told, jitter
 from nnit_dist.nnit.tokens import ArchitectureVocabulary, token_layout, tokenize
@@ -43,7 +43,6 @@ class AlignedSource:
         self.vocabulary = ArchitectureVocabulary(
             [sampler.task.name], config.patch, sampler.max_width, max_depth
         )
-        self.best = torch.tensor([teacher.best for teacher in sampler.teachers])
         self.seen, self.best_success = sampler.seen, float(sampler.success.max())
         self.whitening = self._fit_whitening()
 
@@ -68,18 +67,18 @@ class AlignedSource:
             for index, rng in zip(seen, generators, strict=True)
         ]
         pairs = list(zip(topologies, generators, strict=True))
-        teachers = [self._draw_teacher(rng) for rng in generators]
+        mixes = self._draw_mixes(generators)
         told = [tell(topology, self.config, self.vocabulary, rng) for topology, rng in pairs]
-        networks = self.sampler.networks(topologies, teachers, generators, told)
+        networks = self.sampler.networks(topologies, mixes, generators, told)
         examples = []
-        for index, topology, teacher, what, layers in zip(
-            seen, topologies, teachers, told, networks, strict=True
+        for index, topology, mix, what, layers in zip(
+            seen, topologies, mixes, told, networks, strict=True
         ):
             layout = token_layout(topology, self.config.patch)
             examples.append(
                 Example(
                     _encode(self.vocabulary, what),
-                    float(self.sampler.success[teacher, index]),
+                    self._success(mix, index),
                     layout,
                     what,
                     self.whitening.whiten(tokenize(layers, layout), layout)[0],
@@ -90,19 +89,24 @@ class AlignedSource:
     def _architecture(self, rng: torch.Generator) -> Example:
         index = int(torch.randint(len(self.seen), (), generator=rng))
         ids = self.vocabulary.encode(self.sampler.task.name, self.seen[index])
-        success = self.sampler.success[self._draw_teacher(rng), index]
-        return Example(self.vocabulary.filled(ids), float(success))
+        (mix,) = self._draw_mixes([rng])
+        return Example(self.vocabulary.filled(ids), self._success(mix, index))
 
-    def _draw_teacher(self, rng: torch.Generator) -> int:
-        return int(draw_teachers(self.best, (1,), self.config.best_share, rng))
+    def _draw_mixes(self, generators: list[torch.Generator]) -> Tensor:
+        """A mix from every generator, [B, teachers]."""
+        share = self.config.best_share
+        return torch.cat([self.sampler.mixes(1, share, rng) for rng in generators])
+
+    def _success(self, mix: Tensor, index: int) -> float:
+        """What a network of a seen topology after a mix counts as: its teachers' average."""
+        return float(mix @ self.sampler.success[:, index])
 
     def _fit_whitening(self) -> Whitening:
         """Statistics of tokens of seen topologies, per kind of token."""
         generators = [generator_of(self.seed, -1, i) for i in range(WHITENING_NETWORKS)]
         seen = [i * len(self.seen) // WHITENING_NETWORKS for i in range(WHITENING_NETWORKS)]
         topologies = [self.sampler.topology(self.seen[index]) for index in seen]
-        teachers = [self._draw_teacher(rng) for rng in generators]
-        networks = self.sampler.networks(topologies, teachers, generators)
+        networks = self.sampler.networks(topologies, self._draw_mixes(generators), generators)
         layouts = [token_layout(topology, self.config.patch) for topology in topologies]
         return Whitening.fit(
             [(tokenize(n, layout), layout) for n, layout in zip(networks, layouts, strict=True)]
