@@ -65,7 +65,7 @@ def small_sampler():
         0,
         1,
         [Teacher("a", True), Teacher("b", True)],
-        torch.tensor([[0.7, 0.8, 0.9], [0.4, 0.5, 0.6]]),
+        torch.tensor([0.9, 0.6]),
     )
 
 
@@ -84,7 +84,7 @@ def small_run(tmp_path_factory, sampler):
     (out / "align").mkdir()
     (out / "train").mkdir()
     seen = [(16,), (32,), (16, 16), (32, 32)]
-    sampler = replace(sampler, seen=seen, variation=2, blended=2, success=torch.rand(2, 4))
+    sampler = replace(sampler, seen=seen, variation=2, blended=2, success=torch.rand(2))
     sampler.save(out / "align" / "ghn.safetensors")
     rng = np.random.default_rng(0)
     obs = [rng.normal(size=(80, 35)).astype(np.float32) for _ in range(2)]

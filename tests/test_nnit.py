@@ -79,12 +79,12 @@ def test_networks_of_training_vary_in_width_and_are_as_large_as_their_layout(sam
     assert any(width % 8 for width in widths)
 
 
-def test_examples_carry_the_success_of_their_teacher_on_their_topology(sampler):
-    source = AlignedSource(sampler, CONFIG, 0)
-    for example in source.examples(0, range(24)):
-        hidden = source.vocabulary.decode(example.ids)[1]
-        column = sampler.success[:, sampler.seen.index(hidden)].tolist()
-        assert example.success in column
+def test_examples_carry_the_success_of_their_teachers_on_average(sampler):
+    alone = AlignedSource(sampler, CONFIG, 0).examples(0, range(24))
+    assert {round(example.success, 4) for example in alone} == {0.6, 0.9}
+    mixed = AlignedSource(replace(sampler, blended=2), CONFIG, 0).examples(0, range(24))
+    assert all(0.6 < example.success < 0.9 for example in mixed)
+    assert len({example.success for example in mixed}) == 24
 
 
 def test_a_resumed_run_takes_the_steps_of_an_unbroken_one(sampler):

@@ -32,7 +32,7 @@ def test_two_steps_at_the_scale_of_the_paper(sampler):
         0,
         config.align.distill.blended,
         sampler.teachers,
-        torch.rand(2, len(seen)),
+        torch.rand(2),
     )
     settings = config.nnit.model_copy(update={"topologies": 2, "networks": 1, "architectures": 4})
     source = AlignedSource(large, settings, 0)

@@ -35,6 +35,7 @@ from nnit_dist.zoo import Member, best_of_trials
 MODEL = "ghn.safetensors"
 BAR = "distil, steps"
 TEACHER_NOISE = (0.0, 0.1, 0.3)
+SUCCESS_TOPOLOGIES = 4  # that networks after a teacher are measured on; it makes no difference
 
 
 class AlignConfig(BaseModel):
@@ -52,7 +53,7 @@ class AlignConfig(BaseModel):
         "that teach as well, so that NNiT can be asked for a success",
     )
     success_episodes: int = Field(
-        20, gt=0, description="at the end, of networks of each topology after every teacher"
+        100, gt=0, description="at the end, of networks of some topologies after every teacher"
     )
     ghn: GHNConfig = GHNConfig()
     distill: DistillConfig = DistillConfig()
@@ -118,9 +119,9 @@ def run_align(
     rows = read_metrics(out / METRICS)
     return {
         "teachers": {member.policy.id: member.success_once for member in taught},
-        "success_after": {"mixes of the best": float(stage.success[0].mean())}
+        "success_after": {"mixes of the best": float(stage.success[0])}
         | {
-            teacher.id: float(success.mean())
+            teacher.id: float(success)
             for teacher, success in zip(stage.about, stage.success, strict=True)
             if not teacher.best
         },
@@ -166,7 +167,7 @@ class _Alignment:
         self.simulators, self.actors = simulators, actors
         self.max_width = max(max(hidden) for hidden in seen)
         self.about = [Teacher(t.id, i < best) for i, t in enumerate(teachers)]
-        self.success = torch.zeros(len(teachers), len(seen))  # measured at the end
+        self.success = torch.zeros(len(teachers))  # measured at the end
         self.episodes = 0
         self.parameters = 0
 
@@ -245,18 +246,17 @@ class _Alignment:
         return sampler.mixes(1, 1.0, generator_of(self.seed, index, number, 1))[0]
 
     def _measure(self, sampler: AlignedSampler) -> Tensor:
-        """Success of networks of every seen topology after every teacher, [teachers, seen].
+        """Success of networks after every teacher, [teachers], over several seen topologies.
 
-        Networks after the best are after mixes of them, and so the rows of these are the same: the
-        mean over as many mixes.
+        Networks after the best are after mixes of them, and count alike: their mean.
         """
         best, policies = len(sampler.best), []
-        for number, hidden in enumerate(self.seen):
-            seed = self.seed + number
+        hiddens = spread(self.seen, SUCCESS_TOPOLOGIES)
+        for hidden in hiddens:
             after = [
-                *sampler.policies(hidden, best, seed),
+                *sampler.policies(hidden, best, self.seed),
                 *(
-                    sampler.policies(hidden, 1, seed, sampler.pure(teacher))[0]
+                    sampler.policies(hidden, 1, self.seed, sampler.pure(teacher))[0]
                     for teacher in range(best, len(self.about))
                 ),
             ]
@@ -275,8 +275,8 @@ class _Alignment:
         if result.failures:
             raise NnitError(f"measuring failed: {next(iter(result.failures.values()))}.")
         success = torch.tensor([row["success_once"] for row in result.rows()])
-        success = success.view(len(self.seen), len(self.about)).T.contiguous()
-        success[:best] = success[:best].mean(0)
+        success = success.view(len(hiddens), len(self.about)).mean(0)
+        success[:best] = success[:best].mean()
         return success
 
     def _collect(

@@ -37,9 +37,9 @@ class AlignedSampler:
 
     In training the widths of the `seen` topologies were varied by up to `variation` units, and
     networks were after up to `blended` of the best teachers at once (`latents.draw_mixes`).
-    `success` is the measured success_once of networks after each teacher, float32
-    [teachers, seen]; of those after the best, of mixes of them. Networks come as torch layers for
-    whitened inputs (`networks`) or as policies (`policies`).
+    `success` is the measured success_once of networks after each teacher, float32 [teachers];
+    of those after the best, of mixes of them. Networks come as torch layers for whitened inputs
+    (`networks`) or as policies (`policies`).
     """
 
     ghn: GHN

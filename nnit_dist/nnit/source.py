@@ -43,7 +43,7 @@ class AlignedSource:
         self.vocabulary = ArchitectureVocabulary(
             [sampler.task.name], config.patch, sampler.max_width, max_depth
         )
-        self.seen, self.best_success = sampler.seen, float(sampler.success.max())
+        self.seen, self.best_success = sampler.seen, float(sampler.success[sampler.best].max())
         self.whitening = self._fit_whitening()
 
     def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
@@ -71,14 +71,12 @@ class AlignedSource:
         told = [tell(topology, self.config, self.vocabulary, rng) for topology, rng in pairs]
         networks = self.sampler.networks(topologies, mixes, generators, told)
         examples = []
-        for index, topology, mix, what, layers in zip(
-            seen, topologies, mixes, told, networks, strict=True
-        ):
+        for topology, mix, what, layers in zip(topologies, mixes, told, networks, strict=True):
             layout = token_layout(topology, self.config.patch)
             examples.append(
                 Example(
                     _encode(self.vocabulary, what),
-                    self._success(mix, index),
+                    float(mix @ self.sampler.success),
                     layout,
                     what,
                     self.whitening.whiten(tokenize(layers, layout), layout)[0],
@@ -90,16 +88,12 @@ class AlignedSource:
         index = int(torch.randint(len(self.seen), (), generator=rng))
         ids = self.vocabulary.encode(self.sampler.task.name, self.seen[index])
         (mix,) = self._draw_mixes([rng])
-        return Example(self.vocabulary.filled(ids), self._success(mix, index))
+        return Example(self.vocabulary.filled(ids), float(mix @ self.sampler.success))
 
     def _draw_mixes(self, generators: list[torch.Generator]) -> Tensor:
         """A mix from every generator, [B, teachers]."""
         share = self.config.best_share
         return torch.cat([self.sampler.mixes(1, share, rng) for rng in generators])
-
-    def _success(self, mix: Tensor, index: int) -> float:
-        """What a network of a seen topology after a mix counts as: its teachers' average."""
-        return float(mix @ self.sampler.success[:, index])
 
     def _fit_whitening(self) -> Whitening:
         """Statistics of tokens of seen topologies, per kind of token."""
