@@ -50,7 +50,7 @@ class Run:
         )
 
     def align(self) -> dict[str, Any]:
-        from nnit_dist.align.run import run_align
+        from nnit_dist.align.run import Alignment
         from nnit_dist.envs.sim import task_info
         from nnit_dist.zoo import Zoo
 
@@ -60,7 +60,7 @@ class Run:
             "align",
             config,
             {"zoo": zoo},
-            lambda out: run_align(
+            lambda out: Alignment(
                 c.align,
                 list(Zoo(zoo).members()),
                 task_info(c.task, c.control_mode),
@@ -71,7 +71,7 @@ class Run:
                 c.seed,
                 c.ray.actors,
                 c.ray.sim_backend,
-            ),
+            ).run(),
         )
 
     def train(self) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool
 from nnit_dist.evaluate.run import evaluate
 from nnit_dist.evaluate.simulator import SimBackend, Simulators
 from nnit_dist.normalization import InputNorm
-from nnit_dist.policy import Policy
 from nnit_dist.progress import StageProgress
 from nnit_dist.randomness import generator_of
 from nnit_dist.topology import Hidden, spread
@@ -69,109 +68,42 @@ class Placement(BaseModel):
     cpus: int = Field(2, gt=0, description="CPUs a worker")
 
 
-def run_align(
-    config: AlignConfig,
-    members: list[Member],
-    task: TaskInfo,
-    seen: list[Hidden],
-    variation: int,
-    out: Path,
-    placement: Placement,
-    seed: int,
-    actors: int | None,
-    sim_backend: SimBackend = "auto",
-) -> dict[str, Any]:
-    """Train the hypernetwork on the `seen` topologies, their widths varied by up to `variation`.
+class Alignment:
+    """Trains the hypernetwork on the `seen` topologies, their widths varied by up to `variation`.
 
-    Returns the stage's figures.
-
-    Reads the teachers. Writes `out/ghn.safetensors`, `out/metrics.jsonl`, and a file of
-    states and one of the trainer's state per round, from which it resumes, and `out/success`, the
-    measured episodes of its networks.
+    Reads the teachers among `members`. Writes `out/ghn.safetensors`, `out/metrics.jsonl`, and a
+    file of states and one of the trainer's state per round, from which it resumes, and
+    `out/success`, the measured episodes of its networks.
 
     Raises:
-        NnitError: no teacher is good enough, or training fails.
+        NnitError: no teacher is good enough.
     """
-    taught = [
-        member for member in best_of_trials(members) if member.success_once >= config.min_success
-    ]
-    if not taught:
-        best = max((member.success_once for member in members), default=0.0)
-        raise NnitError(
-            f"no policy of the population reaches align.min_success={config.min_success} (best "
-            f"{best:.2f}). Raise population.recipe.env_steps or lower align.min_success."
-        )
-    simulators = Simulators(task.name, task.control_mode, sim_backend=sim_backend)
-    stage = _Alignment(
-        config,
-        _all_teachers(taught, members, config.snapshots),
-        len(taught),
-        task,
-        seen,
-        variation,
-        out,
-        placement,
-        seed,
-        simulators,
-        actors,
-    )
-    stage.run()
-    rows = read_metrics(out / METRICS)
-    return {
-        "teachers": {member.policy.id: member.success_once for member in taught},
-        "success_after": {"mixes of the best": float(stage.success[0])}
-        | {
-            teacher.id: float(success)
-            for teacher, success in zip(stage.about, stage.success, strict=True)
-            if not teacher.best
-        },
-        "action_mse": rows[-1]["action_mse"],
-        "steps": config.distill.steps,
-        "dagger_episodes": stage.episodes,
-        "parameters": stage.parameters,
-    }
-
-
-def _all_teachers(taught: list[Member], members: list[Member], snapshots: int) -> list[Policy]:
-    """The best of every trial first, then up to `snapshots` earlier ones of each of these."""
-    earlier = [
-        [m for m in members if m.parent == best.parent and m.env_steps < best.env_steps]
-        for best in taught
-    ]
-    for trial in earlier:
-        trial.sort(key=lambda member: member.env_steps)
-    chosen = [member for trial in earlier for member in spread(trial, snapshots)]
-    return [member.policy for member in [*taught, *chosen]]
-
-
-class _Alignment:
-    """The rounds of the stage. Every file it writes is a point to resume from."""
 
     def __init__(
         self,
         config: AlignConfig,
-        teachers: list[Policy],
-        best: int,
+        members: list[Member],
         task: TaskInfo,
         seen: list[Hidden],
         variation: int,
         out: Path,
         placement: Placement,
         seed: int,
-        simulators: Simulators,
         actors: int | None,
+        sim_backend: SimBackend = "auto",
     ) -> None:
-        self.config, self.teachers, self.task, self.seen = config, teachers, task, seen
-        self.variation = variation
-        self.out, self.placement, self.seed = out, placement, seed
-        self.simulators, self.actors = simulators, actors
+        self.config, self.task, self.seen, self.variation = config, task, seen, variation
+        self.out, self.placement, self.seed, self.actors = out, placement, seed, actors
+        self.simulators = Simulators(task.name, task.control_mode, sim_backend=sim_backend)
+        self.taught = _good_enough(members, config.min_success)
+        earlier = _earlier(self.taught, members, config.snapshots)
+        self.teachers = [member.policy for member in [*self.taught, *earlier]]
+        self.about = [Teacher(t.id, i < len(self.taught)) for i, t in enumerate(self.teachers)]
         self.max_width = max(max(hidden) for hidden in seen)
-        self.about = [Teacher(t.id, i < best) for i, t in enumerate(teachers)]
-        self.success = torch.zeros(len(teachers))  # measured at the end
-        self.episodes = 0
-        self.parameters = 0
+        self.success = torch.zeros(len(self.teachers))  # measured at the end
 
-    def run(self) -> None:
+    def run(self) -> dict[str, Any]:
+        """Every round that is left; returns the stage's figures. NnitError if training fails."""
         distill = self.config.distill
         rounds = distill.dagger_rounds + 1
         with StageProgress("") as view:
@@ -183,6 +115,23 @@ class _Alignment:
         sampler = self._sampler(rounds - 1)
         sampler.success = self.success = self._measure(sampler)
         sampler.save(self.out / MODEL)
+        return self._figures(sampler)
+
+    def _figures(self, sampler: AlignedSampler) -> dict[str, Any]:
+        distill = self.config.distill
+        measured = zip(self.about, self.success.tolist(), strict=True)
+        after = {teacher.id: success for teacher, success in measured if not teacher.best}
+        return {
+            "teachers": {member.policy.id: member.success_once for member in self.taught},
+            "success_after": {"mixes of the best": float(self.success[0]), **after},
+            "action_mse": read_metrics(self.out / METRICS)[-1]["action_mse"],
+            "steps": distill.steps,
+            "teacher_episodes": len(self.teachers) * distill.teacher_episodes,
+            "dagger_episodes": distill.dagger_rounds
+            * distill.dagger_networks
+            * distill.dagger_episodes,
+            "parameters": sum(p.numel() for p in sampler.ghn.parameters()),
+        }
 
     def _states(self, index: int) -> Path:
         return self.out / f"states-{index}.safetensors"
@@ -191,13 +140,10 @@ class _Alignment:
         return self.out / f"round-{index}.pt"
 
     def _ensure_states(self, index: int, view: StageProgress) -> None:
-        distill, count = self.config.distill, len(self.teachers)
-        per_round = distill.dagger_networks * distill.dagger_episodes
-        self.episodes = count * distill.teacher_episodes + index * per_round
         if self._states(index).exists():
             return
         if index == 0:
-            jobs = [(i, job) for i in range(count) for job in self._teacher_jobs(i)]
+            jobs = [(i, job) for i in range(len(self.teachers)) for job in self._teacher_jobs(i)]
             collected = self._collect(jobs, view, "record teachers")
             norm = InputNorm.fit(np.concatenate(collected))
             obs = [norm.apply(states) for states in collected]
@@ -332,7 +278,6 @@ class _Alignment:
         ghn.load_state_dict(saved["ghn"])
         latents = TeacherLatents(len(self.teachers), self.config.ghn.latent_dim)
         latents.load_state_dict(saved["latents"])
-        self.parameters = sum(p.numel() for p in ghn.parameters())
         return AlignedSampler(
             ghn.eval(),
             latents.eval(),
@@ -345,3 +290,24 @@ class _Alignment:
             self.about,
             self.success,
         )
+
+
+def _good_enough(members: list[Member], min_success: float) -> list[Member]:
+    """The best snapshot of every trial that reaches `min_success`."""
+    best = best_of_trials(members)
+    if taught := [member for member in best if member.success_once >= min_success]:
+        return taught
+    most = max((member.success_once for member in members), default=0.0)
+    raise NnitError(
+        f"no policy of the population reaches align.min_success={min_success} (best {most:.2f}). "
+        "Raise population.recipe.env_steps or lower align.min_success."
+    )
+
+
+def _earlier(taught: list[Member], members: list[Member], count: int) -> list[Member]:
+    """Up to `count` earlier snapshots of the trial of each, evenly over its training."""
+    found = []
+    for best in taught:
+        own = [m for m in members if m.parent == best.parent and m.env_steps < best.env_steps]
+        found += spread(sorted(own, key=lambda member: member.env_steps), count)
+    return found
