@@ -40,7 +40,7 @@ def sampler():
 
 
 def small_sampler():
-    """An untrained hypernetwork with two teachers: the real class, small."""
+    """An untrained hypernetwork with three teachers: the real class, small."""
     import torch
 
     from nnit_dist.align.ghn import GHN, GHNConfig
@@ -57,15 +57,15 @@ def small_sampler():
     )
     return AlignedSampler(
         GHN(config, 35, 8, 32).eval(),
-        TeacherLatents(2, 4),
+        TeacherLatents(3, 4),
         norm,
         TaskInfo(TASK, "pd_joint_delta_pos", 35, 8, 50),
         32,
         [(8,), (16, 8), (32, 16)],
         0,
         1,
-        [Teacher("a", True), Teacher("b", True)],
-        torch.tensor([0.9, 0.6]),
+        [Teacher("a", True), Teacher("b", True), Teacher("c", False)],
+        torch.tensor([0.9, 0.9, 0.4]),
     )
 
 
@@ -84,11 +84,13 @@ def small_run(tmp_path_factory, sampler):
     (out / "align").mkdir()
     (out / "train").mkdir()
     seen = [(16,), (32,), (16, 16), (32, 32)]
-    sampler = replace(sampler, seen=seen, variation=2, blended=2, success=torch.rand(2))
+    sampler = replace(
+        sampler, seen=seen, variation=2, blended=2, success=torch.tensor([0.8, 0.8, 0.3])
+    )
     sampler.save(out / "align" / "ghn.safetensors")
     rng = np.random.default_rng(0)
-    obs = [rng.normal(size=(80, 35)).astype(np.float32) for _ in range(2)]
-    teachers = [random_policy((16, 16), seed) for seed in range(2)]
+    obs = [rng.normal(size=(80, 35)).astype(np.float32) for _ in range(3)]
+    teachers = [random_policy((16, 16), seed) for seed in range(3)]
     Lessons.of(sampler.norm, obs, teachers).save(out / "align" / "states-0.safetensors")
     nnit = {"transformer": {"width": 32, "depth": 1, "heads": 2}, "steps": 2, "topologies": 2}
     align = {

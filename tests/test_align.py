@@ -83,9 +83,10 @@ def test_apply_layers_is_the_policy_forward(sampler):
 
 
 def test_action_error_forgives_overshooting_the_clip_only():
-    output = torch.tensor([3.0, -2.0, 0.5, 3.0, 2.0])
-    target = torch.tensor([1.0, -1.0, 0.0, -1.0, 0.5])
-    assert torch.equal(action_error(output, target), torch.tensor([0.0, 0.0, 0.25, 16.0, 2.25]))
+    output = torch.tensor([3.0, -2.0, 0.5, 3.0, 2.0, 1.5])
+    target = torch.tensor([1.0, -1.0, 0.0, -1.0, 0.5, 1 - 1.2e-7])
+    expected = torch.tensor([0.0, 0.0, 0.25, 16.0, 2.25, 0.0])
+    assert torch.equal(action_error(output, target), expected)
 
 
 def test_weight_noise_has_the_asked_size_and_repeats_by_seed():
@@ -136,6 +137,10 @@ def test_latents_sample_their_teacher():
     z = latents.sample(mixes, torch.randn(2, 4))
     expected = torch.stack([latents.mean[2], latents.mean[:2].mean(0)])
     assert torch.allclose(z, expected, atol=0.1)
+    spread = torch.nn.init.normal_(latents.log_std)
+    moved = latents.sample(mixes, torch.ones(2, 4)) - latents.sample(mixes, torch.zeros(2, 4))
+    assert torch.allclose(moved[0], spread[2].exp(), atol=1e-4)
+    assert torch.allclose(moved[1], spread[:2].mean(0).exp(), atol=1e-4)
     assert latents.kl() > 0
 
 
@@ -152,25 +157,29 @@ def test_half_of_the_networks_are_mixes_of_the_best_teachers_and_the_others_stan
     assert abs(float(largest.mean()) - 0.75) < 0.02
     alone = draw_mixes(torch.tensor([True, True]), 50, 0.5, 1, rng)
     assert (alone.max(1).values == 1).all()
+    few = draw_mixes(torch.tensor([False, False]), 50, 0.5, 5, rng)
+    assert (few > 0).all()
+    assert torch.equal(draw_mixes(torch.tensor([True]), 2, 0.5, 3, rng), torch.ones(2, 1))
 
 
 def test_lessons_are_the_teachers_states_by_share_and_their_actions_on_average(tmp_path):
     rng = np.random.default_rng(0)
     norm = InputNorm(rng.normal(size=35).astype(np.float32), np.full(35, 0.5, np.float32))
-    obs = [np.full((5, 35), i, np.float32) for i in range(3)]
+    rows = [np.arange(count) + 16 * i for i, count in enumerate((3, 5, 9))]
+    obs = [np.repeat(row[:, None], 35, 1).astype(np.float32) for row in rows]
     teachers = [random_policy((16, 8), i) for i in range(3)]
     lessons = Lessons.of(norm, obs, teachers)
     lessons.save(tmp_path / "states.safetensors")
     lessons = Lessons.load(tmp_path / "states.safetensors")
     mixes = torch.tensor([[1.0, 0.0, 0.0], [0.25, 0.0, 0.75]])
     states, actions = lessons.draw(mixes, 400, torch.Generator().manual_seed(0))
-    assert (states[0] == 0).all()
-    assert set(states[1].unique().tolist()) == {0.0, 2.0}
-    assert abs(float(states[1].mean()) - 1.5) < 0.2
+    assert set(states[0, :, 0].tolist()) == {0, 1, 2}
+    assert set(states[1, :, 0].tolist()) == {*range(3), *range(32, 41)}
+    assert abs(float((states[1, :, 0] >= 32).float().mean()) - 0.75) < 0.08
     raw = states.numpy() * norm.std + norm.mean
     act = lambda i, row: np.clip(teachers[i].forward(raw[row]), -1, 1)  # noqa: E731
-    assert np.allclose(actions[0].numpy(), act(0, 0), atol=1e-4)
-    assert np.allclose(actions[1].numpy(), 0.25 * act(0, 1) + 0.75 * act(2, 1), atol=1e-4)
+    assert np.allclose(actions[0].numpy(), act(0, 0), atol=1e-3)
+    assert np.allclose(actions[1].numpy(), 0.25 * act(0, 1) + 0.75 * act(2, 1), atol=1e-3)
 
 
 def test_the_gradient_of_mixed_teachers_reaches_every_latent_of_the_mix():
@@ -182,7 +191,7 @@ def test_the_gradient_of_mixed_teachers_reaches_every_latent_of_the_mix():
 def test_networks_depend_on_their_own_generator_alone(sampler):
     one, two = (sampler.topology(hidden) for hidden in ((16, 8), (32, 16)))
     rng = lambda seed: torch.Generator().manual_seed(seed)  # noqa: E731
-    beside = sampler.networks([two, one], torch.eye(2), [rng(1), rng(2)])[1]
+    beside = sampler.networks([two, one], torch.eye(3)[:2], [rng(1), rng(2)])[1]
     (alone,) = sampler.networks([one], sampler.pure(1)[None], [rng(2)])
     for (w, b), (w2, b2) in zip(alone, beside, strict=True):
         assert torch.allclose(w, w2, atol=1e-6)
@@ -190,11 +199,13 @@ def test_networks_depend_on_their_own_generator_alone(sampler):
 
 
 def test_direct_query_is_after_the_best_teachers_unless_others_are_named(sampler):
-    best = replace(sampler, teachers=[Teacher("a", False), Teacher("b", True)])
+    best = replace(sampler, teachers=[Teacher(name, name == "b") for name in "abc"])
     assert [p.metadata["mix"] for p in best.policies((8,), 3, 0)] == ['{"b": 1.0}'] * 3
     assert best.policies((8,), 1, 0, best.pure(0))[0].metadata["mix"] == '{"a": 1.0}'
     mixed = replace(sampler, blended=2).policies((8,), 2, 0)
     assert mixed[0].metadata["mix"] != mixed[1].metadata["mix"]
+    (alone,) = replace(sampler, blended=2).policies((8,), 1, 0)
+    assert np.allclose(alone.flat(), mixed[0].flat(), atol=1e-5)
 
 
 def test_sampler_file_round_trip(sampler, tmp_path):

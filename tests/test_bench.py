@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,9 @@ from nnit_dist.bench.alignment import bench_alignment
 from nnit_dist.bench.generalization import bench_generalization
 from nnit_dist.bench.memorization import bench_memorization
 from nnit_dist.bench.pool import bench_scale
+from nnit_dist.nnit.source import AlignedSource
+from nnit_dist.nnit.tokens import detokenize
+from nnit_dist.nnit.train import NNiTConfig
 from nnit_dist.nnit.transformer import TransformerConfig
 from nnit_dist.pretrained import shipped
 from nnit_dist.topology import UNSEEN_KINDS
@@ -62,11 +66,40 @@ def test_alignment_is_measured_on_five_kinds_of_weights(small_run, tmp_path, mon
 def test_novelty_is_measured_beside_trivial_ways_to_make_networks(tmp_path):
     found = bench_memorization(shipped("PushCube-v1"), [(32,)], 16, 3, 2, tmp_path, None)
     kinds = found["kinds"]
+    assert found["trained"] == [16]
     assert set(kinds) == set(memorization.ABOUT)
     assert kinds["noise"]["weight_distance"] < kinds["gaussian"]["weight_distance"]
     assert 0 < kinds["fresh"]["action_distance"] < 0.2
+    assert kinds["teacher"]["weight_distance_teacher"] > kinds["fresh"]["weight_distance"]
+    assert all(0 <= row["failure_overlap"] <= 1 for row in kinds.values())
     assert "| NNiT |" in (tmp_path / "memorization.md").read_text()
     assert (tmp_path / "memorization.png").exists()
+
+
+def test_networks_that_novelty_is_measured_from_are_those_that_training_had(sampler):
+    config = NNiTConfig(topologies=2, networks=4)
+    source = AlignedSource(sampler, config, 0)
+    expected = []
+    for step in range(6):
+        for example in source.examples(step, range(8)):
+            if example.layout.topology.hidden == (16, 8) and example.success > 0.5:
+                values = source.whitening.colour(example.x[None], example.layout)
+                expected.append(detokenize(values, example.layout))
+    assert len(expected) > 3
+    found = memorization._networks(source, [(16, 8)], range(6), 99)[16, 8]
+    distances = memorization._distances(found, expected)
+    assert distances.shape == (len(expected), len(expected))
+    assert np.allclose(np.diag(distances), 0, atol=1e-3)
+    assert np.median(distances) > 0.1
+
+
+def test_the_nearest_other_leaves_oneself_out_and_overlaps_are_of_failures():
+    values = np.array([[0.0, 3.0], [5.0, 0.0]], dtype=np.float32)
+    assert memorization._least_of_others(values).tolist() == [3, 5]
+    assert np.isnan(memorization._least_of_others(values[:1, :1])).all()
+    own = np.array([[True, True, False], [False, False, False]])
+    known = np.array([[True, False, True]])
+    assert memorization._overlaps(own, known).tolist() == [[1 / 3], [0]]
 
 
 def test_the_training_step_is_measured_beside_the_peak():

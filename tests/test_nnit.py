@@ -79,12 +79,15 @@ def test_networks_of_training_vary_in_width_and_are_as_large_as_their_layout(sam
     assert any(width % 8 for width in widths)
 
 
-def test_examples_carry_the_success_of_their_teachers_on_average(sampler):
-    alone = AlignedSource(sampler, CONFIG, 0).examples(0, range(24))
-    assert {round(example.success, 4) for example in alone} == {0.6, 0.9}
-    mixed = AlignedSource(replace(sampler, blended=2), CONFIG, 0).examples(0, range(24))
-    assert all(0.6 < example.success < 0.9 for example in mixed)
-    assert len({example.success for example in mixed}) == 24
+def test_half_of_the_examples_are_after_the_best_and_all_carry_their_success(sampler):
+    source = AlignedSource(replace(sampler, blended=2), CONFIG, 0)
+    drawn = [one for step in range(40) for one in source.drawn(step, range(8))]
+    mixed = [one for one in drawn if one.mix[sampler.best].any()]
+    assert 0.4 < len(mixed) / len(drawn) < 0.6
+    assert all((one.mix > 0).tolist() == [True, True, False] for one in mixed)
+    examples = source.examples(0, range(24))
+    assert {round(example.success, 4) for example in examples} == {0.9, 0.4}
+    assert source.best_success == pytest.approx(0.9)
 
 
 def test_a_resumed_run_takes_the_steps_of_an_unbroken_one(sampler):

@@ -21,7 +21,7 @@ def test_two_steps_at_the_scale_of_the_paper(sampler):
     seen = config.split().seen
     assert len(grid(config.topologies.widths, config.topologies.depths)) == 780
     assert max(max(hidden) for hidden in seen) == 256
-    latents = TeacherLatents(2, config.align.ghn.latent_dim)
+    latents = TeacherLatents(3, config.align.ghn.latent_dim)
     large = AlignedSampler(
         GHN(config.align.ghn, 35, 8, 256).eval(),
         latents,
@@ -32,7 +32,7 @@ def test_two_steps_at_the_scale_of_the_paper(sampler):
         0,
         config.align.distill.blended,
         sampler.teachers,
-        torch.rand(2),
+        torch.rand(3),
     )
     settings = config.nnit.model_copy(update={"topologies": 2, "networks": 1, "architectures": 4})
     source = AlignedSource(large, settings, 0)

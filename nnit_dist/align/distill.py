@@ -41,7 +41,7 @@ class DistillConfig(BaseModel):
         0.5, ge=0, le=1, description="of networks after trials' best snapshots, if others teach"
     )
     blended: int = Field(
-        3, gt=0, description="best snapshots that a network is after at once, mixed at random"
+        4, gt=0, description="best snapshots that a network is after at once, mixed at random"
     )
     states: int = Field(256, gt=0, description="states a network is compared on")
     lr: float = Field(2e-3, gt=0)

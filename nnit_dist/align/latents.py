@@ -44,8 +44,9 @@ def draw_mixes(
 ) -> Tensor:
     """Mixes of teachers float32 [count, T], each adding up to 1.
 
-    With probability `best_share` of up to `blended` of the `best` (bool [T]), any mix of them as
-    likely as any; else one of the others alone. Where all or none are best, a mix of any of them.
+    With probability `best_share` of `blended` of the `best` (bool [T]; of all, if they are fewer),
+    any mix of them as likely as any; else one of the others alone. Where all or none are best, a
+    mix of any of them.
     """
     groups = [group.nonzero().flatten() for group in (best, ~best) if group.any()]
     mixes = torch.zeros(count, len(best))

@@ -61,8 +61,8 @@ class Lessons:
         places = (torch.rand(owners.shape, generator=rng) * lengths[owners]).long()
         obs = torch.empty(*owners.shape, self.obs_dim, device=self.obs[0].device)
         for owner in owners.unique().tolist():
-            chosen = owners == owner
-            obs[chosen.to(obs.device)] = self.obs[owner][places[chosen].to(obs.device)]
+            rows, cols = (owners == owner).nonzero(as_tuple=True)
+            obs[rows, cols] = self.obs[owner][places[rows, cols].to(obs.device)]
         return obs, self.actions(mixes, obs)
 
     @torch.no_grad()

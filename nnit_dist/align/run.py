@@ -34,7 +34,7 @@ from nnit_dist.zoo import Member, best_of_trials
 MODEL = "ghn.safetensors"
 BAR = "distil, steps"
 TEACHER_NOISE = (0.0, 0.1, 0.3)
-SUCCESS_TOPOLOGIES = 4  # that networks after a teacher are measured on; it makes no difference
+SUCCESS_TOPOLOGIES = 4  # success after a teacher hardly differs from topology to topology
 
 
 class AlignConfig(BaseModel):
@@ -48,6 +48,7 @@ class AlignConfig(BaseModel):
     snapshots: int = Field(
         0,
         ge=0,
+        strict=True,
         description="earlier snapshots of each of the teachers' trials, evenly over its training, "
         "that teach as well, so that NNiT can be asked for a success",
     )
@@ -100,7 +101,6 @@ class Alignment:
         self.teachers = [member.policy for member in [*self.taught, *earlier]]
         self.about = [Teacher(t.id, i < len(self.taught)) for i, t in enumerate(self.teachers)]
         self.max_width = max(max(hidden) for hidden in seen)
-        self.success = torch.zeros(len(self.teachers))  # measured at the end
 
     def run(self) -> dict[str, Any]:
         """Every round that is left; returns the stage's figures. NnitError if training fails."""
@@ -113,17 +113,20 @@ class Alignment:
                 if not self._result(index).exists():
                     self._train(index, distill.steps * (index + 1) // rounds, (view, BAR))
         sampler = self._sampler(rounds - 1)
-        sampler.success = self.success = self._measure(sampler)
+        sampler.success = self._measure(sampler)
         sampler.save(self.out / MODEL)
         return self._figures(sampler)
 
     def _figures(self, sampler: AlignedSampler) -> dict[str, Any]:
         distill = self.config.distill
-        measured = zip(self.about, self.success.tolist(), strict=True)
-        after = {teacher.id: success for teacher, success in measured if not teacher.best}
+        measured = zip(self.about, sampler.success.tolist(), strict=True)
+        after = {
+            "mixes of the best" if teacher.best else teacher.id: success
+            for teacher, success in measured
+        }
         return {
             "teachers": {member.policy.id: member.success_once for member in self.taught},
-            "success_after": {"mixes of the best": float(self.success[0]), **after},
+            "success_after": after,
             "action_mse": read_metrics(self.out / METRICS)[-1]["action_mse"],
             "steps": distill.steps,
             "teacher_episodes": len(self.teachers) * distill.teacher_episodes,
@@ -196,19 +199,17 @@ class Alignment:
 
         Networks after the best are after mixes of them, and count alike: their mean.
         """
-        best, policies = len(sampler.best), []
+        policies = []
         hiddens = spread(self.seen, SUCCESS_TOPOLOGIES)
         for hidden in hiddens:
-            after = [
-                *sampler.policies(hidden, best, self.seed),
-                *(
-                    sampler.policies(hidden, 1, self.seed, sampler.pure(teacher))[0]
-                    for teacher in range(best, len(self.about))
-                ),
-            ]
-            for teacher, policy in enumerate(after):
-                policy.id = f"after_{teacher}_{policy.topology.name}"
-            policies += after
+            mixed = iter(sampler.policies(hidden, len(sampler.best), self.seed))
+            for number, teacher in enumerate(self.about):
+                if teacher.best:
+                    policy = next(mixed)
+                else:
+                    (policy,) = sampler.policies(hidden, 1, self.seed, sampler.pure(number))
+                policy.id = f"after_{number}_{policy.topology.name}"
+                policies.append(policy)
         result = evaluate(
             policies,
             self.config.success_episodes,
@@ -222,7 +223,7 @@ class Alignment:
             raise NnitError(f"measuring failed: {next(iter(result.failures.values()))}.")
         success = torch.tensor([row["success_once"] for row in result.rows()])
         success = success.view(len(hiddens), len(self.about)).mean(0)
-        success[:best] = success[:best].mean()
+        success[sampler.best] = success[sampler.best].mean()
         return success
 
     def _collect(
@@ -288,7 +289,7 @@ class Alignment:
             self.variation,
             self.config.distill.blended,
             self.about,
-            self.success,
+            torch.zeros(len(self.about)),  # measured at the end
         )
 
 

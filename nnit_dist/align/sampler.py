@@ -36,7 +36,7 @@ class AlignedSampler:
     """(topology, latent) -> weights. `norm` folds networks to raw observations.
 
     In training the widths of the `seen` topologies were varied by up to `variation` units, and
-    networks were after up to `blended` of the best teachers at once (`latents.draw_mixes`).
+    networks were after `blended` of the best teachers at once (`latents.draw_mixes`).
     `success` is the measured success_once of networks after each teacher, float32 [teachers];
     of those after the best, of mixes of them. Networks come as torch layers for whitened inputs
     (`networks`) or as policies (`policies`).
@@ -111,7 +111,7 @@ class AlignedSampler:
     ) -> list[Policy]:
         """`count` policies of one topology, after `mix` or each after a mix of the best teachers.
 
-        Policy k depends on (seed, topology, k) alone.
+        Policy k depends on (seed, topology, mix, k) alone, but for rounding.
 
         Raises:
             NnitError: a layer is wider than the hypernetwork writes.

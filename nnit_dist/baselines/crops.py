@@ -57,13 +57,14 @@ class AlignedCrops:
     """Aligned networks of the nearest seen topologies, cut or padded, and averaged.
 
     One neighbour: "nearest seen network, cropped". Several: "average of crops", over as many
-    seen topologies and teachers.
+    seen topologies, each after a mix of its own.
     """
 
     sampler: AlignedSampler
     neighbours: int
     name: str
 
+    @one_thread()
     def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
         target = self.sampler.topology(hidden)
         near = nearest_topologies(hidden, self.sampler.seen, self.neighbours)
@@ -140,9 +141,8 @@ class PatchGaussian:
         for hidden in self.sampler.seen:
             topology = self.sampler.topology(hidden)
             layout = token_layout(topology, self.patch)
-            count = FIT_NETWORKS
-            mixes = self.sampler.mixes(count, 1.0, rng)
-            networks = self.sampler.networks([topology] * count, mixes, [rng] * count)
+            mixes = self.sampler.mixes(FIT_NETWORKS, 1.0, rng)
+            networks = self.sampler.networks([topology] * len(mixes), mixes, [rng] * len(mixes))
             values = torch.cat([tokenize(layers, layout) for layers in networks])
             places = found.setdefault(len(hidden), {})
             for index, key in enumerate(_keys(topology, self.patch)):

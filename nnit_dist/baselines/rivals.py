@@ -34,7 +34,7 @@ from nnit_dist.topology import Hidden
 
 Weights = Literal["independent", "matched", "mlp", "pointwise"]
 INDEPENDENT_STEPS = 3000
-COPIES = 4  # independent networks of each seen topology after each of the best teachers
+COPIES = 4  # of independent networks of a seen topology, each as many as there are best teachers
 SAVE_EVERY = 250  # steps
 Watch = Callable[[str, int, int], None]  # what is being trained, steps done, steps to do
 
@@ -91,24 +91,33 @@ class Rivals:
     def networks(self, weights: Literal["independent", "matched"]) -> list[tuple[Hidden, Layers]]:
         """(hidden, layers [1, ...]) of networks trained each on its own, as they are or matched.
 
-        The widths of every other copy are varied, as those of aligned networks are.
+        For every seen topology `COPIES` groups of a network for each of the best teachers: in those
+        of even number of exactly this topology and after that teacher alone, in the others with
+        widths varied and after mixes, as aligned networks are.
         """
         if weights == "matched":
             _check_references(self.sampler.seen)
         path = self.out / "independent.safetensors"
         best, rng = self.sampler.best, generator_of(self.seed)
-        topologies = [
-            self.sampler.vary(hidden, rng) if copy % 2 else self.sampler.topology(hidden)
+        places = [
+            (hidden, copy, teacher)
             for hidden in self.sampler.seen
             for copy in range(COPIES)
-            for _ in best
+            for teacher in best
+        ]
+        topologies = [
+            self.sampler.vary(hidden, rng) if copy % 2 else self.sampler.topology(hidden)
+            for hidden, copy, _ in places
+        ]
+        mixes = [
+            self.sampler.mixes(1, 1.0, rng)[0] if copy % 2 else self.sampler.pure(teacher)
+            for _, copy, teacher in places
         ]
         if not path.exists():
-            pure = [self.sampler.pure(best[i % len(best)]) for i in range(len(topologies))]
             self.watch("independent networks", 0, 1)
             found = train_independent(
                 topologies,
-                torch.stack(pure),
+                torch.stack(mixes),
                 Lessons.load(self.states),
                 INDEPENDENT_STEPS,
                 self.seed,
@@ -136,8 +145,8 @@ class Rivals:
     def aligned(self, decoder: Literal["mlp", "pointwise"]) -> AlignedSampler:
         """A hypernetwork with another decoder, distilled on the final states of the run.
 
-        These include states that networks of the run's own hypernetwork visited, and its success
-        table is the run's own: only the decoder differs.
+        These include states that networks of the run's own hypernetwork visited, and successes are
+        those of the run's own: only the decoder differs.
         """
         path = self.out / f"ghn-{decoder}.safetensors"
         if not path.exists():

@@ -108,20 +108,20 @@ def _weights(rivals: Rivals) -> dict[str, Networks]:
     """Networks of seen topologies of every kind."""
     found: dict[str, Networks] = {}
     for kind in ("independent", "matched"):
-        by_hidden: dict[Hidden, list[Layers]] = {}
-        for hidden, layers in rivals.networks(kind):
-            by_hidden.setdefault(hidden, []).append(layers)
-        found[kind] = _listed(by_hidden, len(rivals.sampler.best))
+        found[kind] = _listed(rivals, [layers for _, layers in rivals.networks(kind)])
     found["mlp"] = _sampled(rivals.aligned("mlp"))
     found["pointwise"] = _sampled(rivals.aligned("pointwise"))
     found["spatial"] = _sampled(rivals.sampler)
     return found
 
 
-def _listed(by_hidden: dict[Hidden, list[Layers]], teachers: int) -> Networks:
+def _listed(rivals: Rivals, networks: list[Layers]) -> Networks:
+    """Those of exact widths after one teacher: see `Rivals.networks`."""
+    seen, teachers = rivals.sampler.seen, len(rivals.sampler.best)
+
     def network(hidden: Hidden, teacher: int, copy: int) -> Layers:
-        listed = by_hidden[hidden]
-        return listed[(teacher + teachers * copy) % len(listed)]
+        group = seen.index(hidden) * COPIES + 2 * copy % COPIES
+        return networks[group * teachers + teacher % teachers]
 
     return network
 
@@ -165,14 +165,14 @@ def _similarity(network: Networks, seen: list[Hidden], obs: torch.Tensor) -> dic
 def _mixed(
     rivals: Rivals, weights: dict[str, Networks], seen: list[Hidden], samples: int
 ) -> list[Policy]:
-    """Networks whole, and mixed of the patches of two copies after one teacher."""
+    """Networks whole, and of the patches of two copies after one teacher; a teacher a sample."""
     policies = []
     for kind, network in weights.items():
         for hidden in seen:
             topology = rivals.sampler.topology(hidden)
             whole, mixed = [], []
             for sample in range(samples):
-                one, other = (network(hidden, 0, 2 * sample + k) for k in range(2))
+                one, other = (network(hidden, sample, copy) for copy in range(2))
                 rng = generator_of(sample)
                 whole.append(one)
                 mixed.append(mix_patches(topology, one, other, rivals.config.patch, rng))
@@ -228,9 +228,9 @@ def as_markdown(figures: dict[str, Any]) -> str:
     lines += [
         "",
         "success_once in %, mean and 95% interval over topologies. Networks trained each on their "
-        f"own are a fixed set, {COPIES} of each seen topology after each of the best teachers; "
-        "hypernetworks write fresh ones at every step of NNiT's training. The states include those "
-        "that networks of the spatial hypernetwork visited.",
+        f"own are a fixed set, {COPIES} for each seen topology and teacher, half of them after "
+        "mixes of teachers; hypernetworks write fresh ones, after mixes, at every step of NNiT's "
+        "training. The states include those that networks of the spatial hypernetwork visited.",
     ]
     return "\n".join(lines) + "\n"
 

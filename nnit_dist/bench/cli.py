@@ -117,7 +117,9 @@ def bench_alignment(
 def bench_memorization(
     run: Run = None,
     hidden: Annotated[list[str] | None, typer.Option(help="seen topologies, e.g. 64x64")] = None,
-    trained: Annotated[int, typer.Option(min=16, help="training networks a topology")] = 1000,
+    trained: Annotated[
+        int, typer.Option(min=16, help="training networks a topology, at most")
+    ] = 1000,
     drawn: Annotated[int, typer.Option(min=1, help="networks of every kind a topology")] = 16,
     episodes: Episodes = 100,
     out: Out = BENCH / "memorization",

@@ -3,11 +3,13 @@
 The tests of Zeng et al. (arXiv 2506.07998) carried over: how far a network is from the nearest
 training network and from the nearest teacher's, in weights and in what it does; beside networks
 that could have been trained on and were not, and beside trivial ways to make new ones (noise,
-averages, a Gaussian of every weight). On seen topologies, with training networks after the best
-teachers, drawn as in training but for their widths, which are not varied.
+averages, a Gaussian of every weight). On seen topologies. Training networks are those after the
+best teachers that training drew, written again with exactly these widths: in training they were
+varied.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,7 @@ from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.rollout import Part, run_part
 from nnit_dist.evaluate.run import Evaluation, evaluate
 from nnit_dist.nnit.model import NNiTModel
-from nnit_dist.nnit.source import tell
-from nnit_dist.nnit.tokens import ArchitectureVocabulary
+from nnit_dist.nnit.source import AlignedSource, Drawn
 from nnit_dist.nnit.train import NNiTConfig
 from nnit_dist.policy import Policy
 from nnit_dist.randomness import generator_of
@@ -44,6 +45,7 @@ ABOUT = {
 AVERAGED = 16
 NOISE = 0.1  # of the rms of each layer's weights
 STATE_EPISODES = 10
+WRITTEN = 64  # networks at once
 
 
 def bench_memorization(
@@ -76,12 +78,12 @@ def bench_memorization(
         "task": sampler.task.name,
         **measured_here(),
         "topologies": [list(hidden) for hidden in topologies],
-        "trained": trained,
+        "trained": [len(group.train) for group in groups],
         "drawn": drawn,
         "teachers": len(sampler.best),
         "episodes": episodes,
         "kinds": {
-            kind: {name: float(np.mean(values)) for name, values in found.items()}
+            kind: {name: _mean(values) for name, values in found.items()}
             for kind, found in measured.items()
         },
     }
@@ -110,29 +112,34 @@ def _groups(
     drawn: int,
 ) -> list["_Group"]:
     key = read_json(run / "train" / "manifest.json")["key"]["config"]
-    config, vocabulary = NNiTConfig(**key["nnit"]), model.vocabulary
-    draw = lambda hidden, count, seed: _training_networks(  # noqa: E731
-        sampler, config, vocabulary, hidden, count, seed
-    )
-    return [
-        _Group(sampler, model, h, draw(h, trained, 0), draw(h, drawn, 1), drawn) for h in topologies
-    ]
+    config = NNiTConfig(**key["nnit"])
+    source = AlignedSource(replace(sampler, variation=0), config, key["seed"])
+    train = _networks(source, topologies, range(config.steps), trained)
+    fresh = _networks(source, topologies, range(config.steps, 10 * config.steps), drawn)
+    return [_Group(sampler, model, h, train[h], fresh[h], drawn) for h in topologies]
 
 
-def _training_networks(
-    sampler: AlignedSampler,
-    config: NNiTConfig,
-    vocabulary: ArchitectureVocabulary,
-    hidden: Hidden,
-    count: int,
-    seed: int,
-) -> list[Layers]:
-    """Networks after the best teachers, as `AlignedSource` draws them, of exactly this topology."""
-    topology = sampler.topology(hidden)
-    rngs = [generator_of(seed, number, *hidden) for number in range(count)]
-    mixes = torch.cat([sampler.mixes(1, 1.0, rng) for rng in rngs])
-    told = [tell(topology, config, vocabulary, rng) for rng in rngs]
-    return sampler.networks([topology] * count, mixes, rngs, told)
+def _networks(
+    source: AlignedSource, topologies: list[Hidden], steps: range, count: int
+) -> dict[Hidden, list[Layers]]:
+    """Networks after the best teachers that these steps draw, up to `count` a topology."""
+    config, best = source.config, source.sampler.best
+    found: dict[Hidden, list[Drawn]] = {hidden: [] for hidden in topologies}
+    for step in steps:
+        for one in source.drawn(step, range(config.topologies * config.networks)):
+            wanted = found.get(one.seen)
+            if wanted is not None and len(wanted) < count and one.mix[best].any():
+                wanted.append(one)
+        if all(len(drawn) == count for drawn in found.values()):
+            break
+    return {
+        hidden: [
+            layers
+            for start in range(0, len(drawn), WRITTEN)
+            for layers in source.write(drawn[start : start + WRITTEN])
+        ]
+        for hidden, drawn in found.items()
+    }
 
 
 class _Group:
@@ -167,18 +174,18 @@ class _Group:
 
     def measure(self, kind: str, states: Tensor, result: Evaluation) -> dict[str, np.ndarray]:
         """Of every network of a kind: what sets it apart from those that are known."""
-        own, alike = self.kinds[kind], kind == "teacher"
-        failed = self._failed(result, kind)
-        overlaps = 1 - _overlaps(failed, self._failed(result, "teacher"))
-        scale = _flat(self.train).norm(dim=1).mean()
-        distance = lambda known: torch.cdist(_flat(own), _flat(known)) / scale  # noqa: E731
-        act = lambda known: _action_distances(own, known, states)  # noqa: E731
+        own, failed = self.kinds[kind], self._failed(result, kind)
+        # Of a teacher's own network, how near it is to another one's.
+        least = _least_of_others if kind == "teacher" else _least
+        scale = float(_flat(self.train).norm(dim=1).mean())
+        apart = lambda known: _distances(own, known) / scale  # noqa: E731
+        act_apart = lambda known: _action_distances(own, known, states)  # noqa: E731
         return {
-            "weight_distance": distance(self.train).min(1).values.numpy(),
-            "weight_distance_teacher": _nearest(distance(self.teachers).numpy(), alike),
-            "action_distance": act(self.train).min(1).values.numpy(),
-            "action_distance_teacher": _nearest(act(self.teachers).numpy(), alike),
-            "failure_overlap": 1 - _nearest(overlaps, alike),
+            "weight_distance": _least(apart(self.train)),
+            "weight_distance_teacher": least(apart(self.teachers)),
+            "action_distance": _least(act_apart(self.train)),
+            "action_distance_teacher": least(act_apart(self.teachers)),
+            "failure_overlap": -least(-_overlaps(failed, self._failed(result, "teacher"))),
             "success_once": 1 - failed.mean(1),
         }
 
@@ -243,10 +250,16 @@ def _with_noise(value: Tensor, rng: torch.Generator) -> Tensor:
     return value + NOISE * value.square().mean().sqrt() * torch.randn(value.shape, generator=rng)
 
 
-def _action_distances(own: list[Layers], known: list[Layers], states: Tensor) -> Tensor:
-    """Mean absolute difference of actions over states, [own, known]."""
+def _distances(own: list[Layers], known: list[Layers]) -> np.ndarray:
+    """Euclidean distances of weights, [own, known]."""
+    exact = "donot_use_mm_for_euclid_dist"  # else the distance to a copy is not 0
+    return torch.cdist(_flat(own), _flat(known), compute_mode=exact).numpy()
+
+
+def _action_distances(own: list[Layers], known: list[Layers], states: Tensor) -> np.ndarray:
+    """Mean absolute differences of actions over states, [own, known]."""
     acts, known_acts = (_actions(networks, states).flatten(1) for networks in (own, known))
-    return torch.cdist(acts, known_acts, p=1) / acts.shape[1]
+    return (torch.cdist(acts, known_acts, p=1) / acts.shape[1]).numpy()
 
 
 def _actions(networks: list[Layers], states: Tensor) -> Tensor:
@@ -254,16 +267,26 @@ def _actions(networks: list[Layers], states: Tensor) -> Tensor:
     return torch.stack([apply_layers(layers, states[None])[0].clamp(-1, 1) for layers in networks])
 
 
-def _nearest(distances: np.ndarray, alike: bool) -> np.ndarray:
-    """The least of every row; `alike`: rows and columns are the same, oneself does not count."""
-    others = distances + np.diag(np.full(len(distances), np.inf)) if alike else distances
-    return others.min(1)
+def _least(values: np.ndarray) -> np.ndarray:
+    """Of every row."""
+    return values.min(1)
+
+
+def _least_of_others(values: np.ndarray) -> np.ndarray:
+    """Of every row without the diagonal; NaN if that is all."""
+    rest = np.where(np.eye(len(values), dtype=bool), np.nan, values)
+    return np.fmin.reduce(rest, axis=1)
 
 
 def _overlaps(own: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Failed episodes of both over those of either, [own, known]; 0 if neither fails."""
     both = (own[:, None] & known[None]).sum(2)
     return both / np.maximum((own[:, None] | known[None]).sum(2), 1)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    mean = float(np.mean(values))
+    return None if np.isnan(mean) else mean
 
 
 def _joined(groups: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -273,25 +296,33 @@ def _joined(groups: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def as_markdown(figures: dict[str, Any]) -> str:
     """The table, with what was measured, when and on what."""
     names = ", ".join("x".join(map(str, hidden)) for hidden in figures["topologies"])
+    trained = ", ".join(map(str, figures["trained"]))
     lines = [
         f"# Memorisation on {figures['task']}",
         "",
         f"`nnit bench memorization`, {figures['date']}, {figures['machine']}. Seen topologies "
-        f"{names}; {figures['drawn']} networks of every kind beside {figures['trained']} training "
-        f"networks of each and those after each of the {figures['teachers']} best teachers alone; "
-        f"{figures['episodes']} episodes a network.",
+        f"{names}; {figures['drawn']} networks of every kind of each ({figures['teachers']} after "
+        f"one teacher alone), beside {trained} training networks; {figures['episodes']} episodes a "
+        "network.",
         "",
-        "| | weights: to training | to a teacher's | actions: to training | to a teacher's "
-        "| failures | success_once |",
+        "| | weights, to training | weights, to a teacher's | actions, to training "
+        "| actions, to a teacher's | failures | success_once |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
+    columns = {
+        "weight_distance": 3,
+        "weight_distance_teacher": 3,
+        "action_distance": 4,
+        "action_distance_teacher": 4,
+        "failure_overlap": 2,
+    }
     for kind, found in figures["kinds"].items():
-        lines.append(
-            f"| {ABOUT[kind]} | {found['weight_distance']:.3f} | "
-            f"{found['weight_distance_teacher']:.3f} | {found['action_distance']:.4f} | "
-            f"{found['action_distance_teacher']:.4f} | {found['failure_overlap']:.2f} | "
-            f"{100 * found['success_once']:.1f} |"
-        )
+        cells = [
+            "-" if found[name] is None else f"{found[name]:.{digits}f}"
+            for name, digits in columns.items()
+        ]
+        success = f"{100 * found['success_once']:.1f}"
+        lines.append(f"| {ABOUT[kind]} | {' | '.join(cells)} | {success} |")
     lines += [
         "",
         "Distance in weights to the nearest training network and to the nearest network after one "

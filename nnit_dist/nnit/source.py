@@ -18,7 +18,7 @@ from nnit_dist.nnit.tokens import ArchitectureVocabulary, token_layout, tokenize
 from nnit_dist.nnit.trainer import Example
 from nnit_dist.nnit.whitening import Whitening
 from nnit_dist.randomness import generator_of
-from nnit_dist.topology import Topology
+from nnit_dist.topology import Hidden, Topology
 
 WHITENING_NETWORKS = 256
 
@@ -32,6 +32,20 @@ class SourceConfig(Protocol):
     width_jitter: float
     depth_jitter: float
     best_share: float
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a training network is: near a seen topology, after a mix, told to be something.
+
+    Its generator goes on to draw the latent.
+    """
+
+    seen: Hidden
+    topology: Topology
+    mix: Tensor
+    told: Told
+    rng: torch.Generator
 
 
 class AlignedSource:
@@ -48,59 +62,71 @@ class AlignedSource:
 
     def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
         """Examples of these numbers: networks below topologies * networks, else architectures."""
-        rng, each = generator_of(self.seed, step, -1), self.config.networks
-        picked = torch.randint(len(self.seen), (self.config.topologies,), generator=rng).tolist()
-        generators = [generator_of(self.seed, step, number) for number in numbers]
-        seen = [picked[number // each] for number in numbers if number < len(picked) * each]
-        networks = iter(self._networks(seen, generators[: len(seen)]))
+        networks = iter(self._examples(self.drawn(step, numbers)))
+        first = self.config.topologies * self.config.networks
         return [
-            next(networks) if number < len(picked) * each else self._architecture(rng)
-            for number, rng in zip(numbers, generators, strict=True)
+            next(networks) if number < first else self._architecture(step, number)
+            for number in numbers
         ]
 
-    def _networks(self, seen: list[int], generators: list[torch.Generator]) -> list[Example]:
-        """One network near each seen topology (its index), from its own generator."""
-        if not seen:
-            return []
-        topologies = [
-            self.sampler.vary(self.seen[index], rng)
-            for index, rng in zip(seen, generators, strict=True)
+    def drawn(self, step: int, numbers: Sequence[int]) -> list[Drawn]:
+        """The networks of these numbers, not yet written."""
+        config, rng = self.config, generator_of(self.seed, step, -1)
+        picked = torch.randint(len(self.seen), (config.topologies,), generator=rng).tolist()
+        return [
+            self._draw(self.seen[picked[number // config.networks]], step, number)
+            for number in numbers
+            if number < len(picked) * config.networks
         ]
-        pairs = list(zip(topologies, generators, strict=True))
-        mixes = self._draw_mixes(generators)
-        told = [tell(topology, self.config, self.vocabulary, rng) for topology, rng in pairs]
-        networks = self.sampler.networks(topologies, mixes, generators, told)
+
+    def _draw(self, hidden: Hidden, step: int, number: int) -> Drawn:
+        """A network near a seen topology, from its own generator."""
+        rng = generator_of(self.seed, step, number)
+        topology = self.sampler.vary(hidden, rng)
+        (mix,) = self.sampler.mixes(1, self.config.best_share, rng)
+        return Drawn(hidden, topology, mix, tell(topology, self.config, self.vocabulary, rng), rng)
+
+    def write(self, drawn: list[Drawn]) -> list[Layers]:
+        """Their layers [1, ...], for whitened inputs; each can be written once."""
+        return self.sampler.networks(
+            [one.topology for one in drawn],
+            torch.stack([one.mix for one in drawn]),
+            [one.rng for one in drawn],
+            [one.told for one in drawn],
+        )
+
+    def _examples(self, drawn: list[Drawn]) -> list[Example]:
+        if not drawn:
+            return []
         examples = []
-        for topology, mix, what, layers in zip(topologies, mixes, told, networks, strict=True):
-            layout = token_layout(topology, self.config.patch)
+        for one, layers in zip(drawn, self.write(drawn), strict=True):
+            layout = token_layout(one.topology, self.config.patch)
             examples.append(
                 Example(
-                    _encode(self.vocabulary, what),
-                    float(mix @ self.sampler.success),
+                    _encode(self.vocabulary, one.told),
+                    float(one.mix @ self.sampler.success),
                     layout,
-                    what,
+                    one.told,
                     self.whitening.whiten(tokenize(layers, layout), layout)[0],
                 )
             )
         return examples
 
-    def _architecture(self, rng: torch.Generator) -> Example:
+    def _architecture(self, step: int, number: int) -> Example:
+        rng = generator_of(self.seed, step, number)
         index = int(torch.randint(len(self.seen), (), generator=rng))
         ids = self.vocabulary.encode(self.sampler.task.name, self.seen[index])
-        (mix,) = self._draw_mixes([rng])
+        (mix,) = self.sampler.mixes(1, self.config.best_share, rng)
         return Example(self.vocabulary.filled(ids), float(mix @ self.sampler.success))
-
-    def _draw_mixes(self, generators: list[torch.Generator]) -> Tensor:
-        """A mix from every generator, [B, teachers]."""
-        share = self.config.best_share
-        return torch.cat([self.sampler.mixes(1, share, rng) for rng in generators])
 
     def _fit_whitening(self) -> Whitening:
         """Statistics of tokens of seen topologies, per kind of token."""
         generators = [generator_of(self.seed, -1, i) for i in range(WHITENING_NETWORKS)]
         seen = [i * len(self.seen) // WHITENING_NETWORKS for i in range(WHITENING_NETWORKS)]
         topologies = [self.sampler.topology(self.seen[index]) for index in seen]
-        networks = self.sampler.networks(topologies, self._draw_mixes(generators), generators)
+        share = self.config.best_share
+        mixes = torch.cat([self.sampler.mixes(1, share, rng) for rng in generators])
+        networks = self.sampler.networks(topologies, mixes, generators)
         layouts = [token_layout(topology, self.config.patch) for topology in topologies]
         return Whitening.fit(
             [(tokenize(n, layout), layout) for n, layout in zip(networks, layouts, strict=True)]

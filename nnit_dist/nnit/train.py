@@ -37,7 +37,7 @@ class NNiTConfig(BaseModel):
     width_jitter: float = Field(3.0, ge=0, description="error, in units, of the widths told")
     depth_jitter: float = Field(1.0, ge=0, description="error, in layers, of the depth told")
     best_share: float = Field(
-        0.5, ge=0, le=1, description="of networks after a trial's best snapshot, if others teach"
+        0.5, ge=0, le=1, description="of networks after trials' best snapshots, if others teach"
     )
     bf16: bool = Field(True, description="autocast where the device computes in bfloat16")
     checkpoint_every: int = Field(100, gt=0)

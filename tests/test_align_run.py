@@ -1,0 +1,73 @@
+"""Who teaches, and what their networks count as."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from conftest import random_policy
+
+from nnit_dist.align.run import AlignConfig, Alignment, Placement
+from nnit_dist.errors import NnitError
+from nnit_dist.zoo import Member
+
+TRIALS = {"a": [0.1, 0.5, 0.7, 0.95, 0.6], "b": [0.3, 0.92], "c": [0.2, 0.8]}
+
+
+def population() -> list[Member]:
+    return [
+        Member(random_policy((16, 8), policy_id=f"{trial}{i}"), trial, 0, 100 * i, once, once, 1.0)
+        for trial, successes in TRIALS.items()
+        for i, once in reversed(list(enumerate(successes)))
+    ]
+
+
+def alignment(sampler, tmp_path, **settings) -> Alignment:
+    config = AlignConfig(**{"min_success": 0.9, **settings})
+    seen = [(8,), (16, 8)]
+    members = population()
+    return Alignment(config, members, sampler.task, seen, 0, tmp_path, Placement(), 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "expected"),
+    [(0, []), (1, ["a0", "b0"]), (2, ["a0", "a1", "b0"]), (9, ["a0", "a1", "a2", "b0"])],
+)
+def test_the_best_of_good_trials_teach_and_earlier_snapshots_of_these(
+    sampler, tmp_path, snapshots, expected
+):
+    stage = alignment(sampler, tmp_path, snapshots=snapshots)
+    assert [t.id for t in stage.about if t.best] == ["a3", "b1"]
+    assert [t.id for t in stage.about if not t.best] == expected
+    assert [policy.id for policy in stage.teachers] == [t.id for t in stage.about]
+
+
+def test_a_population_without_a_good_trial_is_refused(sampler, tmp_path):
+    with pytest.raises(NnitError, match=r"reaches align.min_success=0.99 \(best 0.95\)"):
+        alignment(sampler, tmp_path, min_success=0.99)
+
+
+def test_networks_after_the_best_count_alike_and_the_others_by_themselves(
+    sampler, tmp_path, monkeypatch
+):
+    known = {"after_0_8": 0.9, "after_1_8": 1.0, "after_2_8": 0.3}
+    known |= {"after_0_16x8": 0.8, "after_1_16x8": 0.9, "after_2_16x8": 0.5}
+
+    @dataclass
+    class Measured:
+        policies: list
+        failures = None
+
+        def rows(self):
+            return [{"success_once": known[policy.id]} for policy in self.policies]
+
+    heard = []
+    monkeypatch.setattr(
+        "nnit_dist.align.run.evaluate",
+        lambda policies, *_, **__: heard.extend(policies) or Measured(policies),
+    )
+    stage = alignment(sampler, tmp_path, snapshots=1)
+    stage.about = sampler.teachers  # two of the best, and another
+    success = stage._measure(sampler)
+    assert torch.allclose(success, torch.tensor([0.9, 0.9, 0.4]))
+    mixes = [policy.metadata["mix"] for policy in heard if policy.id.startswith("after_2")]
+    assert mixes == ['{"c": 1.0}'] * 2
