@@ -84,8 +84,8 @@ class _Group:
         shapes = self.topologies[index].shapes
         return [
             (
-                weight[index : index + 1, :out, :fan_in].detach(),
-                bias[index : index + 1, :out].detach(),
+                weight[index : index + 1, :out, :fan_in].detach().clone(),  # not a view of all
+                bias[index : index + 1, :out].detach().clone(),
             )
             for (weight, bias), (out, fan_in) in zip(self.layers(), shapes, strict=True)
         ]
