@@ -28,9 +28,9 @@ lint: setup
 	$(BIN)/mypy
 
 # Put the artefacts of a finished run into the package: make ship RUN=runs/pushcube
-SHIPPED := population/zoo align/ghn.safetensors train/nnit.safetensors \
-	evaluate/results.json evaluate/results.parquet evaluate/episodes {population,align,train,evaluate}/manifest.json \
-	$$(ls -v align/states-*.safetensors | tail -n 1)
+SHIPPED := population/zoo population/trials/*/progress.json align/ghn.safetensors train/nnit.safetensors \
+	evaluate/results.json evaluate/results.parquet evaluate/*/episodes {population,align,train,evaluate}/manifest.json \
+	align/states-*-$$(ls align/round-*.pt | wc -l | awk '{print $$1 - 1}').safetensors
 ship: SHELL := bash
 ship:
 	rm -rf nnit_dist/pretrained/$(notdir $(RUN))

@@ -99,11 +99,11 @@ def generate(
     nnit, steps = load_model(task, model), steps or DEFAULT_STEPS
     if hidden:
         widths = parse_hidden(hidden)
-        nnit.check(widths, task, success, guidance)
+        nnit.check(widths, success, guidance)
         figures = generate_policies(nnit, [widths], samples, out, seed, steps, success, guidance)
     else:
         figures = {"networks": 0, "milliseconds_a_network": 0.0}
-        nnit.check(nnit.seen[0], task, success, guidance)
+        nnit.check(nnit.seen[0], success, guidance)
         for i, widths in enumerate(draw_topologies(nnit, samples, seed, success)):
             figures = generate_policies(nnit, [widths], 1, out, seed + i, steps, success, guidance)
         figures["networks"] = samples
@@ -318,17 +318,20 @@ def _kind_name(kind: str) -> str:
 
 
 def _summary(the_run) -> None:
-    """Success by kind of topology and method, and what it comes to in a sentence."""
+    """Success by kind of topology and method, and what it comes to in a sentence, task by task."""
     from nnit_dist.evaluate.compare import METHODS, headline
 
-    figures = the_run.manifest("evaluate")["figures"]
-    cells: dict[str, dict[str, str]] = {}
-    for row in figures["summaries"]:
-        once, low, high = (f"{100 * row[key]:.1f}" for key in ("success_once", "low", "high"))
-        cells.setdefault(row["kind"], {})[row["method"]] = f"{once} [dim]({low}-{high})[/]"
-    table = Table("topologies", *METHODS.values(), title="success_once in %, mean and 95% interval")
-    for kind, by_method in cells.items():
-        table.add_row(_kind_name(kind), *(by_method.get(name, "") for name in METHODS.values()))
-    console.print(table)
-    console.print(headline(figures))
+    found = the_run.manifest("evaluate")["figures"]["tasks"]
+    for task in the_run.config.tasks:
+        figures = found[task]
+        cells: dict[str, dict[str, str]] = {}
+        for row in figures["summaries"]:
+            once, low, high = (f"{100 * row[key]:.1f}" for key in ("success_once", "low", "high"))
+            cells.setdefault(row["kind"], {})[row["method"]] = f"{once} [dim]({low}-{high})[/]"
+        title = f"{task}: success_once in %, mean and 95% interval"
+        table = Table("topologies", *METHODS.values(), title=title)
+        for kind, by_method in cells.items():
+            table.add_row(_kind_name(kind), *(by_method.get(name, "") for name in METHODS.values()))
+        console.print(table)
+        console.print(headline(figures))
     console.print(f"report: {the_run.out / 'report' / 'report.html'}")

@@ -65,7 +65,10 @@ class RunConfig(_Model):
     """One run, from population to report."""
 
     name: str
-    task: str
+    tasks: list[str] = Field(min_length=1)
+    continue_from: Path | None = Field(
+        None, description="a finished run whose tasks come first, to which others are added"
+    )
     control_mode: str = DEFAULT_CONTROL_MODE
     seed: int = 0
     topologies: TopologiesConfig = TopologiesConfig()
@@ -103,6 +106,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         config = RunConfig.model_validate(data)
     except ValidationError as error:
         raise NnitError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
+    _check_tasks(config, path)
     _check_widths(config, path)
     _check_workers(config, path)
     return config
@@ -140,6 +144,15 @@ def _keys_at(location: list[str]) -> list[str]:
             return []
         model = annotation
     return list(model.model_fields)
+
+
+def _check_tasks(config: RunConfig, path: Path) -> None:
+    if len(set(config.tasks)) < len(config.tasks):
+        raise NnitError(f"{path}: a task is named twice in tasks={config.tasks}.")
+    for task in config.population.recipes:
+        if task not in config.tasks:
+            hint = nearest(task, config.tasks)
+            raise NnitError(f"{path}: population.recipes has {task}, which is not in tasks.{hint}")
 
 
 def _check_workers(config: RunConfig, path: Path) -> None:

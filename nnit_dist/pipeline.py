@@ -16,6 +16,8 @@ from nnit_dist.training import METRICS, read_metrics
 if TYPE_CHECKING:
     from nnit_dist.nnit.model import NNiTModel
 
+ALIGNED = "align/ghn.safetensors"
+TRAINED = "train/nnit.safetensors"
 STUDIED = 24  # unseen topologies that the studies are about
 STAGES = ("population", "align", "train", "generate", "evaluate", "report")
 
@@ -38,14 +40,15 @@ class Run:
         from nnit_dist.envs.tasks import check_task
         from nnit_dist.population.run import run_population
 
-        c = self.config
-        check_task(c.task)
-        config = self._about("task", "control_mode", "population")
+        c, known = self.config, self._known("population")
+        for task in c.tasks:
+            check_task(task)
+        config = self._about("tasks", "control_mode", "population")
         return self._stage(
             "population",
             config,
-            {},
-            lambda out: run_population(c.population, c.task, c.control_mode, out),
+            {"known": known / "zoo"} if known else {},
+            lambda out: run_population(c.population, c.tasks, c.control_mode, out, known),
             self.config.ray.num_cpus,
         )
 
@@ -54,16 +57,16 @@ class Run:
         from nnit_dist.envs.sim import task_info
         from nnit_dist.zoo import Zoo
 
-        c, zoo = self.config, self._of("population", "zoo")
-        config = self._about("task", "control_mode", "align", "topologies", "seed")
+        c, zoo, known = self.config, self._of("population", "zoo"), self._known(ALIGNED)
+        config = self._about("tasks", "control_mode", "align", "topologies", "seed")
         return self._stage(
             "align",
             config,
-            {"zoo": zoo},
+            {"zoo": zoo} | ({"known": known} if known else {}),
             lambda out: Alignment(
                 c.align,
                 list(Zoo(zoo).members()),
-                task_info(c.task, c.control_mode),
+                [task_info(task, c.control_mode) for task in c.tasks],
                 self.split.seen,
                 c.topologies.variation,
                 out,
@@ -71,18 +74,19 @@ class Run:
                 c.seed,
                 c.ray.actors,
                 c.ray.sim_backend,
+                known,
             ).run(),
         )
 
     def train(self) -> dict[str, Any]:
         from nnit_dist.nnit.run import run_nnit
 
-        c, ghn = self.config, self._of("align", "ghn.safetensors")
+        c, ghn, known = self.config, self._of("align", "ghn.safetensors"), self._known(TRAINED)
         return self._stage(
             "train",
             self._about("nnit", "seed"),
-            {"ghn": ghn},
-            lambda out: run_nnit(c.nnit, ghn, out, c.training, c.seed),
+            {"ghn": ghn} | ({"known": known} if known else {}),
+            lambda out: run_nnit(c.nnit, ghn, out, c.training, c.seed, known),
         )
 
     def generate(self) -> dict[str, Any]:
@@ -100,20 +104,25 @@ class Run:
     def _write_policies(self, model: "NNiTModel", out: Path) -> dict[str, Any]:
         from nnit_dist.nnit.run import generate_policies, generate_studies
 
-        c = self.config
-        figures = generate_policies(
-            model,
-            self.measured_topologies(),
-            c.evaluate.samples,
-            out / "policies",
-            c.seed,
-            c.evaluate.sampler_steps,
-        )
-        if c.evaluate.studies:
-            inside = [h for kind in WITHIN for h in self.split.unseen.get(kind, [])]
-            chosen = spread(inside or self.split.seen, STUDIED)
-            figures["studied"] = generate_studies(model, chosen, out / "studies", c.seed)
-        return figures
+        c, networks, spent, studied = self.config, 0, 0.0, 0
+        inside = [h for kind in WITHIN for h in self.split.unseen.get(kind, [])]
+        for task in c.tasks:
+            own = model.of_task(task)
+            written = generate_policies(
+                own,
+                self.measured_topologies(),
+                c.evaluate.samples,
+                out / "policies" / task,
+                c.seed,
+                c.evaluate.sampler_steps,
+            )
+            networks += written["networks"]
+            spent += written["networks"] * written["milliseconds_a_network"]
+            if c.evaluate.studies:
+                chosen = spread(inside or self.split.seen, STUDIED)
+                studied += generate_studies(own, chosen, out / "studies" / task, c.seed)
+        figures = {"networks": networks, "milliseconds_a_network": round(spent / networks, 2)}
+        return figures | ({"studied": studied} if studied else {})
 
     def evaluate(self) -> dict[str, Any]:
         from nnit_dist.evaluate.compare import run_evaluation
@@ -128,9 +137,10 @@ class Run:
             inputs["studies"] = self._of("generate", "studies")
         return self._stage(
             "evaluate",
-            self._about("topologies", "evaluate", "seed"),
+            self._about("tasks", "topologies", "evaluate", "seed"),
             inputs,
             lambda out: run_evaluation(
+                c.tasks,
                 inputs["policies"],
                 inputs.get("studies"),
                 inputs["ghn"],
@@ -170,6 +180,17 @@ class Run:
 
     def manifest(self, stage: str) -> dict[str, Any]:
         return read_json(self.out / stage / "manifest.json")
+
+    def _known(self, artefact: str) -> Path | None:
+        """An artefact of the finished run that this one continues from."""
+        before = self.config.continue_from
+        if before is None:
+            return None
+        if not (before / artefact).exists():
+            raise NnitError(
+                f"{before} lacks {artefact}; continue_from names the directory of a finished run."
+            )
+        return before / artefact
 
     def _about(self, *keys: str) -> dict[str, Any]:
         return self.config.model_dump(mode="json", include=set(keys))

@@ -91,7 +91,7 @@ def small_run(tmp_path_factory, sampler):
     rng = np.random.default_rng(0)
     obs = [rng.normal(size=(80, 35)).astype(np.float32) for _ in range(3)]
     teachers = [random_policy((16, 16), seed) for seed in range(3)]
-    Lessons.of(sampler.norm, obs, teachers).save(out / "align" / "states-0.safetensors")
+    Lessons.of(sampler.norm, obs, teachers).save(out / "align" / f"states-{TASK}-0.safetensors")
     nnit = {"transformer": {"width": 32, "depth": 1, "heads": 2}, "steps": 2, "topologies": 2}
     align = {
         "seed": 1,
@@ -110,7 +110,7 @@ def small_run(tmp_path_factory, sampler):
         text = json.dumps({"key": {"config": config}})
         (out / stage / "manifest.json").write_text(text)
     config = NNiTConfig(**nnit)
-    source = AlignedSource(sampler, config, 0)
+    source = AlignedSource([sampler], config, 0)
     trainer = Trainer(config, source, torch.device("cpu"), 0)
     NNiTModel.of(trainer, source).save(out / "train" / "nnit.safetensors")
     return out

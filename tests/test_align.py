@@ -221,5 +221,5 @@ def test_sampler_file_round_trip(sampler, tmp_path):
 def test_model_file_of_another_format(tmp_path, sampler):
     from nnit_dist.nnit.model import NNiTModel
 
-    with pytest.raises(NnitError, match="has format 'nnit.ghn/4'; expected 'nnit.model/3'"):
+    with pytest.raises(NnitError, match="has format 'nnit.ghn/5'; expected 'nnit.model/4'"):
         NNiTModel.load(sampler.save(tmp_path / "ghn.safetensors"))

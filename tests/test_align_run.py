@@ -25,7 +25,7 @@ def alignment(sampler, tmp_path, **settings) -> Alignment:
     config = AlignConfig(**{"min_success": 0.9, **settings})
     seen = [(8,), (16, 8)]
     members = population()
-    return Alignment(config, members, sampler.task, seen, 0, tmp_path, Placement(), 0, 1)
+    return Alignment(config, members, [sampler.task], seen, 0, tmp_path, Placement(), 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -35,10 +35,10 @@ def alignment(sampler, tmp_path, **settings) -> Alignment:
 def test_the_best_of_good_trials_teach_and_earlier_snapshots_of_these(
     sampler, tmp_path, snapshots, expected
 ):
-    stage = alignment(sampler, tmp_path, snapshots=snapshots)
-    assert [t.id for t in stage.about if t.best] == ["a3", "b1"]
-    assert [t.id for t in stage.about if not t.best] == expected
-    assert [policy.id for policy in stage.teachers] == [t.id for t in stage.about]
+    (faculty,) = alignment(sampler, tmp_path, snapshots=snapshots).faculties
+    assert [t.id for t in faculty.about if t.best] == ["a3", "b1"]
+    assert [t.id for t in faculty.about if not t.best] == expected
+    assert [policy.id for policy in faculty.policies] == [t.id for t in faculty.about]
 
 
 def test_a_population_without_a_good_trial_is_refused(sampler, tmp_path):
@@ -66,8 +66,7 @@ def test_networks_after_the_best_count_alike_and_the_others_by_themselves(
         lambda policies, *_, **__: heard.extend(policies) or Measured(policies),
     )
     stage = alignment(sampler, tmp_path, snapshots=1)
-    stage.about = sampler.teachers  # two of the best, and another
-    success = stage._measure(sampler)
+    success = stage._measure(sampler)  # two of the best, and another
     assert torch.allclose(success, torch.tensor([0.9, 0.9, 0.4]))
     mixes = [policy.metadata["mix"] for policy in heard if policy.id.startswith("after_2")]
     assert mixes == ['{"c": 1.0}'] * 2

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from conftest import TASK
 
 from nnit_dist.align.sampler import AlignedSampler
 from nnit_dist.bench import alignment, memorization, train
@@ -31,8 +32,8 @@ def test_stand_in_simulators_run_every_rollout_once_and_keep_the_time():
 
 
 def test_nnit_is_compared_with_baselines_on_unseen_topologies_of_every_kind(tmp_path):
-    run = shipped("PushCube-v1")
-    found = bench_generalization(run, list(UNSEEN_KINDS), 2, 1, 1, tmp_path, None, None)
+    run = shipped(TASK)
+    found = bench_generalization(run, TASK, list(UNSEEN_KINDS), 2, 1, 1, tmp_path, None, None)
     assert found["failures"] == {}
     seen = AlignedSampler.load(run / "align" / "ghn.safetensors").seen
     assert set(found["topologies"]) == set(UNSEEN_KINDS)
@@ -49,7 +50,7 @@ def test_nnit_is_compared_with_baselines_on_unseen_topologies_of_every_kind(tmp_
 
 def test_alignment_is_measured_on_five_kinds_of_weights(small_run, tmp_path, monkeypatch):
     monkeypatch.setattr("nnit_dist.baselines.rivals.INDEPENDENT_STEPS", 3)
-    found = bench_alignment(small_run, tmp_path / "rivals", 1, 1, 1, tmp_path, None)
+    found = bench_alignment(small_run, TASK, tmp_path / "rivals", 1, 1, 1, tmp_path, None)
     weights = found["weights"]
     assert set(weights) == set(alignment.ABOUT)
     assert not found["failures"]
@@ -64,7 +65,7 @@ def test_alignment_is_measured_on_five_kinds_of_weights(small_run, tmp_path, mon
 
 
 def test_novelty_is_measured_beside_trivial_ways_to_make_networks(tmp_path):
-    found = bench_memorization(shipped("PushCube-v1"), [(32,)], 16, 3, 2, tmp_path, None)
+    found = bench_memorization(shipped(TASK), TASK, [(32,)], 16, 3, 2, tmp_path, None)
     kinds = found["kinds"]
     assert found["trained"] == [16]
     assert set(kinds) == set(memorization.ABOUT)
@@ -78,7 +79,7 @@ def test_novelty_is_measured_beside_trivial_ways_to_make_networks(tmp_path):
 
 def test_networks_that_novelty_is_measured_from_are_those_that_training_had(sampler):
     config = NNiTConfig(topologies=2, networks=4)
-    source = AlignedSource(sampler, config, 0)
+    source = AlignedSource([sampler], config, 0)
     expected = []
     for step in range(6):
         for example in source.examples(step, range(8)):
@@ -86,7 +87,7 @@ def test_networks_that_novelty_is_measured_from_are_those_that_training_had(samp
                 values = source.whitening.colour(example.x[None], example.layout)
                 expected.append(detokenize(values, example.layout))
     assert len(expected) > 3
-    found = memorization._networks(source, [(16, 8)], range(6), 99)[16, 8]
+    found = memorization._networks(source, 0, [(16, 8)], range(6), 99)[16, 8]
     distances = memorization._distances(found, expected)
     assert distances.shape == (len(expected), len(expected))
     assert np.allclose(np.diag(distances), 0, atol=1e-3)

@@ -110,7 +110,7 @@ def test_doctor_tells_what_is_here():
         (["bench", "generalization", "--kind", "deep"], "no kind 'deep'"),
         (["run", "configs/none.yaml"], "there is no configuration"),
         (["run", "configs/smoke.yaml", "--set", "nnit.stepz=3"], "unknown key 'nnit.stepz'"),
-        (["population", "configs/smoke.yaml", "--set", "task=PushCub-v1"], "PushCube-v1"),
+        (["population", "configs/smoke.yaml", "--set", "tasks=[PushCub-v1]"], "PushCube-v1"),
         (["align", "configs/smoke.yaml", "--out", "/tmp/nnit-none"], "run `nnit population`"),
         (["evaluate", "/tmp/nnit-none"], "no policy files"),
         (["evaluate", "nowhere:act", "--task", "PushCube-v1"], "cannot import nowhere:act"),

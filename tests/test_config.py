@@ -22,7 +22,7 @@ def test_shipped_configurations_are_valid(path):
 
 
 def test_unknown_key_is_named_with_its_path_and_the_nearest_one(tmp_path):
-    path = write(tmp_path, "name: x\ntask: PushCube-v1\nalign: {distill: {stepz: 3}}\n")
+    path = write(tmp_path, "name: x\ntasks: [PushCube-v1]\nalign: {distill: {stepz: 3}}\n")
     with pytest.raises(NnitError, match=r"unknown key 'align.distill.stepz'. Did you mean steps"):
         load_config(path)
 
@@ -30,22 +30,22 @@ def test_unknown_key_is_named_with_its_path_and_the_nearest_one(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("task: PushCube-v1", "'name' is missing"),
-        ("name: x\ntask: t\nnnit: {steps: -1}", r"'nnit.steps': .*greater than 0, got -1"),
-        ("name: x\ntask: t\ntopologies: {widths: [4, 64]}", "width 4 is less than nnit.patch=8"),
+        ("tasks: [PushCube-v1]", "'name' is missing"),
+        ("name: x\ntasks: [t]\nnnit: {steps: -1}", r"'nnit.steps': .*greater than 0, got -1"),
+        ("name: x\ntasks: [t]\ntopologies: {widths: [4, 64]}", "width 4 is less than nnit.patch=8"),
         (
-            "name: x\ntask: t\ntopologies: {widths: [16, 24], unseen_widths: [24]}",
+            "name: x\ntasks: [t]\ntopologies: {widths: [16, 24], unseen_widths: [24]}",
             "24 is both a training and an unseen",
         ),
-        ("name: x\ntask: t\ntopologies: {variation: 8}", "variation=8 is too much: .*At most 7"),
+        ("name: x\ntasks: [t]\ntopologies: {variation: 8}", "variation=8 is too much: .*At most 7"),
         (
-            "name: x\ntask: t\ntopologies: {widths: [16, 26], unseen_widths: []}",
+            "name: x\ntasks: [t]\ntopologies: {widths: [16, 26], unseen_widths: []}",
             "variation=5 is too much: .*At most 4",
         ),
-        ("name: x\ntask: t\nnnit: {transformer: {heads: 3}}", "heads divide width"),
-        ("name: x\ntask: t\nnnit: {transformer: {widht: 3}}", "Did you mean width"),
-        ("name: x\ntask: t\ntopologies: {unseen_widths: [24, 136]}", "136, more than twice"),
-        ("name: x\ntask: t\ntraining: {workers: 9}", "workers=9 are more than .*meta_batch=8"),
+        ("name: x\ntasks: [t]\nnnit: {transformer: {heads: 3}}", "heads divide width"),
+        ("name: x\ntasks: [t]\nnnit: {transformer: {widht: 3}}", "Did you mean width"),
+        ("name: x\ntasks: [t]\ntopologies: {unseen_widths: [24, 136]}", "136, more than twice"),
+        ("name: x\ntasks: [t]\ntraining: {workers: 9}", "workers=9 are more than .*meta_batch=8"),
         ("- a list", "holds no configuration"),
         ("name: [", "not valid YAML"),
     ],
@@ -61,7 +61,7 @@ def test_missing_file(tmp_path):
 
 
 def test_overrides(tmp_path):
-    path = write(tmp_path, "name: x\ntask: PushCube-v1\n")
+    path = write(tmp_path, "name: x\ntasks: [PushCube-v1]\n")
     config = load_config(path, ["nnit.steps=7", "align.ghn.channels=[8, 8]"])
     assert (config.nnit.steps, config.align.ghn.channels) == (7, [8, 8])
     with pytest.raises(NnitError, match=r"unknown key 'nnit.stepps'"):

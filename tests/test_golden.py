@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import random_policy
+from conftest import TASK, random_policy
 
 from nnit_dist.align.distill import Distiller
 from nnit_dist.align.lessons import Lessons
@@ -34,7 +34,7 @@ def nnit_curve(sampler) -> list[dict[str, float]]:
         lr=3e-3,
         bf16=False,
     )
-    trainer = Trainer(config, AlignedSource(sampler, config, 0), torch.device("cpu"), 0)
+    trainer = Trainer(config, AlignedSource([sampler], config, 0), torch.device("cpu"), 0)
     return [trainer.step(step) for step in range(STEPS)]
 
 
@@ -50,8 +50,13 @@ def distiller_of(directory: Path, share: tuple[int, int] = (0, 1)) -> Distiller:
         "topologies": "[[8], [16, 8], [32, 16]]",
         "variation": 2,
         "max_width": 32,
-        "states": str(directory / "states.safetensors"),
-        "best": [True, True, False],
+        "tasks": [
+            {
+                "task": TASK,
+                "states": str(directory / "states.safetensors"),
+                "teachers": [("a", True), ("b", True), ("c", False)],
+            }
+        ],
         "seed": 0,
     }
     return Distiller(config, torch.device("cpu"), share)

@@ -35,7 +35,7 @@ def test_two_steps_at_the_scale_of_the_paper(sampler):
         torch.rand(3),
     )
     settings = config.nnit.model_copy(update={"topologies": 2, "networks": 1, "architectures": 4})
-    source = AlignedSource(large, settings, 0)
+    source = AlignedSource([large], settings, 0)
     trainer = Trainer(settings, source, torch.device("cpu"), 0)
     assert 100e6 < sum(p.numel() for p in trainer.network.parameters()) < 120e6
     losses = [trainer.step(step) for step in range(2)]

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from nnit_dist.artifacts import content_hash
+from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.training import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -90,8 +92,8 @@ def test_every_stage_leaves_its_manifest_and_the_report_stands_alone(disturbed):
     page = (out / "report" / "report.html").read_text()
     assert "http://" not in page
     assert "https://" not in page
-    assert page.count("<img") == 5
-    assert page.count("<video") == 1
+    assert page.count("<img") == 2 + 3 * 2  # two tasks
+    assert page.count("<video") == 2
     assert "direct GHN query" in page
     assert "Traceback" not in log
 
@@ -126,6 +128,27 @@ def run_stage(stage: str, out: Path, *overrides: str) -> list[dict[str, float]]:
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return read_metrics(out / stage / "metrics.jsonl")
+
+
+@pytest.mark.timeout(600)
+def test_a_task_is_added_to_a_finished_run(disturbed, tmp_path):
+    """What is trained is taken over, and only the new task's population is trained."""
+    before, _ = disturbed
+    added = f"continue_from={before}", "tasks=[PushCube-v1, PickCube-v1, PullCube-v1]"
+    for stage in ("population", "align", "train"):
+        run_stage(stage, tmp_path, *added, "align.distill.dagger_rounds=0")
+    zoo = {path.name for path in (before / "population" / "zoo").iterdir()}
+    assert zoo < {path.name for path in (tmp_path / "population" / "zoo").iterdir()}
+    trained = sorted(path.parent.name for path in (tmp_path / "population").glob("trials/*/check*"))
+    assert trained == ["PullCube-v1_16x16_s0", "PullCube-v1_16x8_s0"]
+    known = NNiTModel.load(before / "train" / "nnit.safetensors")
+    grown = NNiTModel.load(tmp_path / "train" / "nnit.safetensors")
+    assert grown.vocabulary.tasks == [*known.vocabulary.tasks, "PullCube-v1"]
+    assert torch.equal(grown.whitening.mean, known.whitening.mean)
+    first, last = (read_metrics(run / "align" / "metrics.jsonl") for run in (before, tmp_path))
+    assert last[0]["action_mse"] < first[0]["action_mse"]
+    (policy,) = grown.of_task("PullCube-v1").generate((16, 8), 1)
+    assert policy.task == "PullCube-v1"
 
 
 @pytest.mark.timeout(600)

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import TASK
 
 from nnit_dist.baselines.rivals import Rivals
 from nnit_dist.errors import NnitError
@@ -13,7 +14,7 @@ from nnit_dist.errors import NnitError
 def test_nnit_on_other_weights_is_trained_once(small_run, weights, monkeypatch, tmp_path):
     monkeypatch.setattr("nnit_dist.baselines.rivals.INDEPENDENT_STEPS", 3)
     heard = []
-    rivals = Rivals(small_run, tmp_path, lambda name, done, total: heard.append(name))
+    rivals = Rivals(small_run, TASK, tmp_path, lambda name, done, total: heard.append(name))
     first = rivals.nnit(weights).generate((24, 16), 2)
     assert f"NNiT on {weights} weights" in heard
     heard.clear()
@@ -25,8 +26,8 @@ def test_nnit_on_other_weights_is_trained_once(small_run, weights, monkeypatch, 
 
 
 def test_flat_diffusion_is_trained_once(small_run, tmp_path):
-    flat = Rivals(small_run, tmp_path).flat()
-    again = Rivals(small_run, tmp_path, lambda *heard: pytest.fail("trained again")).flat()
+    flat = Rivals(small_run, TASK, tmp_path).flat()
+    again = Rivals(small_run, TASK, tmp_path, lambda *heard: pytest.fail("trained again")).flat()
     one, two = (f.generate((16, 8), 1)[0].flat() for f in (flat, again))
     assert np.array_equal(one, two)
 
@@ -34,29 +35,31 @@ def test_flat_diffusion_is_trained_once(small_run, tmp_path):
 def test_another_run_has_rivals_of_its_own(small_run, sampler, tmp_path):
     again, kept = tmp_path / "again", tmp_path / "rivals"
     shutil.copytree(small_run, again)
-    same = Rivals(again, kept).out
-    assert same == Rivals(small_run, kept).out
+    same = Rivals(again, TASK, kept).out
+    assert same == Rivals(small_run, TASK, kept).out
     sampler.save(again / "align" / "ghn.safetensors")
-    assert Rivals(again, kept).out != same
+    assert Rivals(again, TASK, kept).out != same
 
 
 def test_a_run_without_states_is_refused(tmp_path):
     (tmp_path / "align").mkdir()
     with pytest.raises(NnitError, match="lacks align/states"):
-        Rivals(tmp_path, tmp_path)
+        Rivals(tmp_path, TASK, tmp_path)
 
 
 def test_a_killed_training_of_a_rival_goes_on_to_the_same_end(small_run, tmp_path, monkeypatch):
     monkeypatch.setattr("nnit_dist.baselines.rivals.SAVE_EVERY", 1)
-    unbroken = Rivals(small_run, tmp_path / "a").flat().generate((16, 8), 1)[0]
+    unbroken = Rivals(small_run, TASK, tmp_path / "a").flat().generate((16, 8), 1)[0]
 
     def kill(name, done, total):
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Rivals(small_run, tmp_path / "b", kill).flat()
+        Rivals(small_run, TASK, tmp_path / "b", kill).flat()
     heard = []
-    resumed = Rivals(small_run, tmp_path / "b", lambda name, done, total: heard.append(done)).flat()
+    resumed = Rivals(
+        small_run, TASK, tmp_path / "b", lambda name, done, total: heard.append(done)
+    ).flat()
     assert heard == [2]
     assert np.array_equal(resumed.generate((16, 8), 1)[0].flat(), unbroken.flat())

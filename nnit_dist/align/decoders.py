@@ -5,7 +5,7 @@ is what NNiT (arXiv 2603.00180) adds to hypernetworks. For comparison, the same 
 convolutions and no smoothing, and an MLP, which is what the "convolutional" decoders of GHN-2
 and HyperPPO come to for a matrix.
 
-Shapes: B nodes, D embedding, C channels, H x W field.
+Shapes: B nodes, D embedding, C channels, K kinds of matrices, H x W field.
 """
 
 import math
@@ -15,8 +15,25 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnit_dist.topology import HIDDEN, OUTPUT
+
 BASE = 4
-KINDS = 3  # input, hidden and output matrices have their own positional maps
+
+
+def kinds_of(tasks: int) -> int:
+    """How many kinds of matrices have positional maps of their own: see `field_kind`."""
+    return 1 + 2 * tasks
+
+
+def field_kind(layer_kind: int, task: int) -> int:
+    """Hidden matrices are of one kind; input and output matrices are of one kind each a task.
+
+    What an observation or an action means differs from task to task. Those of further tasks come
+    last, so that a task can be added to a trained decoder.
+    """
+    if layer_kind == HIDDEN or task == 0:
+        return layer_kind
+    return 2 * task + 1 + (layer_kind == OUTPUT)
 
 
 class SpatialDecoder(nn.Module):
@@ -32,7 +49,13 @@ class SpatialDecoder(nn.Module):
     """
 
     def __init__(
-        self, dim: int, size: int, channels: list[int], smoothness: float, pointwise: bool
+        self,
+        dim: int,
+        size: int,
+        kinds: int,
+        channels: list[int],
+        smoothness: float,
+        pointwise: bool,
     ) -> None:
         super().__init__()
         self.size, kernel = size, 1 if pointwise else 3
@@ -44,7 +67,7 @@ class SpatialDecoder(nn.Module):
         for scale, out in enumerate(channels):
             side = BASE * 2 ** (scale + 1)
             length = 0.0 if pointwise else smoothness * side / size
-            self.blocks.append(DecoderBlock(dim, fan_in, out, side, length, kernel))
+            self.blocks.append(DecoderBlock(dim, fan_in, out, kinds, side, length, kernel))
             fan_in = out
         self.head = nn.Conv2d(fan_in, 2, kernel, padding=kernel // 2)
         nn.init.normal_(self.head.weight, std=1.5 / math.sqrt(fan_in * kernel**2))
@@ -57,7 +80,7 @@ class SpatialDecoder(nn.Module):
         return math.ceil(out / step) * step, math.ceil(fan_in / step) * step
 
     def forward(self, node: Tensor, kind: Tensor, rows: int, cols: int) -> Tensor:
-        """node [B, D], one-hot kind [B, KINDS] -> field [B, 2, rows, cols] of unit scale.
+        """node [B, D], one-hot kind [B, K] -> field [B, 2, rows, cols] of unit scale.
 
         Channel 0 is the weight, channel 1 the bias.
         """
@@ -77,13 +100,13 @@ class DecoderBlock(nn.Module):
     """Upsample by two, convolve, add the positional map, modulate by the node."""
 
     def __init__(
-        self, dim: int, fan_in: int, out: int, side: int, length: float, kernel: int
+        self, dim: int, fan_in: int, out: int, kinds: int, side: int, length: float, kernel: int
     ) -> None:
         super().__init__()
         self.side, self.smooth = side, kernel > 1
         self.conv = nn.Conv2d(fan_in, out, kernel, padding=kernel // 2)
         self.film = nn.Linear(dim, 2 * out)
-        self.maps = nn.Parameter(smooth_noise(KINDS, out, side, length))
+        self.maps = nn.Parameter(smooth_noise(kinds, out, side, length))
         nn.init.normal_(self.film.weight, std=0.5 / math.sqrt(dim))
         nn.init.zeros_(self.film.bias)
 
@@ -106,11 +129,11 @@ class DecoderBlock(nn.Module):
 class MLPDecoder(nn.Module):
     """Writes every weight of the field on its own, by a two-layer MLP."""
 
-    def __init__(self, dim: int, size: int, hidden: int = 224) -> None:
+    def __init__(self, dim: int, size: int, kinds: int, hidden: int = 224) -> None:
         super().__init__()
         self.size = size
         self.mlp = nn.Sequential(
-            nn.Linear(dim + KINDS, hidden), nn.SiLU(), nn.Linear(hidden, size * size + size)
+            nn.Linear(dim + kinds, hidden), nn.SiLU(), nn.Linear(hidden, size * size + size)
         )
 
     def part(self, out: int, fan_in: int) -> tuple[int, int]:

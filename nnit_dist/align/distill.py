@@ -1,27 +1,32 @@
 """Training of the graph hypernetwork: one worker of Ray Train.
 
 Each step draws topologies and mixes of teachers, number i of them from (seed, step, i), so that
-it does not matter over how many workers they are spread; the generated network must act as its
-teachers do on average, on states that teachers and generated networks visited. Gaussian
-noise on the generated weights during training makes the function flat around
-them, so that the small errors of a generative model cost little success. Widths are varied,
-and the sizes and the depth that the hypernetwork is told are jittered (`told.py`).
+it does not matter over how many workers they are spread. Tasks take turns. The generated network
+must act as its teachers do on average, on states that teachers and generated networks visited.
+Gaussian noise on the generated weights during training makes the function flat around them, so that
+the small errors of a generative model cost little success. Widths are varied, and the sizes and the
+depth that the hypernetwork is told are jittered (`told.py`).
 """
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from nnit_dist.align.ghn import GHN, GHNConfig, Layers, apply_layers
+from nnit_dist.align.grow import grow
 from nnit_dist.align.latents import TeacherLatents, action_error, draw_mixes
 from nnit_dist.align.lessons import Lessons
+from nnit_dist.align.sampler import AlignedSampler, load_samplers
 from nnit_dist.align.told import jitter, vary
+from nnit_dist.errors import NnitError
 from nnit_dist.randomness import generator_of
-from nnit_dist.topology import Topology
+from nnit_dist.topology import Hidden, Topology
 from nnit_dist.training import Loop, average_gradients, worker_setup
 
 
@@ -62,13 +67,33 @@ def distill_worker(config: dict) -> None:
     """Ray Train loop: continue training up to `config["until"]` steps."""
     device, rank, workers = worker_setup()
     trainer = Distiller(config, device, (rank, workers))
-    start = config.get("start_from")
+    start, known = config.get("start_from"), config.get("continue_from")
     loop = Loop(trainer.state(), config, log_every=25, save_every=trainer.config.checkpoint_every)
     if loop.start == 0 and start:
         loop.start = trainer.load(Path(start))
+    elif loop.start == 0 and known:
+        trainer.take_over(load_samplers(Path(known)))
     loop.run(config["until"], trainer.step)
     if rank == 0:
         trainer.save(Path(config["result"]), config["until"])
+
+
+@dataclass(frozen=True)
+class Course:
+    """One task: what its teachers (by id) teach, which are the best (bool [T]), and topologies."""
+
+    task: str
+    lessons: Lessons
+    teachers: list[str]
+    best: Tensor
+    topologies: list[Topology]
+
+    @classmethod
+    def of(cls, about: dict[str, Any], hidden: list[Hidden], device: torch.device) -> "Course":
+        lessons = Lessons.load(Path(about["states"])).to(device)
+        topologies = [Topology(lessons.obs_dim, tuple(h), lessons.act_dim) for h in hidden]
+        ids, best = zip(*about["teachers"], strict=True)
+        return cls(about["task"], lessons, list(ids), torch.tensor(best), topologies)
 
 
 class Distiller:
@@ -81,15 +106,18 @@ class Distiller:
         self.config = DistillConfig(**config["distill"])
         self.device, self.seed, self.share = device, config["seed"], share
         torch.manual_seed(self.seed)
-        topologies = json.loads(config["topologies"])
-        self.lessons = Lessons.load(Path(config["states"])).to(device)
-        obs_dim, act_dim = self.lessons.obs_dim, self.lessons.act_dim
-        self.topologies = [Topology(obs_dim, tuple(hidden), act_dim) for hidden in topologies]
+        hidden = json.loads(config["topologies"])
+        self.courses = [Course.of(about, hidden, device) for about in config["tasks"]]
         self.variation, self.max_width = config["variation"], config["max_width"]
-        self.best = torch.tensor(config["best"])
         ghn_config = GHNConfig(**config["ghn"])
-        self.ghn = GHN(ghn_config, obs_dim, act_dim, self.max_width).to(device)
-        self.latents = TeacherLatents(len(self.best), ghn_config.latent_dim).to(device)
+        obs_dim, act_dim = (
+            max(getattr(course.lessons, size) for course in self.courses)
+            for size in ("obs_dim", "act_dim")
+        )
+        self.ghn = GHN(ghn_config, obs_dim, act_dim, self.max_width, len(self.courses)).to(device)
+        self.latents = nn.ModuleList(
+            TeacherLatents(len(course.best), ghn_config.latent_dim) for course in self.courses
+        ).to(device)
         self.parameters = [*self.ghn.parameters(), *self.latents.parameters()]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=self.config.lr, weight_decay=self.config.weight_decay
@@ -104,26 +132,29 @@ class Distiller:
         self._set_lr(step)
         numbers = range(rank, cfg.meta_batch, workers)
         rngs = [generator_of(self.seed, step, number) for number in numbers]
-        topologies = [self._draw_topology(rng) for rng in rngs]
+        tasks = [(step + number) % len(self.courses) for number in numbers]
+        courses = [self.courses[task] for task in tasks]
+        topologies = [self._draw_topology(c, rng) for c, rng in zip(courses, rngs, strict=True)]
         mixes = [
-            draw_mixes(self.best, cfg.latents, cfg.best_share, cfg.blended, rng) for rng in rngs
+            draw_mixes(course.best, cfg.latents, cfg.best_share, cfg.blended, rng)
+            for course, rng in zip(courses, rngs, strict=True)
         ]
-        z = [self._draw_latents(mix, rng) for mix, rng in zip(mixes, rngs, strict=True)]
+        z = [self._draw_latents(*drawn) for drawn in zip(tasks, mixes, rngs, strict=True)]
         told = [
             jitter(topology, cfg.width_jitter, cfg.depth_jitter, rng)
             for topology, rng in zip(topologies, rngs, strict=True)
         ]
-        networks = self.ghn(list(zip(topologies, z, strict=True)), told)
+        networks = self.ghn(list(zip(topologies, z, strict=True)), told, tasks)
         errors, roughness = [], []
-        for layers, mix, rng in zip(networks, mixes, rngs, strict=True):
-            obs, target = self.lessons.draw(mix, cfg.states, rng)
+        for course, layers, mix, rng in zip(courses, networks, mixes, rngs, strict=True):
+            obs, target = course.lessons.draw(mix, cfg.states, rng)
             noisy = add_weight_noise(layers, cfg.weight_noise, rng)
             errors.append(action_error(apply_layers(noisy, obs), target).mean())
             if cfg.smoothness_weight:
                 roughness.append(neighbour_difference(layers))
         weight = workers / cfg.meta_batch  # of a topology: gradients are averaged over workers
         error = weight * torch.stack(errors).sum()
-        loss = error + cfg.kl_weight * self.latents.kl()
+        loss = error + cfg.kl_weight * self._kl()
         if roughness:
             loss = loss + cfg.smoothness_weight * weight * torch.stack(roughness).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -134,15 +165,47 @@ class Distiller:
         average_gradients([*self.parameters, meter])
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
-        return {"action_mse": float(meter.grad), "kl": float(self.latents.kl().detach())}
+        return {"action_mse": float(meter.grad), "kl": float(self._kl().detach())}
 
-    def _draw_topology(self, rng: torch.Generator) -> Topology:
-        picked = int(torch.randint(len(self.topologies), (), generator=rng))
-        return vary(self.topologies[picked], self.variation, self.max_width, rng)
+    @torch.no_grad()
+    def take_over(self, samplers: list[AlignedSampler]) -> None:
+        """Begin with what is known: these tasks come first, further ones are new.
 
-    def _draw_latents(self, mixes: Tensor, rng: torch.Generator) -> Tensor:
-        noise = torch.randn(len(mixes), self.latents.mean.shape[1], generator=rng)
-        return self.latents.sample(mixes.to(self.device), noise.to(self.device))
+        Raises:
+            NnitError: the hypernetworks differ in more than their tasks.
+        """
+        names = [sampler.task.name for sampler in samplers]
+        if [course.task for course in self.courses][: len(names)] != names:
+            raise NnitError(
+                f"the run to continue from has the tasks {', '.join(names)}. Name them first and "
+                "in this order, and new ones after them."
+            )
+        grow(self.ghn, samplers[0].ghn)
+        for task, sampler in enumerate(samplers):
+            places = {teacher.id: i for i, teacher in enumerate(sampler.teachers)}
+            latents = self.latents_of(task)
+            for i, teacher in enumerate(self.courses[task].teachers):
+                if teacher in places:
+                    latents.mean[i] = sampler.latents.mean[places[teacher]]
+                    latents.log_std[i] = sampler.latents.log_std[places[teacher]]
+
+    def _draw_topology(self, course: Course, rng: torch.Generator) -> Topology:
+        picked = int(torch.randint(len(course.topologies), (), generator=rng))
+        return vary(course.topologies[picked], self.variation, self.max_width, rng)
+
+    def _draw_latents(self, task: int, mixes: Tensor, rng: torch.Generator) -> Tensor:
+        noise = torch.randn(len(mixes), self.ghn.config.latent_dim, generator=rng)
+        return self.latents_of(task).sample(mixes.to(self.device), noise.to(self.device))
+
+    def _kl(self) -> Tensor:
+        tasks = range(len(self.courses))
+        return torch.stack([self.latents_of(task).kl() for task in tasks]).mean()
+
+    def latents_of(self, task: int) -> TeacherLatents:
+        """The latents of a task's teachers."""
+        latents = self.latents[task]
+        assert isinstance(latents, TeacherLatents)
+        return latents
 
     def _set_lr(self, step: int) -> None:
         warmup = min(1.0, (step + 1) / 100)

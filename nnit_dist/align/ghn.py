@@ -21,7 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnit_dist.align.decoders import KINDS, MLPDecoder, SpatialDecoder, field_size
+from nnit_dist.align.decoders import (
+    MLPDecoder,
+    SpatialDecoder,
+    field_kind,
+    field_size,
+    kinds_of,
+)
 from nnit_dist.align.told import Told
 from nnit_dist.topology import Topology
 
@@ -44,20 +50,26 @@ class GHNConfig(BaseModel):
     )
 
 
-def build_decoder(config: GHNConfig, dim: int, size: int) -> SpatialDecoder | MLPDecoder:
-    """The decoder of nodes of `dim` values to fields of `size`."""
+def build_decoder(config: GHNConfig, size: int, kinds: int) -> SpatialDecoder | MLPDecoder:
+    """The decoder of nodes to fields of `size`, of as many `kinds`."""
+    dim = config.embed_dim
     if config.decoder == "mlp":
-        return MLPDecoder(dim, size)
+        return MLPDecoder(dim, size, kinds)
     pointwise = config.decoder == "pointwise"
-    return SpatialDecoder(dim, size, config.channels, config.smoothness, pointwise)
+    return SpatialDecoder(dim, size, kinds, config.channels, config.smoothness, pointwise)
 
 
 class GHN(nn.Module):
-    """Writes the weights of any topology with layers up to `max_width`."""
+    """Writes the weights of any topology with layers up to `max_width`, for each of its tasks.
 
-    def __init__(self, config: GHNConfig, obs_dim: int, act_dim: int, max_width: int) -> None:
+    `obs_dim` and `act_dim` are the largest of any task.
+    """
+
+    def __init__(
+        self, config: GHNConfig, obs_dim: int, act_dim: int, max_width: int, tasks: int = 1
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.kinds = config, kinds_of(tasks)
         self.size = field_size(max(max_width, obs_dim, act_dim))
         dim = config.embed_dim
         self.embed_node = nn.Sequential(nn.Linear(7, dim), nn.SiLU(), nn.Linear(dim, dim))
@@ -65,18 +77,22 @@ class GHN(nn.Module):
         self.message = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.cell = nn.GRUCell(dim, dim)
         self.norm = nn.LayerNorm(dim)
-        self.decoder = build_decoder(config, dim, self.size)
+        self.decoder = build_decoder(config, self.size, self.kinds)
 
     def forward(
-        self, batch: list[tuple[Topology, Tensor]], told: list[Told] | None = None
+        self,
+        batch: list[tuple[Topology, Tensor]],
+        told: list[Told] | None = None,
+        tasks: list[int] | None = None,
     ) -> list[Layers]:
         """For each (topology, z [B, latent_dim]): weights [B, out, in] and biases [B, out].
 
-        `told` is what the nodes hear of sizes and depth; the truth by default. All layers that
-        need a part of the field of the same size, of whatever topology and depth, are decoded
-        together.
+        `told` is what the nodes hear of sizes and depth, the truth by default; `tasks` are the
+        numbers of their tasks, the first by default. All layers that need a part of the field of
+        the same size, of whatever task, topology and depth, are decoded together.
         """
         nodes = self.embed(batch, told or [Told.of(topology) for topology, _ in batch])
+        tasks = tasks or [0] * len(batch)
         groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for number, (topology, _) in enumerate(batch):
             for layer, shape in enumerate(topology.shapes):
@@ -85,8 +101,11 @@ class GHN(nn.Module):
         for part, members in groups.items():
             embeddings = [nodes[number][:, layer] for number, layer in members]
             counts = [len(e) for e in embeddings]
-            kinds = [batch[number][0].layer_kind(layer) for number, layer in members]
-            kind = F.one_hot(torch.tensor(kinds), KINDS).repeat_interleave(
+            kinds = [
+                field_kind(batch[number][0].layer_kind(layer), tasks[number])
+                for number, layer in members
+            ]
+            kind = F.one_hot(torch.tensor(kinds), self.kinds).repeat_interleave(
                 torch.tensor(counts), dim=0
             )
             fields = self.decoder(torch.cat(embeddings), kind, *part).split(counts)

@@ -1,4 +1,4 @@
-"""The alignment stage: distil the teachers into one hypernetwork, with DAgger.
+"""The alignment stage: distil the teachers of all tasks into one hypernetwork, with DAgger.
 
 Round 0 trains on states of the teachers' noised rollouts; every later round adds
 states that generated networks visited.
@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnit_dist.align.distill import DistillConfig, distill_worker
-from nnit_dist.align.ghn import GHN, GHNConfig
+from nnit_dist.align.faculty import Faculty
+from nnit_dist.align.ghn import GHNConfig
 from nnit_dist.align.latents import TeacherLatents
 from nnit_dist.align.lessons import Lessons
-from nnit_dist.align.sampler import AlignedSampler, Teacher
+from nnit_dist.align.sampler import AlignedSampler, build_ghn, save_samplers
 from nnit_dist.envs.sim import TRAIN_SEEDS, VALIDATION_SEED
 from nnit_dist.envs.tasks import TaskInfo
 from nnit_dist.errors import NnitError
@@ -29,7 +30,7 @@ from nnit_dist.progress import StageProgress
 from nnit_dist.randomness import generator_of
 from nnit_dist.topology import Hidden, spread
 from nnit_dist.training import METRICS, fit, read_metrics, steps_logged
-from nnit_dist.zoo import Member, best_of_trials
+from nnit_dist.zoo import Member
 
 MODEL = "ghn.safetensors"
 BAR = "distil, steps"
@@ -72,19 +73,20 @@ class Placement(BaseModel):
 class Alignment:
     """Trains the hypernetwork on the `seen` topologies, their widths varied by up to `variation`.
 
-    Reads the teachers among `members`. Writes `out/ghn.safetensors`, `out/metrics.jsonl`, and a
-    file of states and one of the trainer's state per round, from which it resumes, and
-    `out/success`, the measured episodes of its networks.
+    Reads the teachers among `members`, and the hypernetwork `continue_from`, if any, to begin
+    with. Writes `out/ghn.safetensors`, `out/metrics.jsonl`, a file of states a task and one of the
+    trainer's state per round, from which it resumes, and `out/success`, the measured episodes of
+    its networks.
 
     Raises:
-        NnitError: no teacher is good enough.
+        NnitError: no teacher of a task is good enough.
     """
 
     def __init__(
         self,
         config: AlignConfig,
         members: list[Member],
-        task: TaskInfo,
+        tasks: list[TaskInfo],
         seen: list[Hidden],
         variation: int,
         out: Path,
@@ -92,14 +94,15 @@ class Alignment:
         seed: int,
         actors: int | None,
         sim_backend: SimBackend = "auto",
+        continue_from: Path | None = None,
     ) -> None:
-        self.config, self.task, self.seen, self.variation = config, task, seen, variation
+        self.config, self.tasks, self.seen, self.variation = config, tasks, seen, variation
         self.out, self.placement, self.seed, self.actors = out, placement, seed, actors
-        self.simulators = Simulators(task.name, task.control_mode, sim_backend=sim_backend)
-        self.taught = _good_enough(members, config.min_success)
-        earlier = _earlier(self.taught, members, config.snapshots)
-        self.teachers = [member.policy for member in [*self.taught, *earlier]]
-        self.about = [Teacher(t.id, i < len(self.taught)) for i, t in enumerate(self.teachers)]
+        self.sim_backend, self.continue_from = sim_backend, continue_from
+        self.faculties = [
+            Faculty.of(t, i, members, config.min_success, config.snapshots)
+            for i, t in enumerate(tasks)
+        ]
         self.max_width = max(max(hidden) for hidden in seen)
 
     def run(self) -> dict[str, Any]:
@@ -109,58 +112,68 @@ class Alignment:
         with StageProgress("") as view:
             view.add(BAR, distill.steps, steps_logged(self.out / METRICS))
             for index in range(rounds):
-                self._ensure_states(index, view)
+                for faculty in self.faculties:
+                    self._ensure_states(index, faculty, view)
                 if not self._result(index).exists():
                     self._train(index, distill.steps * (index + 1) // rounds, (view, BAR))
-        sampler = self._sampler(rounds - 1)
-        sampler.success = self._measure(sampler)
-        sampler.save(self.out / MODEL)
-        return self._figures(sampler)
+        samplers = self._samplers(rounds - 1)
+        for sampler in samplers:
+            sampler.success = self._measure(sampler)
+        save_samplers(samplers, self.out / MODEL)
+        return self._figures(samplers)
 
-    def _figures(self, sampler: AlignedSampler) -> dict[str, Any]:
+    def _figures(self, samplers: list[AlignedSampler]) -> dict[str, Any]:
         distill = self.config.distill
-        measured = zip(self.about, sampler.success.tolist(), strict=True)
-        after = {
-            "mixes of the best" if teacher.best else teacher.id: success
-            for teacher, success in measured
-        }
         return {
-            "teachers": {member.policy.id: member.success_once for member in self.taught},
-            "success_after": after,
+            "tasks": {
+                sampler.task.name: {
+                    "teachers": {member.policy.id: member.success_once for member in faculty.best},
+                    "success_after": {
+                        "mixes of the best" if teacher.best else teacher.id: success
+                        for teacher, success in zip(
+                            sampler.teachers, sampler.success.tolist(), strict=True
+                        )
+                    },
+                }
+                for sampler, faculty in zip(samplers, self.faculties, strict=True)
+            },
             "action_mse": read_metrics(self.out / METRICS)[-1]["action_mse"],
             "steps": distill.steps,
-            "teacher_episodes": len(self.teachers) * distill.teacher_episodes,
+            "teacher_episodes": sum(len(f.policies) for f in self.faculties)
+            * distill.teacher_episodes,
             "dagger_episodes": distill.dagger_rounds
             * distill.dagger_networks
             * distill.dagger_episodes,
-            "parameters": sum(p.numel() for p in sampler.ghn.parameters()),
+            "parameters": sum(p.numel() for p in samplers[0].ghn.parameters()),
         }
 
-    def _states(self, index: int) -> Path:
-        return self.out / f"states-{index}.safetensors"
+    def _states(self, index: int, faculty: Faculty) -> Path:
+        return self.out / f"states-{faculty.task.name}-{index}.safetensors"
 
     def _result(self, index: int) -> Path:
         return self.out / f"round-{index}.pt"
 
-    def _ensure_states(self, index: int, view: StageProgress) -> None:
-        if self._states(index).exists():
+    def _ensure_states(self, index: int, faculty: Faculty, view: StageProgress) -> None:
+        if self._states(index, faculty).exists():
             return
         if index == 0:
-            jobs = [(i, job) for i in range(len(self.teachers)) for job in self._teacher_jobs(i)]
-            collected = self._collect(jobs, view, "record teachers")
+            jobs = [
+                (i, job) for i in range(len(faculty.policies)) for job in self._lectures(faculty, i)
+            ]
+            collected = self._collect(faculty, jobs, view, "record teachers")
             norm = InputNorm.fit(np.concatenate(collected))
             obs = [norm.apply(states) for states in collected]
         else:
-            before = Lessons.load(self._states(index - 1))
-            norm = before.norm
-            collected = self._collect(self._dagger_jobs(index), view, f"DAgger round {index}")
+            before = Lessons.load(self._states(index - 1, faculty))
+            norm, jobs = before.norm, self._dagger_jobs(index, faculty)
+            collected = self._collect(faculty, jobs, view, f"DAgger round {index}")
             obs = [
                 np.concatenate([old.numpy(), norm.apply(new)])
                 for old, new in zip(before.obs, collected, strict=True)
             ]
-        Lessons.of(norm, obs, self.teachers).save(self._states(index))
+        Lessons.of(norm, obs, faculty.policies).save(self._states(index, faculty))
 
-    def _teacher_jobs(self, teacher: int) -> list[Job]:
+    def _lectures(self, faculty: Faculty, teacher: int) -> list[Job]:
         """Recorded episodes of one teacher at several noise levels, a few seeds a job."""
         first = self.seed * 100_000 + teacher * 1_000
         jobs = []
@@ -168,31 +181,34 @@ class Alignment:
             stop = min(start + 4, self.config.distill.teacher_episodes)
             noise = TEACHER_NOISE[(start // 4) % len(TEACHER_NOISE)]
             seeds = tuple((first + k) % TRAIN_SEEDS for k in range(start, stop))
-            jobs.append(Job(self.teachers[teacher], seeds, noise, record=True))
+            jobs.append(Job(faculty.policies[teacher], seeds, noise, record=True))
         return jobs
 
-    def _dagger_jobs(self, index: int) -> list[tuple[int, Job]]:
+    def _dagger_jobs(self, index: int, faculty: Faculty) -> list[tuple[int, Job]]:
         """Generated networks near random seen topologies, by the teacher they are most after."""
-        distill, sampler = self.config.distill, self._sampler(index - 1)
-        rng = np.random.default_rng((self.seed, index))
+        distill, sampler = self.config.distill, self._samplers(index - 1)[faculty.number]
+        mine = range(faculty.number, distill.dagger_networks, len(self.faculties))
         jobs = []
-        for number in range(distill.dagger_networks):
-            hidden = self.seen[int(rng.integers(len(self.seen)))]
-            topology = sampler.vary(hidden, generator_of(self.seed, index, number))
-            mix = self._dagger_mix(sampler, index, number)
-            (policy,) = sampler.policies(topology.hidden, 1, int(rng.integers(2**31)), mix)
+        for turn, number in enumerate(mine):
+            rng = generator_of(self.seed + 1, index, number)
+            hidden = self.seen[int(torch.randint(len(self.seen), (), generator=rng))]
+            topology = sampler.vary(hidden, rng)
+            mix = self._dagger_mix(sampler, turn, rng)
+            seed = int(torch.randint(2**31, (), generator=rng))
+            (policy,) = sampler.policies(topology.hidden, 1, seed, mix)
             policy.id = f"dagger_{index}_{number}"
-            start = int(rng.integers(TRAIN_SEEDS - distill.dagger_episodes))
+            last = TRAIN_SEEDS - distill.dagger_episodes
+            start = int(torch.randint(last, (), generator=rng))
             seeds = tuple(range(start, start + distill.dagger_episodes))
             jobs.append((int(mix.argmax()), Job(policy, seeds, record=True)))
         return jobs
 
-    def _dagger_mix(self, sampler: AlignedSampler, index: int, number: int) -> Tensor:
+    def _dagger_mix(self, sampler: AlignedSampler, turn: int, rng: torch.Generator) -> Tensor:
         """Mixes of the best ones and the others take turns."""
-        others = [i for i, teacher in enumerate(self.about) if not teacher.best]
-        if others and number % 2:
-            return sampler.pure(others[number // 2 % len(others)])
-        return sampler.mixes(1, 1.0, generator_of(self.seed, index, number, 1))[0]
+        others = [i for i, teacher in enumerate(sampler.teachers) if not teacher.best]
+        if others and turn % 2:
+            return sampler.pure(others[turn // 2 % len(others)])
+        return sampler.mixes(1, 1.0, rng)[0]
 
     def _measure(self, sampler: AlignedSampler) -> Tensor:
         """Success of networks after every teacher, [teachers], over several seen topologies.
@@ -203,7 +219,7 @@ class Alignment:
         hiddens = spread(self.seen, SUCCESS_TOPOLOGIES)
         for hidden in hiddens:
             mixed = iter(sampler.policies(hidden, len(sampler.best), self.seed))
-            for number, teacher in enumerate(self.about):
+            for number, teacher in enumerate(sampler.teachers):
                 if teacher.best:
                     policy = next(mixed)
                 else:
@@ -213,27 +229,29 @@ class Alignment:
         result = evaluate(
             policies,
             self.config.success_episodes,
-            self.out / "success",
+            self.out / "success" / sampler.task.name,
             self.actors,
-            sim_backend=self.simulators.sim_backend,
+            sim_backend=self.sim_backend,
             first_seed=VALIDATION_SEED,
-            title="success after each teacher",
+            title=f"{sampler.task.name}, success after each teacher",
         )
         if result.failures:
             raise NnitError(f"measuring failed: {next(iter(result.failures.values()))}.")
         success = torch.tensor([row["success_once"] for row in result.rows()])
-        success = success.view(len(hiddens), len(self.about)).mean(0)
+        success = success.view(len(hiddens), len(sampler.teachers)).mean(0)
         success[sampler.best] = success[sampler.best].mean()
         return success
 
     def _collect(
-        self, jobs: list[tuple[int, Job]], view: StageProgress, name: str
+        self, faculty: Faculty, jobs: list[tuple[int, Job]], view: StageProgress, name: str
     ) -> list[np.ndarray]:
         """Visited observations per teacher, in the order of the jobs whoever ran them first."""
+        task, name = faculty.task, f"{faculty.task.name}, {name}"
         episodes = sum(len(job.seeds) for _, job in jobs)
         view.add(name, total=episodes)
         states: dict[tuple[Job, int], np.ndarray] = {}
-        with SimulatorPool(self.simulators, self.actors) as pool:
+        simulators = Simulators(task.name, task.control_mode, sim_backend=self.sim_backend)
+        with SimulatorPool(simulators, self.actors) as pool:
             for outcome in pool.run([job for _, job in jobs]):
                 if isinstance(outcome, Failure):
                     raise NnitError(f"recording states failed: {outcome.reason}.")
@@ -243,13 +261,14 @@ class Alignment:
                 states |= {(job, seed): observations for seed, observations in recorded}
                 left = pool.seconds_left(episodes - len(states))
                 view.update(name, len(states), seconds_left=left)
-        empty = np.zeros((0, self.task.obs_dim), np.float32)
-        grouped: list[list[np.ndarray]] = [[empty] for _ in self.teachers]
+        empty = np.zeros((0, task.obs_dim), np.float32)
+        grouped: list[list[np.ndarray]] = [[empty] for _ in faculty.policies]
         for teacher, job in jobs:
             grouped[teacher] += [states[job, seed] for seed in job.seeds]
         return [np.concatenate(parts) for parts in grouped]
 
     def _train(self, index: int, until: int, view: tuple[StageProgress, str]) -> None:
+        known = self.continue_from
         fit(
             distill_worker,
             {
@@ -258,10 +277,17 @@ class Alignment:
                 "topologies": json.dumps(self.seen),
                 "variation": self.variation,
                 "max_width": self.max_width,
-                "states": str(self._states(index).absolute()),
+                "tasks": [
+                    {
+                        "task": faculty.task.name,
+                        "states": str(self._states(index, faculty).absolute()),
+                        "teachers": [(teacher.id, teacher.best) for teacher in faculty.about],
+                    }
+                    for faculty in self.faculties
+                ],
+                "continue_from": str(known.absolute()) if known else None,
                 "start_from": str(self._result(index - 1).absolute()) if index else None,
                 "result": str(self._result(index).absolute()),
-                "best": [teacher.best for teacher in self.about],
                 "until": until,
                 "seed": self.seed,
             },
@@ -273,42 +299,29 @@ class Alignment:
             self.placement.cpus,
         )
 
-    def _sampler(self, index: int) -> AlignedSampler:
+    def _samplers(self, index: int) -> list[AlignedSampler]:
+        """One a task, of what a round has trained; success is measured at the end."""
         saved = torch.load(self._result(index), weights_only=True, map_location="cpu")
-        ghn = GHN(self.config.ghn, self.task.obs_dim, self.task.act_dim, self.max_width)
+        config = self.config.ghn
+        ghn = build_ghn(config, self.tasks, self.max_width)
         ghn.load_state_dict(saved["ghn"])
-        latents = TeacherLatents(len(self.teachers), self.config.ghn.latent_dim)
-        latents.load_state_dict(saved["latents"])
-        return AlignedSampler(
-            ghn.eval(),
-            latents.eval(),
-            Lessons.load(self._states(0)).norm,
-            self.task,
-            self.max_width,
-            self.seen,
-            self.variation,
-            self.config.distill.blended,
-            self.about,
-            torch.zeros(len(self.about)),  # measured at the end
+        latents = nn.ModuleList(
+            TeacherLatents(len(faculty.about), config.latent_dim) for faculty in self.faculties
         )
-
-
-def _good_enough(members: list[Member], min_success: float) -> list[Member]:
-    """The best snapshot of every trial that reaches `min_success`."""
-    best = best_of_trials(members)
-    if taught := [member for member in best if member.success_once >= min_success]:
-        return taught
-    most = max((member.success_once for member in members), default=0.0)
-    raise NnitError(
-        f"no policy of the population reaches align.min_success={min_success} (best {most:.2f}). "
-        "Raise population.recipe.env_steps or lower align.min_success."
-    )
-
-
-def _earlier(taught: list[Member], members: list[Member], count: int) -> list[Member]:
-    """Up to `count` earlier snapshots of the trial of each, evenly over its training."""
-    found = []
-    for best in taught:
-        own = [m for m in members if m.parent == best.parent and m.env_steps < best.env_steps]
-        found += spread(sorted(own, key=lambda member: member.env_steps), count)
-    return found
+        latents.load_state_dict(saved["latents"])
+        return [
+            AlignedSampler(
+                ghn.eval(),
+                own.eval(),  # type: ignore[arg-type]  # a ModuleList of these
+                Lessons.load(self._states(0, faculty)).norm,
+                faculty.task,
+                self.max_width,
+                self.seen,
+                self.variation,
+                self.config.distill.blended,
+                faculty.about,
+                torch.zeros(len(faculty.about)),
+                faculty.number,
+            )
+            for faculty, own in zip(self.faculties, latents, strict=True)
+        ]

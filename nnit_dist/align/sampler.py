@@ -1,6 +1,10 @@
-"""The aligned sampler: a trained hypernetwork as a source of policies for any topology."""
+"""The aligned sampler: a trained hypernetwork as a source of policies for any topology.
+
+One hypernetwork serves several tasks, and a sampler one of them.
+"""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +24,7 @@ from nnit_dist.policy import Policy
 from nnit_dist.randomness import generator_of, one_thread
 from nnit_dist.topology import Hidden, Topology
 
-FORMAT = "nnit.ghn/4"
+FORMAT = "nnit.ghn/5"
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,9 @@ class Teacher:
 
 @dataclass
 class AlignedSampler:
-    """(topology, latent) -> weights. `norm` folds networks to raw observations.
+    """(topology, latent) -> weights of one task. `norm` folds networks to raw observations.
 
+    `number` is the task's place among those of the hypernetwork.
     In training the widths of the `seen` topologies were varied by up to `variation` units, and
     networks were after `blended` of the best teachers at once (`latents.draw_mixes`).
     `success` is the measured success_once of networks after each teacher, float32 [teachers];
@@ -52,6 +57,7 @@ class AlignedSampler:
     blended: int
     teachers: list[Teacher]
     success: Tensor
+    number: int = 0
 
     @property
     def best(self) -> list[int]:
@@ -93,11 +99,15 @@ class AlignedSampler:
         Latents are drawn around the mix's, each from its own generator. `told` is what the
         hypernetwork hears of the topologies, see `GHN.forward`.
         """
-        size = self.latents.mean.shape[1]
-        noise = torch.stack([torch.randn(size, generator=generator) for generator in generators])
-        z = self.latents.sample(mixes.to(self.latents.mean), noise.to(self.latents.mean))
-        networks = self.ghn(list(zip(topologies, z[:, None], strict=True)), told)
-        return [[(weight.cpu(), bias.cpu()) for weight, bias in layers] for layers in networks]
+        z = [self.draw_latent(mix, rng) for mix, rng in zip(mixes, generators, strict=True)]
+        tasks = [self.number] * len(topologies)
+        return write_networks(self.ghn, topologies, torch.stack(z), told, tasks)
+
+    @torch.no_grad()
+    def draw_latent(self, mix: Tensor, rng: torch.Generator) -> Tensor:
+        """A latent [latent_dim] around that of a mix of teachers [teachers]."""
+        noise = torch.randn(self.latents.mean.shape[1], generator=rng)
+        return self.latents.sample(mix.to(self.latents.mean), noise.to(self.latents.mean))
 
     def to(self, device: torch.device) -> "AlignedSampler":
         """The same, written on a device; `networks` still gives CPU tensors."""
@@ -141,55 +151,94 @@ class AlignedSampler:
         return json.dumps(shares)
 
     def save(self, path: Path) -> Path:
-        """Write one safetensors file."""
-        state = {f"ghn.{k}": v.contiguous() for k, v in self.ghn.state_dict().items()}
-        state |= {f"latents.{k}": v for k, v in self.latents.state_dict().items()}
-        state |= {
-            "norm.mean": torch.from_numpy(self.norm.mean),
-            "norm.std": torch.from_numpy(self.norm.std),
-            "success": self.success,
-        }
-        metadata = {
-            "format": FORMAT,
-            "config": self.ghn.config.model_dump_json(),
-            "task": json.dumps(vars(self.task)),
-            "max_width": str(self.max_width),
-            "seen": json.dumps(self.seen),
-            "variation": str(self.variation),
-            "blended": str(self.blended),
-            "teachers": json.dumps([vars(teacher) for teacher in self.teachers]),
-        }
-        data = canonical_safetensors(save(state, metadata))
-        return write_atomic(path, lambda partial: partial.write_bytes(data))
+        """Write one safetensors file; see `save_samplers` for several tasks."""
+        return save_samplers([self], path)
 
     @classmethod
-    def load(cls, path: Path) -> "AlignedSampler":
-        """Read what `save` wrote; NnitError if it is something else."""
-        metadata, state = read_model(path, FORMAT)
-        task = TaskInfo(**json.loads(metadata["task"]))
-        config, max_width = (
-            GHNConfig.model_validate_json(metadata["config"]),
-            int(metadata["max_width"]),
+    def load(cls, path: Path, task: str | None = None) -> "AlignedSampler":
+        """The sampler of a task, the first by default, of a file.
+
+        Raises:
+            NnitError: the file is something else, or has no such task.
+        """
+        samplers = load_samplers(path)
+        names = [sampler.task.name for sampler in samplers]
+        if task is not None and task not in names:
+            raise NnitError(f"{path} writes policies for {', '.join(names)}, not for {task}.")
+        return samplers[names.index(task) if task else 0]
+
+
+@torch.no_grad()
+def write_networks(
+    ghn: GHN, topologies: list[Topology], z: Tensor, told: list[Told] | None, tasks: list[int]
+) -> list[Layers]:
+    """A network of each topology from each latent [B, latent_dim], layers [1, ...] on the CPU."""
+    networks = ghn(list(zip(topologies, z[:, None], strict=True)), told, tasks)
+    return [[(weight.cpu(), bias.cpu()) for weight, bias in layers] for layers in networks]
+
+
+def save_samplers(samplers: Sequence[AlignedSampler], path: Path) -> Path:
+    """Write the samplers of all tasks of one hypernetwork as one safetensors file."""
+    first = samplers[0]
+    state = {f"ghn.{k}": v.contiguous() for k, v in first.ghn.state_dict().items()}
+    for i, sampler in enumerate(samplers):
+        state |= {f"latents.{i}.{k}": v for k, v in sampler.latents.state_dict().items()}
+        state |= {
+            f"norm.{i}.mean": torch.from_numpy(sampler.norm.mean),
+            f"norm.{i}.std": torch.from_numpy(sampler.norm.std),
+            f"success.{i}": sampler.success,
+        }
+    tasks = [{"task": vars(s.task), "teachers": [vars(t) for t in s.teachers]} for s in samplers]
+    metadata = {
+        "format": FORMAT,
+        "config": first.ghn.config.model_dump_json(),
+        "tasks": json.dumps(tasks),
+        "max_width": str(first.max_width),
+        "seen": json.dumps(first.seen),
+        "variation": str(first.variation),
+        "blended": str(first.blended),
+    }
+    data = canonical_safetensors(save(state, metadata))
+    return write_atomic(path, lambda partial: partial.write_bytes(data))
+
+
+def load_samplers(path: Path) -> list[AlignedSampler]:
+    """Read what `save_samplers` wrote; NnitError if it is something else."""
+    metadata, state = read_model(path, FORMAT)
+    tasks = json.loads(metadata["tasks"])
+    infos = [TaskInfo(**about["task"]) for about in tasks]
+    config, max_width = (
+        GHNConfig.model_validate_json(metadata["config"]),
+        int(metadata["max_width"]),
+    )
+    ghn = build_ghn(config, infos, max_width)
+    ghn.load_state_dict(_part(state, "ghn."))
+    samplers = []
+    for i, (info, about) in enumerate(zip(infos, tasks, strict=True)):
+        latents = TeacherLatents(len(about["teachers"]), config.latent_dim)
+        latents.load_state_dict(_part(state, f"latents.{i}."))
+        samplers.append(
+            AlignedSampler(
+                ghn.eval(),
+                latents.eval(),
+                InputNorm(state[f"norm.{i}.mean"].numpy(), state[f"norm.{i}.std"].numpy()),
+                info,
+                max_width,
+                [tuple(hidden) for hidden in json.loads(metadata["seen"])],
+                int(metadata["variation"]),
+                int(metadata["blended"]),
+                [Teacher(**teacher) for teacher in about["teachers"]],
+                state[f"success.{i}"],
+                i,
+            )
         )
-        ghn = GHN(config, task.obs_dim, task.act_dim, max_width)
-        ghn.load_state_dict(_part(state, "ghn."))
-        latents = TeacherLatents(len(state["latents.mean"]), config.latent_dim)
-        latents.load_state_dict(_part(state, "latents."))
-        norm = InputNorm(state["norm.mean"].numpy(), state["norm.std"].numpy())
-        seen = [tuple(hidden) for hidden in json.loads(metadata["seen"])]
-        teachers = [Teacher(**about) for about in json.loads(metadata["teachers"])]
-        return cls(
-            ghn.eval(),
-            latents.eval(),
-            norm,
-            task,
-            max_width,
-            seen,
-            int(metadata["variation"]),
-            int(metadata["blended"]),
-            teachers,
-            state["success"],
-        )
+    return samplers
+
+
+def build_ghn(config: GHNConfig, tasks: Sequence[TaskInfo], max_width: int) -> GHN:
+    """An untrained hypernetwork for these tasks."""
+    obs_dim, act_dim = max(t.obs_dim for t in tasks), max(t.act_dim for t in tasks)
+    return GHN(config, obs_dim, act_dim, max_width, len(tasks))
 
 
 def read_model(path: Path, expected: str) -> tuple[dict[str, str], dict[str, Tensor]]:

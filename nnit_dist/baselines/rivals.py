@@ -41,25 +41,27 @@ Watch = Callable[[str, int, int], None]  # what is being trained, steps done, st
 
 @dataclass
 class Rivals:
-    """Everything trained for comparison with a run; a killed training goes on.
+    """Everything trained for comparison with one task of a run; a killed training goes on.
 
     It is kept in `kept/KEY`, where the key tells the run's artefacts and settings: a run that is
     made again gets new rivals. `watch` hears of the progress.
     """
 
     run: Path
+    task: str
     kept: Path
     watch: Watch = lambda name, done, total: None
 
     def __post_init__(self) -> None:
-        states = list((self.run / "align").glob("states-*.safetensors"))
+        pattern = f"states-{self.task}-*.safetensors"
+        states = list((self.run / "align").glob(pattern))
         if not states:
             raise NnitError(
-                f"{self.run} lacks align/states-*.safetensors, which its rivals learn from. Name "
-                "the directory of a finished run (`nnit run`)."
+                f"{self.run} lacks align/{pattern}, which its rivals learn from. Name the "
+                "directory of a finished run (`nnit run`) of this task."
             )
-        self.states = max(states, key=lambda path: int(path.stem.removeprefix("states-")))
-        self.sampler = AlignedSampler.load(self.run / "align" / "ghn.safetensors")
+        self.states = max(states, key=lambda path: int(path.stem.rsplit("-", 1)[1]))
+        self.sampler = AlignedSampler.load(self.run / "align" / "ghn.safetensors", self.task)
         key = read_json(self.run / "train" / "manifest.json")["key"]["config"]
         self.config, self.seed = NNiTConfig(**key["nnit"]), key["seed"]
         self.align = read_json(self.run / "align" / "manifest.json")["key"]["config"]["align"]
@@ -157,8 +159,13 @@ class Rivals:
                     "topologies": json.dumps(self.sampler.seen),
                     "variation": self.sampler.variation,
                     "max_width": self.sampler.max_width,
-                    "states": str(self.states),
-                    "best": [teacher.best for teacher in self.sampler.teachers],
+                    "tasks": [
+                        {
+                            "task": self.task,
+                            "states": str(self.states),
+                            "teachers": [(t.id, t.best) for t in self.sampler.teachers],
+                        }
+                    ],
                     "seed": self.seed,
                 },
                 torch.device("cpu"),
@@ -167,7 +174,7 @@ class Rivals:
             self._train(distiller, steps, path, f"GHN with {decoder} decoder")
             AlignedSampler(
                 distiller.ghn.eval(),
-                distiller.latents.eval(),
+                distiller.latents_of(0).eval(),
                 self.sampler.norm,
                 self.sampler.task,
                 self.sampler.max_width,
@@ -181,7 +188,7 @@ class Rivals:
 
     def _source(self, weights: Weights) -> AlignedSource | ListedSource:
         if weights == "mlp" or weights == "pointwise":
-            return AlignedSource(self.aligned(weights), self.config, self.seed)
+            return AlignedSource([self.aligned(weights)], self.config, self.seed)
         listed = [
             Listed(self.sampler.topology(hidden), layers, 1.0)
             for hidden, layers in self.networks(weights)

@@ -44,6 +44,7 @@ Networks = Callable[[Hidden, int, int], Layers]  # (hidden, index of a best teac
 
 def bench_alignment(
     run: Path,
+    task: str,
     kept: Path,
     count: int,
     samples: int,
@@ -53,14 +54,14 @@ def bench_alignment(
 ) -> dict[str, Any]:
     """Measure every kind of weights; returns the figures.
 
-    Reads a finished run directory with its states. Trains what is missing into `kept`.
+    Reads one task of a finished run directory with its states. Trains what is missing into `kept`.
     `count` topologies are measured of seen ones, and of each unseen kind for NNiT. Writes
     `out/alignment.json`, `.md` and `.png`, and every episode (`out/episodes`).
     """
     held = split_of(run).unseen
     unseen = {kind: spread(held[kind], count) for kind in NNIT_ON if held.get(kind)}
     with StageProgress("steps") as view:
-        rivals = Rivals(run, kept, view.watch)
+        rivals = Rivals(run, task, kept, view.watch)
         weights = _weights(rivals)
         writers = {kind: _writer(rivals, kind) for kind in ABOUT}
     obs = Lessons.load(rivals.states).obs[0][:STATES]
@@ -94,7 +95,7 @@ def bench_alignment(
             ours = [row for row in ours if tuple(row["hidden"]) in found]
             figures[kind][f"nnit_{name}"] = summarize(ours)
     result = {
-        "task": rivals.sampler.task.name,
+        "task": task,
         **measured_here(),
         "weights": figures,
         "failures": evaluation.failures,
@@ -137,7 +138,8 @@ def _sampled(sampler: AlignedSampler) -> Networks:
 
 def _writer(rivals: Rivals, kind: str) -> NNiTOn:
     if kind == "spatial":
-        return NNiTOn(NNiTModel.load(rivals.run / "train" / "nnit.safetensors"), "nnit_spatial")
+        model = NNiTModel.load(rivals.run / "train" / "nnit.safetensors")
+        return NNiTOn(model.of_task(rivals.task), "nnit_spatial")
     return rivals.nnit(kind)  # type: ignore[arg-type]
 
 

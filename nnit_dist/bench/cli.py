@@ -12,6 +12,7 @@ bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
 
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 Run = Annotated[Path | None, typer.Option(help="a finished run; the shipped one by default")]
+Task = Annotated[str, typer.Option(help="one of the run's")]
 Episodes = Annotated[int, typer.Option(min=1, help="episodes a network")]
 Samples = Annotated[int, typer.Option(min=1, help="networks a topology")]
 Actors = Annotated[int | None, typer.Option(min=1, help="simulator processes")]
@@ -56,6 +57,7 @@ def bench_train(
 @bench_app.command("generalization")
 def bench_generalization(
     run: Run = None,
+    task: Task = "PushCube-v1",
     kind: Annotated[
         list[str] | None, typer.Option(help="of unseen topologies; all that the run held out")
     ] = None,
@@ -78,7 +80,8 @@ def bench_generalization(
 
     with quiet_libraries(out / "bench.log"):
         figures = measure(
-            run or shipped("PushCube-v1"),
+            run or shipped(task),
+            task,
             [unseen_kind(text) for text in kind or UNSEEN_KINDS],
             count,
             samples,
@@ -93,6 +96,7 @@ def bench_generalization(
 @bench_app.command("alignment")
 def bench_alignment(
     run: Run = None,
+    task: Task = "PushCube-v1",
     count: Annotated[int, typer.Option(min=1, help="topologies of each kind")] = 12,
     samples: Samples = 2,
     episodes: Episodes = 50,
@@ -107,15 +111,14 @@ def bench_alignment(
     from nnit_dist.pretrained import shipped
 
     with quiet_libraries(out / "bench.log"):
-        figures = measure(
-            run or shipped("PushCube-v1"), rivals, count, samples, episodes, out, actors
-        )
+        figures = measure(run or shipped(task), task, rivals, count, samples, episodes, out, actors)
     _show(as_markdown(figures), out)
 
 
 @bench_app.command("memorization")
 def bench_memorization(
     run: Run = None,
+    task: Task = "PushCube-v1",
     hidden: Annotated[list[str] | None, typer.Option(help="seen topologies, e.g. 64x64")] = None,
     trained: Annotated[
         int, typer.Option(min=16, help="training networks a topology, at most")
@@ -135,7 +138,7 @@ def bench_memorization(
     topologies = [parse_hidden(text) for text in hidden or ["32", "64x64", "32x48x64"]]
     with quiet_libraries(out / "bench.log"):
         figures = measure(
-            run or shipped("PushCube-v1"), topologies, trained, drawn, episodes, out, actors
+            run or shipped(task), task, topologies, trained, drawn, episodes, out, actors
         )
     _show(as_markdown(figures), out)
 

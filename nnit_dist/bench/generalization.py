@@ -44,6 +44,7 @@ AVERAGED = 16
 
 def bench_generalization(
     run: Path,
+    task: str,
     kinds: list[UnseenKind],
     count: int,
     samples: int,
@@ -54,9 +55,9 @@ def bench_generalization(
 ) -> dict[str, Any]:
     """Measure every method on `count` unseen topologies of each of `kinds`; returns the figures.
 
-    Reads a finished run directory; with `rivals`, trains what needs training into that directory.
-    Writes `out/generalization.json`, `.md` and `.png`, and every episode (`out/episodes`), from
-    which a killed bench goes on.
+    Reads one task of a finished run directory; with `rivals`, trains what needs training into that
+    directory. Writes `out/generalization.json`, `.md` and `.png`, and every episode
+    (`out/episodes`), from which a killed bench goes on.
     """
     held = split_of(run).unseen
     topologies = {kind: spread(held[kind], count) for kind in kinds if held.get(kind)}
@@ -65,19 +66,19 @@ def bench_generalization(
     places = {hidden: kind for kind, found in topologies.items() for hidden in found}
     policies: list[Policy] = []
     cannot: dict[str, dict[str, list[str]]] = {}
-    for generator in _generators(run, rivals):
+    for generator in _generators(run, task, rivals):
         for hidden, kind in places.items():
             try:
                 policies += generator.generate(hidden, samples, 0)
             except NnitError as error:
                 cannot.setdefault(generator.name, {}).setdefault(kind, []).append(str(error))
-    measured = run / "evaluate" / "episodes"  # what the run measured need not be again
+    measured = run / "evaluate" / task / "episodes"  # what the run measured need not be again
     if measured.exists():
         shutil.copytree(measured, out / "episodes", dirs_exist_ok=True)
     result = evaluate(policies, episodes, out, actors, title="generalization")
     rows = [row | {"kind": places[tuple(row["hidden"])]} for row in result.rows()]
     figures = {
-        "task": policies[0].task,
+        "task": task,
         "samples": samples,
         "episodes": episodes,
         **measured_here(),
@@ -111,19 +112,19 @@ class _Direct:
         return self.sampler.policies(hidden, samples, seed)
 
 
-def _generators(run: Path, rivals: Path | None) -> Iterator[Generator]:
-    model = NNiTModel.load(run / "train" / "nnit.safetensors")
-    sampler = AlignedSampler.load(run / "align" / "ghn.safetensors")
+def _generators(run: Path, task: str, rivals: Path | None) -> Iterator[Generator]:
+    model = NNiTModel.load(run / "train" / "nnit.safetensors").of_task(task)
+    sampler = AlignedSampler.load(run / "align" / "ghn.safetensors", task)
     yield NNiTOn(model, "nnit")
     yield _Direct(sampler)
     yield AlignedCrops(sampler, 1, "aligned_crop")
     yield AlignedCrops(sampler, AVERAGED, "crop_average")
     yield PatchGaussian(sampler, model.vocabulary.patch)
-    yield TrainedCrops(sampler, [member.policy for member in teachers(run / "population")])
+    yield TrainedCrops(sampler, [member.policy for member in teachers(run / "population", task)])
     if rivals is None:
         return
     with StageProgress("steps") as view:
-        made = Rivals(run, rivals, view.watch)
+        made = Rivals(run, task, rivals, view.watch)
         yield made.flat()
         for weights in ("independent", "matched", "mlp"):
             yield made.nnit(weights)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from nnit_dist.align.ghn import Layers, apply_layers
-from nnit_dist.align.sampler import AlignedSampler
+from nnit_dist.align.sampler import AlignedSampler, load_samplers
 from nnit_dist.artifacts import read_json
 from nnit_dist.baselines.crops import policies_of
 from nnit_dist.bench.results import measured_here, write_results
@@ -50,6 +50,7 @@ WRITTEN = 64  # networks at once
 
 def bench_memorization(
     run: Path,
+    task: str,
     topologies: list[Hidden],
     trained: int,
     drawn: int,
@@ -59,18 +60,19 @@ def bench_memorization(
 ) -> dict[str, Any]:
     """Compare `drawn` networks of every kind with `trained` training ones; returns the figures.
 
-    Reads a finished run directory. Writes `out/memorization.json`, `.md`, `.png`, and every
-    episode (`out/episodes`).
+    Reads one task of a finished run directory. Writes `out/memorization.json`, `.md`, `.png`, and
+    every episode (`out/episodes`).
     """
-    model = NNiTModel.load(run / "train" / "nnit.safetensors")
-    sampler = AlignedSampler.load(run / "align" / "ghn.safetensors")
+    model = NNiTModel.load(run / "train" / "nnit.safetensors").of_task(task)
+    samplers = load_samplers(run / "align" / "ghn.safetensors")
+    sampler = samplers[model.number]
     states = record_states(sampler)
     if strange := [hidden for hidden in topologies if hidden not in sampler.seen]:
         raise NnitError(
             f"{hidden_name(strange[0])} was not trained on. Seen topologies of {run} are "
             f"{', '.join(map(hidden_name, spread(sampler.seen, 8)))}, ..."
         )
-    groups = _groups(run, sampler, model, topologies, trained, drawn)
+    groups = _groups(run, samplers, model, topologies, trained, drawn)
     policies = [policy for group in groups for policy in group.policies()]
     result = evaluate(policies, episodes, out, actors, title="memorization")
     measured = {kind: _joined([g.measure(kind, states, result) for g in groups]) for kind in ABOUT}
@@ -105,7 +107,7 @@ def record_states(sampler: AlignedSampler) -> Tensor:
 
 def _groups(
     run: Path,
-    sampler: AlignedSampler,
+    samplers: list[AlignedSampler],
     model: NNiTModel,
     topologies: list[Hidden],
     trained: int,
@@ -113,21 +115,22 @@ def _groups(
 ) -> list["_Group"]:
     key = read_json(run / "train" / "manifest.json")["key"]["config"]
     config = NNiTConfig(**key["nnit"])
-    source = AlignedSource(replace(sampler, variation=0), config, key["seed"])
-    train = _networks(source, topologies, range(config.steps), trained)
-    fresh = _networks(source, topologies, range(config.steps, 10 * config.steps), drawn)
-    return [_Group(sampler, model, h, train[h], fresh[h], drawn) for h in topologies]
+    exact, task = [replace(sampler, variation=0) for sampler in samplers], model.number
+    source = AlignedSource(exact, config, key["seed"])
+    train = _networks(source, task, topologies, range(config.steps), trained)
+    fresh = _networks(source, task, topologies, range(config.steps, 10 * config.steps), drawn)
+    return [_Group(samplers[task], model, h, train[h], fresh[h], drawn) for h in topologies]
 
 
 def _networks(
-    source: AlignedSource, topologies: list[Hidden], steps: range, count: int
+    source: AlignedSource, task: int, topologies: list[Hidden], steps: range, count: int
 ) -> dict[Hidden, list[Layers]]:
-    """Networks after the best teachers that these steps draw, up to `count` a topology."""
-    config, best = source.config, source.sampler.best
+    """Networks after a task's best teachers that these steps draw, up to `count` a topology."""
+    config, best = source.config, source.samplers[task].best
     found: dict[Hidden, list[Drawn]] = {hidden: [] for hidden in topologies}
     for step in steps:
         for one in source.drawn(step, range(config.topologies * config.networks)):
-            wanted = found.get(one.seen)
+            wanted = found.get(one.seen) if one.task == task else None
             if wanted is not None and len(wanted) < count and one.mix[best].any():
                 wanted.append(one)
         if all(len(drawn) == count for drawn in found.values()):

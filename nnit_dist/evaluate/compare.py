@@ -14,7 +14,7 @@ from nnit_dist.evaluate.run import evaluate, summarize
 from nnit_dist.evaluate.simulator import SimBackend
 from nnit_dist.evaluate.stats import paired, paired_bootstrap
 from nnit_dist.evaluate.store import EpisodeStore
-from nnit_dist.policy import Policy, load_policies
+from nnit_dist.policy import load_policies
 from nnit_dist.population.run import teachers
 from nnit_dist.topology import BEYOND, WITHIN, Hidden, TopologySplit
 
@@ -24,6 +24,7 @@ KINDS = ("teacher", "seen", *WITHIN, ALL_UNSEEN, *BEYOND)
 
 
 def run_evaluation(
+    tasks: list[str],
     generated: Path,
     studies: Path | None,
     ghn: Path,
@@ -38,37 +39,44 @@ def run_evaluation(
     actors: int | None,
     sim_backend: SimBackend,
 ) -> dict[str, Any]:
-    """Measure every method on the same start states; returns summaries.
+    """Measure every method on the same start states, task by task; returns summaries.
 
-    Reads policy files (and those of the studies, if any), the hypernetwork and the zoo. Writes
-    `out/results.parquet` (one row a network), `out/results.json` (the summaries) and
-    `out/episodes` (one row an episode).
+    Reads policy files (and those of the studies, if any) below a directory a task, the hypernetwork
+    and the zoo. Writes `out/results.parquet` (one row a network), `out/results.json` (the
+    summaries by task) and `out/TASK/episodes` (one row an episode).
     """
-    taught = [m.policy for m in teachers(population) if m.success_once >= min_success]
-    sampler = AlignedSampler.load(ghn)
-    written = filter(sampler.writes, topologies)
-    asked = [p for hidden in written for p in sampler.policies(hidden, samples, seed)]
-    studied = load_policies(studies) if studies else []
-    policies: list[Policy] = [*taught, *asked, *load_policies(generated), *studied]
-    result = evaluate(policies, episodes, out, actors, sim_backend=sim_backend)
-    about = {policy.id: policy.metadata for policy in studied}
-    measured = result.rows()
-    rows = [row for row in measured if row["policy_id"] not in about]
-    for row in rows:
-        row["method"] = METHODS[row["source"]]
-        row["kind"] = "teacher" if row["source"] == "rllib" else split.kind_of(tuple(row["hidden"]))
+    found: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    for task in tasks:
+        taught = [m.policy for m in teachers(population, task) if m.success_once >= min_success]
+        sampler = AlignedSampler.load(ghn, task)
+        written = filter(sampler.writes, topologies)
+        asked = [p for hidden in written for p in sampler.policies(hidden, samples, seed)]
+        studied = load_policies(studies / task) if studies else []
+        policies = [*taught, *asked, *load_policies(generated / task), *studied]
+        result = evaluate(
+            policies, episodes, out / task, actors, sim_backend=sim_backend, title=task
+        )
+        about = {policy.id: policy.metadata for policy in studied}
+        measured = result.rows()
+        own = [{"task": task, **row} for row in measured if row["policy_id"] not in about]
+        for row in own:
+            row["method"] = METHODS[row["source"]]
+            is_teacher = row["source"] == "rllib"
+            row["kind"] = "teacher" if is_teacher else split.kind_of(tuple(row["hidden"]))
+        rows += own
+        found[task] = {
+            "summaries": summarize_methods(own),
+            "failures": result.failures,
+            "paired": paired_methods(own),
+            "studies": summarize_studies(
+                [row | about[row["policy_id"]] for row in measured if row["policy_id"] in about]
+            ),
+        }
     table = pa.Table.from_pylist(rows)
     write_atomic(out / "results.parquet", lambda partial: pq.write_table(table, partial))
-    figures = {
-        "summaries": summarize_methods(rows),
-        "failures": result.failures,
-        "paired": paired_methods(rows),
-        "studies": summarize_studies(
-            [row | about[row["policy_id"]] for row in measured if row["policy_id"] in about]
-        ),
-    }
-    write_json(out / "results.json", figures)
-    return figures | {"networks": len(rows)}
+    write_json(out / "results.json", {"tasks": found})
+    return {"tasks": found, "networks": len(rows)}
 
 
 def summarize_methods(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,28 +29,40 @@ from nnit_dist.policy import Policy
 from nnit_dist.randomness import one_thread
 from nnit_dist.topology import Hidden, Topology
 
-FORMAT = "nnit.model/3"
+FORMAT = "nnit.model/4"
 # Success on 24 unseen topologies of PushCube-v1: 0.962 in 2 steps, 0.964 to 0.967 in 4 to 64.
 DEFAULT_STEPS = 4
 
 
+@dataclass(frozen=True)
+class Served:
+    """A task that a model writes policies for.
+
+    `best_success` is the highest success that its training networks were told to have, and what is
+    asked for by default.
+    """
+
+    task: TaskInfo
+    norm: InputNorm
+    best_success: float
+
+
 @dataclass
 class NNiTModel:
-    """The network with all that turns its samples into policies.
+    """The network with all that turns its samples into policies of one of its tasks.
 
-    `guidable` says whether training left task and success out at times; `best_success` is the
-    highest success that its training networks were told to have, and what is asked for by default.
+    `guidable` says whether training left task and success out at times; `number` is the task's
+    place among those that it serves.
     """
 
     network: NNiT
     config: TransformerConfig
     vocabulary: ArchitectureVocabulary
     whitening: Whitening
-    norm: InputNorm
-    task: TaskInfo
+    serves: list[Served]
     seen: list[Hidden]
-    best_success: float
     guidable: bool
+    number: int = 0
 
     @classmethod
     def of(cls, trainer: Trainer, source: AlignedSource | ListedSource) -> "NNiTModel":
@@ -58,7 +70,7 @@ class NNiTModel:
 
         Its weights are rounded to float16, as which they are kept.
         """
-        sampler, network = source.sampler, copy.deepcopy(trainer.average).cpu()
+        network = copy.deepcopy(trainer.average).cpu()
         for parameter in network.parameters():
             parameter.copy_(parameter.half())
         return cls(
@@ -66,12 +78,30 @@ class NNiTModel:
             trainer.config.transformer,
             source.vocabulary,
             source.whitening,
-            sampler.norm,
-            sampler.task,
+            [
+                Served(sampler.task, sampler.norm, best)
+                for sampler, best in zip(source.samplers, source.best_success, strict=True)
+            ],
             source.seen,
-            source.best_success,
             trainer.config.drop_rate > 0,
         )
+
+    @property
+    def task(self) -> TaskInfo:
+        return self.serves[self.number].task
+
+    @property
+    def norm(self) -> InputNorm:
+        return self.serves[self.number].norm
+
+    @property
+    def best_success(self) -> float:
+        return self.serves[self.number].best_success
+
+    def of_task(self, task: str) -> "NNiTModel":
+        """The same network, writing policies for one of its tasks; NnitError for another."""
+        self.vocabulary.check_task(task)
+        return replace(self, number=self.vocabulary.tasks.index(task))
 
     @property
     def parameters(self) -> int:
@@ -80,12 +110,11 @@ class NNiTModel:
     def check(
         self,
         hidden: Hidden,
-        task: str | None = None,
         success: float | None = None,
         guidance: float = 0.0,
     ) -> None:
-        """Raise NnitError unless this model can write `hidden` for `task`, as asked for."""
-        self.vocabulary.encode(task or self.task.name, hidden)
+        """Raise NnitError unless this model can write `hidden` as asked for."""
+        self.vocabulary.encode(self.task.name, hidden)
         if success is not None and not 0 <= success <= 1:
             raise NnitError(f"a success lies between 0 and 1; got {success}.")
         if guidance < 0:
@@ -221,9 +250,10 @@ class NNiTModel:
         state |= {
             "whitening.mean": self.whitening.mean,
             "whitening.std": self.whitening.std,
-            "norm.mean": torch.from_numpy(self.norm.mean),
-            "norm.std": torch.from_numpy(self.norm.std),
         }
+        for i, served in enumerate(self.serves):
+            state[f"norm.{i}.mean"] = torch.from_numpy(served.norm.mean)
+            state[f"norm.{i}.std"] = torch.from_numpy(served.norm.std)
         vocabulary = self.vocabulary
         metadata = {
             "format": FORMAT,
@@ -231,9 +261,10 @@ class NNiTModel:
             "vocabulary": json.dumps(
                 [vocabulary.tasks, vocabulary.patch, vocabulary.max_width, vocabulary.max_depth]
             ),
-            "task": json.dumps(vars(self.task)),
+            "tasks": json.dumps(
+                [{"task": vars(s.task), "best_success": s.best_success} for s in self.serves]
+            ),
             "seen": json.dumps(self.seen),
-            "best_success": str(self.best_success),
             "guidable": json.dumps(self.guidable),
         }
         data = canonical_safetensors(save(state, metadata))
@@ -261,9 +292,14 @@ class NNiTModel:
             config,
             vocabulary,
             Whitening(state["whitening.mean"], state["whitening.std"]),
-            InputNorm(state["norm.mean"].numpy(), state["norm.std"].numpy()),
-            TaskInfo(**json.loads(metadata["task"])),
+            [
+                Served(
+                    TaskInfo(**about["task"]),
+                    InputNorm(state[f"norm.{i}.mean"].numpy(), state[f"norm.{i}.std"].numpy()),
+                    about["best_success"],
+                )
+                for i, about in enumerate(json.loads(metadata["tasks"]))
+            ],
             [tuple(hidden) for hidden in json.loads(metadata["seen"])],
-            float(metadata["best_success"]),
             json.loads(metadata["guidable"]),
         )

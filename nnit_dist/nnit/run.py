@@ -18,11 +18,17 @@ MODEL = "nnit.safetensors"
 
 
 def run_nnit(
-    config: NNiTConfig, ghn: Path, out: Path, placement: Placement, seed: int
+    config: NNiTConfig,
+    ghn: Path,
+    out: Path,
+    placement: Placement,
+    seed: int,
+    continue_from: Path | None = None,
 ) -> dict[str, Any]:
-    """Train the transformer on the aligned sampler; returns the stage's figures.
+    """Train the transformer on the aligned samplers of all tasks; returns the stage's figures.
 
-    Reads the hypernetwork `ghn`. Writes `out/nnit.safetensors` and `out/metrics.jsonl`.
+    Reads the hypernetwork `ghn`, and the model to begin with, if any. Writes
+    `out/nnit.safetensors` and `out/metrics.jsonl`.
     """
     with StageProgress("steps") as view:
         view.add("nnit", config.steps, steps_logged(out / METRICS))
@@ -31,6 +37,7 @@ def run_nnit(
             {
                 "nnit": config.model_dump(),
                 "ghn": str(ghn.absolute()),
+                "continue_from": str(continue_from.absolute()) if continue_from else None,
                 "result": str((out / MODEL).absolute()),
                 "seed": seed,
             },

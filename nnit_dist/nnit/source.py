@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nnit_dist.align.ghn import Layers
-from nnit_dist.align.sampler import AlignedSampler
+from nnit_dist.align.sampler import AlignedSampler, write_networks
 from nnit_dist.align.told import Told, jitter
 from nnit_dist.nnit.tokens import ArchitectureVocabulary, token_layout, tokenize
 from nnit_dist.nnit.trainer import Example
@@ -38,9 +38,10 @@ class SourceConfig(Protocol):
 class Drawn:
     """What a training network is: near a seen topology, after a mix, told to be something.
 
-    Its generator goes on to draw the latent.
+    Its generator goes on to draw the latent; `task` is its sampler's index.
     """
 
+    task: int
     seen: Hidden
     topology: Topology
     mix: Tensor
@@ -49,16 +50,29 @@ class Drawn:
 
 
 class AlignedSource:
-    """A step has `topologies` topologies, `networks` networks of each, then architectures alone."""
+    """A step has `topologies` topologies, `networks` networks of each, then architectures alone.
 
-    def __init__(self, sampler: AlignedSampler, config: SourceConfig, seed: int) -> None:
-        self.sampler, self.config, self.seed = sampler, config, seed
-        max_depth = max(len(hidden) for hidden in sampler.seen)
+    Tasks, each with a sampler of the same hypernetwork, take turns. `whitening` is that of a model
+    that is trained further; of the samplers' networks by default.
+    """
+
+    def __init__(
+        self,
+        samplers: list[AlignedSampler],
+        config: SourceConfig,
+        seed: int,
+        whitening: Whitening | None = None,
+    ) -> None:
+        self.samplers, self.config, self.seed = samplers, config, seed
+        self.seen, first = samplers[0].seen, samplers[0]
         self.vocabulary = ArchitectureVocabulary(
-            [sampler.task.name], config.patch, sampler.max_width, max_depth
+            [sampler.task.name for sampler in samplers],
+            config.patch,
+            first.max_width,
+            max(len(hidden) for hidden in self.seen),
         )
-        self.seen, self.best_success = sampler.seen, float(sampler.success[sampler.best].max())
-        self.whitening = self._fit_whitening()
+        self.best_success = [float(s.success[s.best].max()) for s in samplers]
+        self.whitening = whitening or self._fit_whitening()
 
     def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
         """Examples of these numbers: networks below topologies * networks, else architectures."""
@@ -81,18 +95,24 @@ class AlignedSource:
 
     def _draw(self, hidden: Hidden, step: int, number: int) -> Drawn:
         """A network near a seen topology, from its own generator."""
-        rng = generator_of(self.seed, step, number)
-        topology = self.sampler.vary(hidden, rng)
-        (mix,) = self.sampler.mixes(1, self.config.best_share, rng)
-        return Drawn(hidden, topology, mix, tell(topology, self.config, self.vocabulary, rng), rng)
+        rng, task = generator_of(self.seed, step, number), self._task(step, number)
+        topology = self.samplers[task].vary(hidden, rng)
+        (mix,) = self.samplers[task].mixes(1, self.config.best_share, rng)
+        told = tell(topology, self.config, self.vocabulary, rng)
+        return Drawn(task, hidden, topology, mix, told, rng)
+
+    def _task(self, step: int, number: int) -> int:
+        return (step + number) % len(self.samplers)
 
     def write(self, drawn: list[Drawn]) -> list[Layers]:
         """Their layers [1, ...], for whitened inputs; each can be written once."""
-        return self.sampler.networks(
+        z = [self.samplers[one.task].draw_latent(one.mix, one.rng) for one in drawn]
+        return write_networks(
+            self.samplers[0].ghn,
             [one.topology for one in drawn],
-            torch.stack([one.mix for one in drawn]),
-            [one.rng for one in drawn],
+            torch.stack(z),
             [one.told for one in drawn],
+            [self.samplers[one.task].number for one in drawn],
         )
 
     def _examples(self, drawn: list[Drawn]) -> list[Example]:
@@ -100,11 +120,11 @@ class AlignedSource:
             return []
         examples = []
         for one, layers in zip(drawn, self.write(drawn), strict=True):
-            layout = token_layout(one.topology, self.config.patch)
+            layout, sampler = token_layout(one.topology, self.config.patch), self.samplers[one.task]
             examples.append(
                 Example(
-                    _encode(self.vocabulary, one.told),
-                    float(one.mix @ self.sampler.success),
+                    self.vocabulary.encode(sampler.task.name, _hidden(one.told)),
+                    float(one.mix @ sampler.success),
                     layout,
                     one.told,
                     self.whitening.whiten(tokenize(layers, layout), layout)[0],
@@ -113,24 +133,27 @@ class AlignedSource:
         return examples
 
     def _architecture(self, step: int, number: int) -> Example:
-        rng = generator_of(self.seed, step, number)
+        rng, sampler = (
+            generator_of(self.seed, step, number),
+            self.samplers[self._task(step, number)],
+        )
         index = int(torch.randint(len(self.seen), (), generator=rng))
-        ids = self.vocabulary.encode(self.sampler.task.name, self.seen[index])
-        (mix,) = self.sampler.mixes(1, self.config.best_share, rng)
-        return Example(self.vocabulary.filled(ids), float(mix @ self.sampler.success))
+        ids = self.vocabulary.encode(sampler.task.name, self.seen[index])
+        (mix,) = sampler.mixes(1, self.config.best_share, rng)
+        return Example(self.vocabulary.filled(ids), float(mix @ sampler.success))
 
     def _fit_whitening(self) -> Whitening:
         """Statistics of tokens of seen topologies, per kind of token."""
-        generators = [generator_of(self.seed, -1, i) for i in range(WHITENING_NETWORKS)]
+        share, pairs = self.config.best_share, []
         seen = [i * len(self.seen) // WHITENING_NETWORKS for i in range(WHITENING_NETWORKS)]
-        topologies = [self.sampler.topology(self.seen[index]) for index in seen]
-        share = self.config.best_share
-        mixes = torch.cat([self.sampler.mixes(1, share, rng) for rng in generators])
-        networks = self.sampler.networks(topologies, mixes, generators)
-        layouts = [token_layout(topology, self.config.patch) for topology in topologies]
-        return Whitening.fit(
-            [(tokenize(n, layout), layout) for n, layout in zip(networks, layouts, strict=True)]
-        )
+        for sampler in self.samplers:
+            generators = [generator_of(self.seed, -1, i) for i in range(WHITENING_NETWORKS)]
+            topologies = [sampler.topology(self.seen[index]) for index in seen]
+            mixes = torch.cat([sampler.mixes(1, share, rng) for rng in generators])
+            networks = sampler.networks(topologies, mixes, generators)
+            layouts = [token_layout(topology, self.config.patch) for topology in topologies]
+            pairs += [(tokenize(n, lay), lay) for n, lay in zip(networks, layouts, strict=True)]
+        return Whitening.fit(pairs)
 
 
 def tell(
@@ -145,8 +168,8 @@ def tell(
     return Told((topology.obs_dim, *hidden, topology.act_dim), told.depth)
 
 
-def _encode(vocabulary: ArchitectureVocabulary, told: Told) -> list[int]:
-    return vocabulary.encode(vocabulary.tasks[0], tuple(int(width) for width in told.dims[1:-1]))
+def _hidden(told: Told) -> Hidden:
+    return tuple(int(width) for width in told.dims[1:-1])
 
 
 @dataclass(frozen=True)
@@ -167,9 +190,9 @@ class ListedSource:
     def __init__(
         self, networks: list[Listed], sampler: AlignedSampler, config: SourceConfig, seed: int
     ) -> None:
-        self.networks, self.sampler, self.config, self.seed = networks, sampler, config, seed
+        self.networks, self.samplers, self.config, self.seed = networks, [sampler], config, seed
         self.seen = sorted({network.topology.hidden for network in networks})
-        self.best_success = max(network.success for network in networks)
+        self.best_success = [max(network.success for network in networks)]
         max_depth = max(len(hidden) for hidden in self.seen)
         max_width = max(max(hidden) for hidden in self.seen)
         self.vocabulary = ArchitectureVocabulary(
@@ -189,10 +212,10 @@ class ListedSource:
 
     def _example(self, rng: torch.Generator, alone: bool) -> Example:
         index = int(torch.randint(len(self.networks), (), generator=rng))
-        network = self.networks[index]
+        network, task = self.networks[index], self.vocabulary.tasks[0]
         if alone:
-            ids = _encode(self.vocabulary, Told.of(network.topology))
+            ids = self.vocabulary.encode(task, network.topology.hidden)
             return Example(self.vocabulary.filled(ids), network.success)
         told = tell(network.topology, self.config, self.vocabulary, rng)
-        layout, ids = self._layouts[index], _encode(self.vocabulary, told)
+        layout, ids = self._layouts[index], self.vocabulary.encode(task, _hidden(told))
         return Example(ids, network.success, layout, told, self._patches[index])

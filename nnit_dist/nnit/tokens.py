@@ -143,10 +143,7 @@ class ArchitectureVocabulary:
         Raises:
             NnitError: the task is unknown, or a width or the depth is out of range.
         """
-        if task not in self.tasks:
-            raise NnitError(
-                f"this model writes policies for {', '.join(self.tasks)}, not for {task}."
-            )
+        self.check_task(task)
         if len(hidden) > self.depths[-1]:
             raise NnitError(
                 f"{len(hidden)} hidden layers are too many: this model was trained for up to "
@@ -163,6 +160,19 @@ class ArchitectureVocabulary:
                 "side of a patch."
             )
         return [self._task + self.tasks.index(task), self._depth + len(hidden) - 1, *hidden]
+
+    def check_task(self, task: str) -> None:
+        """Raise NnitError unless it is one of the model's."""
+        if task not in self.tasks:
+            raise NnitError(
+                f"this model writes policies for {', '.join(self.tasks)}, not for {task}."
+            )
+
+    def extends(self, other: "ArchitectureVocabulary") -> bool:
+        """Whether it is another's with tasks added at the end, if any."""
+        names = ("patch", "max_width", "max_depth")
+        same = all(getattr(self, name) == getattr(other, name) for name in names)
+        return same and self.tasks[: len(other.tasks)] == other.tasks
 
     def filled(self, ids: list[int]) -> list[int]:
         """Ids with `none` for every layer that is not there: all slots of a drawn architecture."""

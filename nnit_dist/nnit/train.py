@@ -4,7 +4,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nnit_dist.align.sampler import AlignedSampler
+from nnit_dist.align.grow import grow
+from nnit_dist.align.sampler import load_samplers
+from nnit_dist.errors import NnitError
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.nnit.source import AlignedSource
 from nnit_dist.nnit.trainer import Trainer
@@ -47,10 +49,30 @@ def nnit_worker(config: dict) -> None:
     """Ray Train loop: train to the configured number of steps, then write the model."""
     device, rank, workers = worker_setup()
     settings, seed = NNiTConfig(**config["nnit"]), config["seed"]
-    sampler = AlignedSampler.load(Path(config["ghn"])).to(device)
-    source = AlignedSource(sampler, settings, seed)
+    samplers = [sampler.to(device) for sampler in load_samplers(Path(config["ghn"]))]
+    known = config["continue_from"] and NNiTModel.load(Path(config["continue_from"]))
+    source = AlignedSource(samplers, settings, seed, known.whitening if known else None)
     trainer = Trainer(settings, source, device, seed, (rank, workers), average_gradients)
+    if known:
+        begin_with(trainer, known)
     loop = Loop(trainer.state(), config, log_every=20, save_every=settings.checkpoint_every)
     loop.run(settings.steps, trainer.step)
     if rank == 0:
         NNiTModel.of(trainer, source).save(Path(config["result"]))
+
+
+def begin_with(trainer: Trainer, known: NNiTModel) -> None:
+    """Begin a training with a trained model's network; its tasks come first, further ones are new.
+
+    Raises:
+        NnitError: the networks differ in more than their tasks.
+    """
+    same = trainer.config.transformer == known.config
+    if not (same and trainer.source.vocabulary.extends(known.vocabulary)):
+        raise NnitError(
+            f"cannot continue from this model of {', '.join(known.vocabulary.tasks)}: name its "
+            "tasks first and in this order, and keep its nnit.transformer, nnit.patch, widths and "
+            "depths."
+        )
+    for network in (trainer.network, trainer.average):
+        grow(network, known.network)

@@ -1,14 +1,17 @@
 """The population stage: PPO trials under Ray Tune, their snapshots in the zoo."""
 
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import tune
 
+from nnit_dist.artifacts import read_json, write_atomic
 from nnit_dist.errors import NnitError
 from nnit_dist.population.ppo import Recipe
-from nnit_dist.population.trial import TrialSpec, read_progress, train_trial
+from nnit_dist.population.trial import PROGRESS, TrialSpec, read_progress, train_trial
 from nnit_dist.progress import StageProgress
 from nnit_dist.zoo import Member, Zoo, best_of_trials
 
@@ -22,28 +25,42 @@ class PopulationConfig(BaseModel):
     seeds: list[int] = Field([0], min_length=1)
     max_failures: int = Field(3, ge=0, description="retries of a trial that dies")
     recipe: Recipe = Recipe()
+    recipes: dict[str, Recipe] = Field({}, description="what differs from `recipe`, by task")
+
+    def recipe_of(self, task: str) -> Recipe:
+        """The recipe of a task."""
+        own = self.recipes.get(task, Recipe())
+        return self.recipe.model_copy(update={k: getattr(own, k) for k in own.model_fields_set})
 
 
-def trial_specs(config: PopulationConfig, task: str, control_mode: str) -> list[TrialSpec]:
-    """One trial per architecture and seed."""
+def trial_specs(config: PopulationConfig, tasks: list[str], control_mode: str) -> list[TrialSpec]:
+    """One trial per task, architecture and seed."""
     return [
         TrialSpec(task, control_mode, tuple(hidden), seed)
+        for task in tasks
         for seed in config.seeds
         for hidden in config.architectures
     ]
 
 
 def run_population(
-    config: PopulationConfig, task: str, control_mode: str, out: Path
+    config: PopulationConfig,
+    tasks: list[str],
+    control_mode: str,
+    out: Path,
+    continue_from: Path | None = None,
 ) -> dict[str, Any]:
     """Train every unfinished trial; returns the stage's figures.
 
-    Reads nothing but `out`. Writes `out/zoo` (Parquet) and `out/trials` (checkpoints).
+    Reads nothing but `out`, and the population whose finished trials are taken over, if any.
+    Writes `out/zoo` (Parquet) and `out/trials` (checkpoints).
 
     Raises:
         NnitError: a trial failed more than `max_failures` times; finished ones are kept.
     """
-    specs = trial_specs(config, task, control_mode)
+    if continue_from:
+        _take_over(continue_from, out)
+    specs = trial_specs(config, tasks, control_mode)
     open_specs = [spec for spec in specs if not _is_done(out, spec)]
     if open_specs:
         _run_trials(config, open_specs, out)
@@ -56,9 +73,21 @@ def run_population(
     return _figures(out, specs)
 
 
-def teachers(out: Path) -> list[Member]:
-    """The best snapshot of every trial, by success, then return."""
-    return best_of_trials(Zoo(out / "zoo").members())
+def teachers(out: Path, task: str) -> list[Member]:
+    """The best snapshot of every trial of a task, by success, then return."""
+    members = Zoo(out / "zoo").members()
+    return best_of_trials(member for member in members if member.policy.task == task)
+
+
+def _take_over(population: Path, out: Path) -> None:
+    """The finished trials of another population, with its zoo."""
+    for progress in (population / "trials").glob(f"*/{PROGRESS}"):
+        if read_json(progress)["done"]:
+            own = out / "trials" / progress.parent.name
+            own.mkdir(parents=True, exist_ok=True)
+            shutil.copy(progress, own)
+    for file in Zoo(population / "zoo").files():
+        write_atomic(out / "zoo" / file.name, partial(shutil.copy, file))
 
 
 def _is_done(out: Path, spec: TrialSpec) -> bool:
@@ -71,8 +100,12 @@ def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Path) -> 
         tune.Tuner(
             tune.with_resources(train_trial, {"cpu": 1}),
             param_space={
-                "spec": tune.grid_search([vars(spec) for spec in specs]),
-                "recipe": config.recipe.model_dump(),
+                "trial": tune.grid_search(
+                    [
+                        {"spec": vars(spec), "recipe": config.recipe_of(spec.task).model_dump()}
+                        for spec in specs
+                    ]
+                ),
                 "out": str(out.absolute()),
             },
             tune_config=tune.TuneConfig(reuse_actors=False),
@@ -81,7 +114,7 @@ def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Path) -> 
                 storage_path=str(out.absolute()),
                 failure_config=tune.FailureConfig(max_failures=config.max_failures),
                 verbose=0,
-                callbacks=[_Watch(view, out, specs, config.recipe.env_steps)],
+                callbacks=[_Watch(view, out, config, specs)],
             ),
         ).fit()
 
@@ -91,14 +124,16 @@ class _Watch(tune.Callback):
 
     ALL = "all trials"
 
-    def __init__(self, view: StageProgress, out: Path, specs: list[TrialSpec], budget: int) -> None:
+    def __init__(
+        self, view: StageProgress, out: Path, config: PopulationConfig, specs: list[TrialSpec]
+    ) -> None:
         self.view = view
         progress = {spec.id: read_progress(out / "trials" / spec.id) for spec in specs}
         self.steps = {name: found.env_steps if found else 0 for name, found in progress.items()}
-        self.totals = dict.fromkeys(self.steps, budget)
-        view.add(self.ALL, budget * len(specs), sum(self.steps.values()))
+        self.totals = {spec.id: config.recipe_of(spec.task).env_steps for spec in specs}
+        view.add(self.ALL, sum(self.totals.values()), sum(self.steps.values()))
         for name, steps in self.steps.items():
-            view.add(name, budget, steps)
+            view.add(name, self.totals[name], steps)
 
     def __getstate__(self) -> dict:
         return {}  # Tune pickles its callbacks; a live view stays in this process

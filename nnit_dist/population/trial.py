@@ -60,8 +60,9 @@ def train_trial(config: dict[str, Any]) -> None:
     from ray import tune
 
     torch.set_num_threads(1)
-    spec = TrialSpec(**{**config["spec"], "hidden": tuple(config["spec"]["hidden"])})
-    trial = Trial(spec, Recipe(**config["recipe"]), Path(config["out"]))
+    about = config["trial"]["spec"]
+    spec = TrialSpec(**{**about, "hidden": tuple(about["hidden"])})
+    trial = Trial(spec, Recipe(**config["trial"]["recipe"]), Path(config["out"]))
     while not trial.progress.done:
         tune.report({**trial.step(), "trial": spec.id})
 

@@ -19,21 +19,17 @@ def load_model(task: str, path: Path | None = None) -> NNiTModel:
     Raises:
         NnitError: there is no model there, or it writes policies for another task.
     """
-    if path is None:
-        if task not in _SHIPPED:
-            raise NnitError(
-                f"no trained model for {task} is shipped (only {', '.join(_SHIPPED)}). Train one "
-                "with `nnit run`, then name its run directory with --model."
-            )
-        path = shipped(task)
+    path = path or shipped(task)
     if path.is_dir():
         path = path / "train" / "nnit.safetensors"
-    model = NNiTModel.load(path)
-    if model.task.name != task:
-        raise NnitError(f"{path} writes policies for {model.task.name}, not for {task}.")
-    return model
+    return NNiTModel.load(path).of_task(task)
 
 
 def shipped(task: str) -> Path:
-    """The run directory that is shipped for a task."""
+    """The run directory that is shipped for a task; NnitError if there is none."""
+    if task not in _SHIPPED:
+        raise NnitError(
+            f"no trained model for {task} is shipped (only {', '.join(_SHIPPED)}). Train one "
+            "with `nnit run`, then name its run directory."
+        )
     return _HERE / _SHIPPED[task]

@@ -9,6 +9,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
+from matplotlib.figure import Figure
 
 from nnit_dist.artifacts import write_atomic
 from nnit_dist.evaluate.compare import headline
@@ -18,48 +19,67 @@ from nnit_dist.report.film import film_unseen
 if TYPE_CHECKING:
     from nnit_dist.pipeline import Run
 
-STUDIES = """<h2>Sampler steps, and success asked for</h2>
+STUDIES = """<h3>Sampler steps, and success asked for</h3>
 $sampler
 <p class="note">One network each of unseen topologies, means and 95% intervals over topologies.</p>
 """
-TEMPLATE = Path(__file__).with_name("template.html")
+TEMPLATE, TASK = (Path(__file__).with_name(name) for name in ("template.html", "task.html"))
 
 
 def build_report(run: "Run", out: Path) -> dict[str, Any]:
     """Write `out/report.html`, `out/results.json`, `out/results.parquet` and the pictures.
 
-    Reads the manifests and artefacts of every earlier stage.
+    Reads the manifests and artefacts of every earlier stage. Pictures of a task lie in `out/TASK`.
     """
     rows = pq.read_table(run.out / "evaluate" / "results.parquet").to_pylist()
-    figures = run.manifest("evaluate")["figures"]
     for name in ("results.json", "results.parquet"):
         shutil.copy(run.out / "evaluate" / name, out / name)
     pictures = {
-        "success": plots.success_by_topology(rows),
         "population": plots.population_curves(run.manifest("population")),
         "training": plots.training_curves(run.out),
-        "matrices": plots.weight_matrices(run),
     }
-    if figures["studies"]:
-        pictures["sampler"] = plots.sampler_studies(figures["studies"])
-    for name, figure in pictures.items():
-        figure.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight")
-    film = film_unseen(run, out / "policies.mp4")
     fields = {
         "name": html.escape(run.config.name),
-        "task": html.escape(run.config.task),
-        "headline": headline(figures),
-        "summary": _summary_table(figures["summaries"]),
+        "tasks": "".join(
+            _task_section(run, task, [row for row in rows if row["task"] == task], out)
+            for task in run.config.tasks
+        ),
         "stages": _stage_table(run),
-        "topologies": _topology_table(rows),
-        "studies": STUDIES if "sampler" in pictures else "",
-        **{name: _image(out / f"{name}.png") for name in pictures},
-        "film": f'<video autoplay loop muted playsinline controls src="{_data(film)}"></video>',
+        **_draw(pictures, out),
     }
-    fields["studies"] = Template(fields["studies"]).safe_substitute(fields)
     page = Template(TEMPLATE.read_text()).substitute(fields)
     write_atomic(out / "report.html", lambda partial: partial.write_text(page))
     return {"report": "report.html", "bytes": len(page)}
+
+
+def _task_section(run: "Run", task: str, rows: list[dict[str, Any]], out: Path) -> str:
+    """What a task's networks can do, as HTML."""
+    figures = run.manifest("evaluate")["figures"]["tasks"][task]
+    pictures = {
+        "success": plots.success_by_topology(rows),
+        "matrices": plots.weight_matrices(run, task),
+    }
+    if figures["studies"]:
+        pictures["sampler"] = plots.sampler_studies(figures["studies"])
+    film = film_unseen(run, task, out / task / "policies.mp4")
+    fields = {
+        "task": html.escape(task),
+        "headline": headline(figures),
+        "summary": _summary_table(figures["summaries"]),
+        "topologies": _topology_table(rows),
+        "film": f'<video autoplay loop muted playsinline controls src="{_data(film)}"></video>',
+        **_draw(pictures, out / task),
+    }
+    fields["studies"] = Template(STUDIES).substitute(fields) if "sampler" in pictures else ""
+    return Template(TASK.read_text()).substitute(fields)
+
+
+def _draw(pictures: dict[str, Figure], out: Path) -> dict[str, str]:
+    """Write the pictures; returns them as HTML."""
+    out.mkdir(exist_ok=True)
+    for name, figure in pictures.items():
+        figure.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight")
+    return {name: _image(out / f"{name}.png") for name in pictures}
 
 
 def _image(path: Path) -> str:

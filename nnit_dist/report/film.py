@@ -56,9 +56,9 @@ def film(clips: list[Clip], path: Path) -> Path:
     return path
 
 
-def film_unseen(run: "Run", path: Path) -> Path:
+def film_unseen(run: "Run", task: str, path: Path) -> Path:
     """An MP4 of one NNiT sample each of a few unseen topologies, in one episode each."""
-    model = NNiTModel.load(run.out / "train" / "nnit.safetensors")
+    model = NNiTModel.load(run.out / "train" / "nnit.safetensors").of_task(task)
     policies = [model.generate(hidden, 1)[0] for hidden in _choose(run.split)]
     clips = [
         Clip(p, TEST_SEED + i, f"{p.topology.name}, {p.topology.num_params:,} weights")

@@ -77,21 +77,21 @@ def sampler_studies(studies: dict[str, Any]) -> Figure:
 
 
 def population_curves(manifest: dict[str, Any]) -> Figure:
-    """Deterministic success of every trial against env steps."""
-    figure, axes = plt.subplots(figsize=(9, 3))
-    for name, trial in manifest["figures"]["trials"].items():
-        history = trial["history"]
-        axes.plot(
-            [h["env_steps"] / 1e3 for h in history],
-            [h["success_once"] for h in history],
-            marker="o",
-            ms=3,
-            label=name.split("_", 1)[1],
-        )
-    axes.set_xlabel("thousand env steps")
-    axes.set_ylabel("success once")
-    axes.set_title("population: deterministic success of the teachers", fontsize=10)
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    """Deterministic success of every trial against env steps, a panel a task."""
+    trials = manifest["figures"]["trials"]
+    tasks = list(dict.fromkeys(name.split("_", 1)[0] for name in trials))
+    figure, panels = plt.subplots(len(tasks), figsize=(9, 3 * len(tasks)), squeeze=False)
+    for task, axes in zip(tasks, panels[:, 0], strict=True):
+        for name, trial in trials.items():
+            own, label = name.split("_", 1)
+            if own == task:
+                steps = [h["env_steps"] / 1e3 for h in trial["history"]]
+                success = [h["success_once"] for h in trial["history"]]
+                axes.plot(steps, success, marker="o", ms=3, label=label)
+        axes.set_xlabel("thousand env steps")
+        axes.set_ylabel("success once")
+        axes.set_title(f"population, {task}: deterministic success", fontsize=10)
+        axes.legend(frameon=False, fontsize=8, ncols=2)
     return _finish(figure)
 
 
@@ -109,15 +109,15 @@ def training_curves(out: Path) -> Figure:
     return _finish(figure)
 
 
-def weight_matrices(run: "Run") -> Figure:
+def weight_matrices(run: "Run", task: str) -> Figure:
     """The second layer of two teachers, of two aligned networks and of two NNiT samples."""
     from nnit_dist.align.sampler import AlignedSampler
     from nnit_dist.nnit.model import NNiTModel
     from nnit_dist.population.run import teachers
 
-    sampler = AlignedSampler.load(run.out / "align" / "ghn.safetensors")
-    model = NNiTModel.load(run.out / "train" / "nnit.safetensors")
-    raw = [member.policy for member in teachers(run.out / "population")]
+    sampler = AlignedSampler.load(run.out / "align" / "ghn.safetensors", task)
+    model = NNiTModel.load(run.out / "train" / "nnit.safetensors").of_task(task)
+    raw = [member.policy for member in teachers(run.out / "population", task)]
     raw = [policy for policy in raw if policy.topology.depth > 1] or raw
     width = max(max(hidden) for hidden in run.split.seen)
     narrow = sorted({w for hidden in run.split.seen for w in hidden})[-2]

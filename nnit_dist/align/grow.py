@@ -1,0 +1,25 @@
+"""A trained network with room for more: what it knows is kept, what is new starts untrained."""
+
+import torch
+from torch import nn
+
+from nnit_dist.errors import NnitError
+
+
+@torch.no_grad()
+def grow(network: nn.Module, known: nn.Module) -> None:
+    """Give every parameter of `network` the values of `known` in its leading part.
+
+    Raises:
+        NnitError: `known` is larger, or of another make.
+    """
+    own, old = dict(network.named_parameters()), dict(known.named_parameters())
+    for name in own.keys() | old.keys():
+        shapes = [tuple(side[name].shape) if name in side else () for side in (own, old)]
+        if len(shapes[0]) != len(shapes[1]) or any(a < b for a, b in zip(*shapes, strict=True)):
+            raise NnitError(
+                f"cannot continue from this model: its {name} has the shape {shapes[1]}, here it "
+                f"is {shapes[0]}. Keep the sizes of its configuration."
+            )
+    for name, values in old.items():
+        own[name][tuple(slice(size) for size in values.shape)] = values
