@@ -237,6 +237,41 @@ def zoo_show(path: Zoo, policy_id: str, debug: Debug = False) -> None:
     console.print(f"{'weights':>15}  {len(weights):,}, rms {float((weights**2).mean()) ** 0.5:.3f}")
 
 
+@zoo_app.command("stats")
+def zoo_stats(
+    path: Zoo,
+    out: Annotated[Path | None, typer.Option(help="for the pictures; ZOO-stats by default")] = None,
+    debug: Debug = False,
+) -> None:
+    """How diverse a population is: architectures, qualities, behaviour."""
+    from nnit_dist.population.diversity import picture, population_stats
+
+    members, target = list(_zoo(path).members()), out or path.with_name(f"{path.name}-stats")
+    target.mkdir(parents=True, exist_ok=True)
+    for task in dict.fromkeys(member.policy.task for member in members):
+        with quiet_libraries(target / "stats.log"):
+            stats = population_stats([m for m in members if m.policy.task == task])
+        picture(task, stats).savefig(target / f"{task}.png", dpi=110)
+        least, *_, most = stats["success"]
+        console.print(
+            f"[bold]{task}[/]: {stats['members']} snapshots of {stats['trials']} trials, "
+            f"{stats['architectures']} architectures, {stats['seeds']} seeds, "
+            f"{stats['env_steps']:,} env steps"
+        )
+        console.print(
+            f"  success_once {least:.2f} to {most:.2f}, quartiles "
+            f"{', '.join(f'{value:.2f}' for value in stats['success'][1:4])}; the best of every "
+            f"trial {stats['best_success']:.3f} on average"
+        )
+        apart = [stats["between_trials"], stats["between_snapshots"]]
+        trials, snapshots = ("-" if value is None else f"{value:.3f}" for value in apart)
+        console.print(
+            f"  difference of actions: {trials} between the best of trials, {snapshots} between "
+            "snapshots of one trial"
+        )
+    console.print(f"pictures in {target}")
+
+
 @zoo_app.command("verify")
 def zoo_verify(path: Zoo, debug: Debug = False) -> None:
     """Check every file and row of a zoo."""
