@@ -6,17 +6,20 @@ of trials can write at once and a reader never sees half a file.
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nnit_dist.errors import NnitError
 from nnit_dist.policy import Policy, unflatten
-from nnit_dist.topology import Topology
+from nnit_dist.topology import Topology, hidden_name
 
 SCHEMA = pa.schema(
     [
@@ -37,6 +40,7 @@ SCHEMA = pa.schema(
         ("weights", pa.list_(pa.float32())),
     ]
 )
+GROUP_BYTES = 16 << 20  # of weights in a row group, which is what a reader holds at once
 _NO_WEIGHTS = [name for name in SCHEMA.names if name != "weights"]
 
 
@@ -98,12 +102,19 @@ class Zoo:
 
     def append(self, members: list[Member]) -> Path:
         """Write `members` as one new file. The same members always get the same file name."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        key = _key(m.policy.id for m in members)
         table = pa.Table.from_pylist([member.row() for member in members], schema=SCHEMA)
-        key = hashlib.sha256("\n".join(m.policy.id for m in members).encode()).hexdigest()[:16]
+        return self._write(key, [table])
+
+    def _write(self, key: str, tables: Iterable[pa.Table]) -> Path:
+        """Write one file, whole or not at all, in row groups of up to some megabytes."""
+        self.path.mkdir(parents=True, exist_ok=True)
         partial = self.path / f".{key}.{os.getpid()}.tmp"
         with partial.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
+            with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+                for table in tables:
+                    most = max(map(len, table["weights"].to_numpy()))
+                    writer.write_table(table, row_group_size=max(1, GROUP_BYTES // (4 * most)))
             file.flush()
             os.fsync(file.fileno())
         return partial.replace(self.path / f"part-{key}.parquet")
@@ -111,24 +122,83 @@ class Zoo:
     def files(self) -> list[Path]:
         return sorted(self.path.glob("*.parquet"))
 
-    def rows(self, weights: bool = False) -> list[dict]:
-        """All rows as dicts, sorted by id; the weights only on request."""
-        columns = None if weights else _NO_WEIGHTS
-        rows = [row for file in self.files() for row in _read(file, columns).to_pylist()]
-        return sorted(rows, key=lambda row: row["id"])
+    def scan(
+        self,
+        *,
+        tasks: Sequence[str] | None = None,
+        hidden: Sequence[tuple[int, ...]] | None = None,
+        success: tuple[float, float] = (0.0, 1.0),
+        ids: Sequence[str] | None = None,
+        share: tuple[int, int] = (0, 1),
+        weights: bool = True,
+    ) -> Iterator[pa.Table]:
+        """Rows of these tasks, hidden widths, ids and success_once, one row group at a time.
 
-    def members(self) -> Iterator[Member]:
-        """Every member, one file in memory at a time."""
-        for file in self.files():
-            for row in _read(file, None).to_pylist():
-                yield Member.from_row(row)
+        Only one row group is in memory, and its weights only if a row of it is wanted. `share` is
+        (rank, workers): every row group goes to one of the workers, so that together they read
+        each row once.
+
+        Raises:
+            NnitError: a file is damaged or no zoo file.
+        """
+        names = None if hidden is None else [hidden_name(widths) for widths in hidden]
+        wanted = {"task": tasks, "id": ids, "hidden": names}
+        rank, workers = share
+        number = -1
+        for path in self.files():
+            with _open(path) as file:
+                for group in range(file.num_row_groups):
+                    number += 1
+                    if number % workers != rank:
+                        continue
+                    with _readable(path):
+                        table = file.read_row_group(group, _NO_WEIGHTS)
+                        keep = _matches(table, wanted, success)
+                        if not pc.any(keep).as_py():
+                            continue
+                        if weights:
+                            table = file.read_row_group(group).cast(SCHEMA)
+                    yield table.filter(keep)
+
+    def rows(self, **wanted: Any) -> list[dict]:
+        """Rows without their weights, as dicts, sorted by id; `wanted` as in `scan`."""
+        tables = self.scan(weights=False, **wanted)
+        return sorted((row for t in tables for row in t.to_pylist()), key=lambda row: row["id"])
+
+    def members(self, **wanted: Any) -> Iterator[Member]:
+        """Members, one row group in memory at a time; `wanted` as in `scan`."""
+        for table in self.scan(**wanted):
+            for batch in table.to_batches(max_chunksize=64):
+                yield from map(Member.from_row, batch.to_pylist())
 
     def get(self, policy_id: str) -> Member:
         """The member with this id; NnitError if there is none."""
-        for member in self.members():
-            if member.policy.id == policy_id:
-                return member
+        for member in self.members(ids=[policy_id]):
+            return member
         raise NnitError(f"the zoo {self.path} has no policy {policy_id!r}; see `nnit zoo ls`.")
+
+    def compact(self) -> int:
+        """Put all files into one, each policy once; returns how many policies there are.
+
+        Not while others write. Killed in between it leaves policies twice, never none; a second
+        try mends that.
+        """
+        sources, seen = self.files(), set[str]()
+
+        def distinct() -> Iterator[pa.Table]:
+            for table in self.scan():
+                ids = table["id"].to_pylist()
+                fresh = [policy_id not in seen for policy_id in ids]
+                seen.update(ids)
+                if any(fresh):
+                    yield table.filter(pa.array(fresh))
+
+        ids = sorted({row for t in self.scan(weights=False) for row in t["id"].to_pylist()})
+        target = self._write(_key(ids), distinct())
+        for path in sources:
+            if path != target:
+                path.unlink()
+        return len(seen)
 
     def verify(self) -> list[str]:
         """Problems found, one line each: unreadable files, wrong shapes, NaN, doubled ids."""
@@ -136,17 +206,15 @@ class Zoo:
         owner: dict[str, str] = {}
         if not self.files():
             return [f"{self.path} holds no Parquet files"]
-        for file in self.files():
+        for path in self.files():
             try:
-                rows = _read(file, None).to_pylist()
+                for row in _rows_of(path):
+                    problems += [f"{path.name}: {row['id']}: {p}" for p in _row_problems(row)]
+                    if row["id"] in owner:
+                        problems.append(f"{path.name}: {row['id']} is also in {owner[row['id']]}")
+                    owner[row["id"]] = path.name
             except NnitError as error:
                 problems.append(str(error))
-                continue
-            for row in rows:
-                problems += [f"{file.name}: {row['id']}: {p}" for p in _row_problems(row)]
-                if row["id"] in owner:
-                    problems.append(f"{file.name}: {row['id']} is also in {owner[row['id']]}")
-                owner[row["id"]] = file.name
         return problems
 
 
@@ -164,14 +232,55 @@ def _merit(member: Member) -> tuple[float, float]:
     return (member.success_once, member.mean_return)
 
 
-def _read(file: Path, columns: list[str] | None) -> pa.Table:
+def _key(ids: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+
+
+def _matches(
+    table: pa.Table, wanted: dict[str, Sequence[str] | None], success: tuple[float, float]
+) -> pa.ChunkedArray:
+    """Which rows are wanted, bool [rows]."""
+    least, most = success
+    once = table["success_once"]
+    keep = pc.and_(pc.greater_equal(once, least), pc.less_equal(once, most))
+    for name, values in wanted.items():
+        if values is None:
+            continue
+        column = table[name]
+        if name == "hidden":
+            column = pc.binary_join(column.cast(pa.list_(pa.string())), "x")
+        keep = pc.and_(keep, pc.is_in(column, pa.array(values, pa.string())))
+    return keep
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        return pq.read_table(file, columns=columns, schema=SCHEMA)
+        yield
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError, ValueError) as error:
         raise NnitError(
-            f"{file} is damaged or not a zoo file ({str(error).splitlines()[0]}). The other "
+            f"{path} is damaged or not a zoo file ({str(error).splitlines()[0]}). The other "
             "files are untouched; move this one away and run `nnit population` again to refill it."
         ) from None
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[pq.ParquetFile]:
+    with _readable(path):
+        file = pq.ParquetFile(path)
+    with file:
+        with _readable(path):
+            if missing := set(SCHEMA.names) - set(file.schema_arrow.names):
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        yield file
+
+
+def _rows_of(path: Path) -> Iterator[dict]:
+    with _open(path) as file:
+        for group in range(file.num_row_groups):
+            with _readable(path):
+                table = file.read_row_group(group)
+            yield from table.to_pylist()
 
 
 def _row_problems(row: dict) -> list[str]:

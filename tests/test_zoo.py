@@ -1,6 +1,8 @@
 from multiprocessing import get_context
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import random_policy
 from hypothesis import given, settings
@@ -77,6 +79,69 @@ def test_verify_finds_inconsistent_rows(tmp_path, damage, expected):
     zoo = Zoo(tmp_path)
     zoo.append([broken])
     assert expected in zoo.verify()[0]
+
+
+def big_zoo(path, monkeypatch) -> Zoo:
+    """Twelve policies in three files of two row groups each."""
+    monkeypatch.setattr("nnit_dist.zoo.GROUP_BYTES", 4 * random_policy((16, 8)).flat().size * 2)
+    zoo = Zoo(path)
+    for file in range(3):
+        own = [
+            member(f"m{4 * file + i:02d}", [(16, 8), (8,)][i % 2], (4 * file + i) / 12)
+            for i in range(4)
+        ]
+        own[3].policy.task = "PickCube-v1"
+        zoo.append(own)
+    return zoo
+
+
+def ids(members) -> list[str]:
+    return sorted(member.policy.id for member in members)
+
+
+def test_policies_are_found_by_task_widths_success_and_id(tmp_path, monkeypatch):
+    zoo = big_zoo(tmp_path, monkeypatch)
+    assert ids(zoo.members(tasks=["PickCube-v1"])) == ["m03", "m07", "m11"]
+    assert ids(zoo.members(hidden=[(16, 8)])) == ["m00", "m02", "m04", "m06", "m08", "m10"]
+    assert ids(zoo.members(success=(0.5, 0.75))) == ["m06", "m07", "m08", "m09"]
+    assert ids(zoo.members(ids=["m05", "m99"])) == ["m05"]
+    both = zoo.members(tasks=["PushCube-v1"], hidden=[(8,)], success=(0.4, 1.0))
+    assert ids(both) == ["m05", "m09"]
+    assert [row["id"] for row in zoo.rows(success=(0.9, 1.0))] == ["m11"]
+    assert list(zoo.members(hidden=[])) == []
+
+
+def test_workers_share_the_policies(tmp_path, monkeypatch):
+    zoo = big_zoo(tmp_path, monkeypatch)
+    shares = [ids(zoo.members(share=(rank, 4))) for rank in range(4)]
+    assert sorted(name for share in shares for name in share) == ids(zoo.members())
+    assert max(map(len, shares)) == 4  # two of six row groups
+
+
+def test_only_one_row_group_is_in_memory(tmp_path, monkeypatch):
+    zoo = big_zoo(tmp_path, monkeypatch)
+    assert [len(table) for table in zoo.scan()] == [2] * 6
+
+
+def test_compaction_keeps_every_policy_once(tmp_path, monkeypatch):
+    zoo = big_zoo(tmp_path, monkeypatch)
+    before = {m.policy.id: m.policy.flat() for m in zoo.members()}
+    again = next(iter(zoo.members(ids=["m05"])))
+    zoo.append([again])  # as after a compaction that was killed before it deleted its sources
+    assert zoo.compact() == 12
+    assert len(zoo.files()) == 1
+    assert zoo.verify() == []
+    after = {m.policy.id: m.policy.flat() for m in zoo.members()}
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert zoo.compact() == 12
+    assert len(zoo.files()) == 1
+
+
+def test_a_table_of_something_else_is_no_zoo_file(tmp_path):
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "part-x.parquet")
+    with pytest.raises(NnitError, match="it lacks act_dim"):
+        Zoo(tmp_path).rows()
 
 
 def test_unknown_id(tmp_path):
