@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 
 from nnit_dist.envs.batch_env import GpuEnv, StackedEnv, record_start
 from nnit_dist.envs.sim import SimEnv
-from nnit_dist.envs.vector_env import NextStepVectorEnv
 from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.batched import run_parts
 from nnit_dist.evaluate.pool import Job, SimulatorPool
@@ -154,72 +152,3 @@ def test_the_pool_fills_batches_with_different_networks(ray_local, alone):
     for part, expected in zip(PARTS, alone, strict=True):
         for seed, flag in zip(part.seeds, expected.success_once, strict=True):
             assert once[part.policy.id, part.noise, seed] == flag
-
-
-def test_the_adapter_steps_as_gymnasiums_own_vector_env():
-    """Bit for bit, over three episodes: NEXT_STEP autoreset, start seeds, infos in numpy."""
-    ours = NextStepVectorEnv(StackedEnv(TASK, MODE, 3, reward=True))
-    theirs = gym.vector.SyncVectorEnv([lambda: SimEnv(TASK)] * 3)
-    assert ours.metadata["autoreset_mode"] == theirs.metadata["autoreset_mode"]
-    assert ours.observation_space == theirs.observation_space
-    assert ours.action_space == theirs.action_space
-    assert np.array_equal(ours.reset(seed=7)[0], theirs.reset(seed=7)[0])
-    rng, truncations = np.random.default_rng(0), 0
-    for _ in range(120):
-        actions = rng.uniform(-1, 1, (3, 8)).astype(np.float32)
-        mine, other = ours.step(actions), theirs.step(actions)
-        for a, b in zip(mine[:4], other[:4], strict=True):
-            assert np.array_equal(a, b)
-            assert a.dtype == b.dtype
-        truncations += mine[3].sum()
-        assert np.array_equal(mine[4]["success"], other[4].get("success", np.zeros(3, bool)))
-    assert truncations == 6
-    ours.close()
-    theirs.close()
-
-
-def test_environments_out_of_step_are_reset_each_on_its_own():
-    env = NextStepVectorEnv(StackedEnv(TASK, MODE, 2, reward=True))
-    first, _ = env.reset(seed=1)
-    env._steps[1] = 20  # as after a start in the middle of another's episode
-    ends = []
-    for step in range(1, 60):
-        obs, reward, _, truncated, info = env.step(np.zeros((2, 8), np.float32))
-        ends += [(step, i) for i in np.flatnonzero(truncated)]
-        if step == 31:
-            assert reward[1] == 0.0 != reward[0]
-            assert not info["_success"][1]
-            assert not np.array_equal(obs[1], first[1])
-    assert ends == [(30, 1), (50, 0)]
-    env.close()
-
-
-def test_rllib_samples_the_same_episodes_through_the_adapter():
-    """RLlib's own env runner, on the adapter and on gymnasium's vector env."""
-    from ray import tune
-    from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
-
-    from nnit_dist.population.ppo import Recipe, ppo_config
-
-    def sample(mode):
-        config = ppo_config(Recipe(envs=2, batch=200), (8,), TASK, MODE, seed=3)
-        if mode == gym.VectorizeMode.VECTOR_ENTRY_POINT:
-            make = lambda c: NextStepVectorEnv(  # noqa: E731
-                StackedEnv(c["task"], c["control_mode"], c["num_envs"], reward=True)
-            )
-            tune.register_env("stacked", make)
-            config.environment("stacked")
-        runner = SingleAgentEnvRunner(config=config.env_runners(gym_env_vectorize_mode=mode))
-        torch.manual_seed(0)
-        episodes = runner.sample(num_timesteps=220, random_actions=False)
-        runner.stop()
-        return episodes
-
-    ours = sample(gym.VectorizeMode.VECTOR_ENTRY_POINT)
-    theirs = sample(gym.VectorizeMode.SYNC)
-    assert len(ours) == len(theirs) >= 4
-    assert sorted(len(e) for e in ours)[-4:] == [50, 50, 50, 50]
-    for a, b in zip(ours, theirs, strict=True):
-        assert np.array_equal(a.get_observations(), b.get_observations())
-        assert np.array_equal(a.get_rewards(), b.get_rewards())
-        assert a.is_truncated == b.is_truncated

@@ -8,7 +8,7 @@ import torch
 from conftest import TASK
 
 from nnit_dist.align.sampler import AlignedSampler
-from nnit_dist.bench import alignment, memorization, train
+from nnit_dist.bench import alignment, memorization, population, train, zoo
 from nnit_dist.bench.alignment import bench_alignment
 from nnit_dist.bench.generalization import bench_generalization
 from nnit_dist.bench.memorization import bench_memorization
@@ -17,6 +17,7 @@ from nnit_dist.nnit.source import AlignedSource
 from nnit_dist.nnit.tokens import detokenize
 from nnit_dist.nnit.train import NNiTConfig
 from nnit_dist.nnit.transformer import TransformerConfig
+from nnit_dist.population.ppo import Recipe
 from nnit_dist.pretrained import shipped
 from nnit_dist.topology import UNSEEN_KINDS
 
@@ -29,6 +30,29 @@ def test_stand_in_simulators_run_every_rollout_once_and_keep_the_time():
     assert found["seconds"] >= found["ideal_s"] == pytest.approx(0.75)
     assert found["driver_ms"] > 0
     assert found["expected_s"] > 0
+
+
+def test_ppo_is_measured_beside_the_bare_loop_and_rllibs_own_parts():
+    recipe = Recipe(env_steps=400, batch=200, minibatch=100, epochs=1, envs=2)
+    rates = population.bench_population(TASK, 0.3, 1, recipe)
+    assert set(rates) == set(population.ABOUT)
+    assert all(rate > 0 for rate in rates.values())
+    curves = population.bench_curves(TASK, recipe, 1)
+    assert set(curves) == {"rllib", "trial"}
+    assert all(0 <= success <= 1 for (success,) in curves.values())
+
+
+def test_a_zoo_is_read_in_every_way_and_by_workers_that_share_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "A_FILE", 100)
+    written, *readings, shared = zoo.bench_zoo(tmp_path, 400)
+    assert "400 policies" in written
+    assert "in 4 files" in written
+    rows = {line.split(": ")[0].strip(): line.split(": ")[1].split(" rows")[0] for line in readings}
+    assert rows["all rows"] == rows["all rows, pyarrow.dataset"] == "400"
+    some = rows["one task, success of 0.9 and more"]
+    assert some == rows["the same, pyarrow.dataset"] == rows["the same, as policies"]
+    assert 0 < int(some) < 40
+    assert "100, 100, 100, 100 rows" in shared
 
 
 def test_nnit_is_compared_with_baselines_on_unseen_topologies_of_every_kind(tmp_path):

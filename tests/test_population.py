@@ -12,10 +12,11 @@ import pytest
 from conftest import TASK
 
 from nnit_dist.artifacts import content_hash
+from nnit_dist.envs.batch_env import StackedEnv
 from nnit_dist.envs.sim import SimEnv
 from nnit_dist.evaluate.rollout import mean_success
 from nnit_dist.population.ppo import Recipe
-from nnit_dist.population.run import PopulationConfig, run_population, teachers
+from nnit_dist.population.run import PopulationConfig, run_population, teachers, trial_specs
 from nnit_dist.population.trial import Trial, TrialSpec
 from nnit_dist.zoo import Zoo
 
@@ -41,6 +42,14 @@ def unbroken(tmp_path_factory) -> Path:
     return out
 
 
+def test_a_tasks_recipe_departs_from_that_of_all_where_it_says_so():
+    config = PopulationConfig(recipe={"lr": 1e-4, "epochs": 3}, recipes={"T": {"epochs": 7}})
+    assert config.recipe_of("T") == Recipe(lr=1e-4, epochs=7)
+    assert config.recipe_of("U") == Recipe(lr=1e-4, epochs=3)
+    specs = trial_specs(config, ["T", "U"], MODE)
+    assert len({spec.id for spec in specs}) == 2 * len(config.architectures)
+
+
 def test_snapshots_carry_their_measured_success(unbroken):
     members = sorted(Zoo(unbroken / "zoo").members(), key=lambda m: m.env_steps)
     assert [m.env_steps for m in members] == [1024, 2048]
@@ -58,6 +67,22 @@ def test_a_trial_that_goes_on_from_its_checkpoint_ends_like_an_unbroken_one(unbr
     assert content_hash(tmp_path / "zoo") == content_hash(unbroken / "zoo")
 
 
+def test_a_trial_on_a_gpus_batch_is_measured_in_a_process_beside_it(unbroken, tmp_path):
+    """Real physics behind the interface of a GPU's: the same snapshots to the last bit."""
+    made = []
+
+    def make_env(count: int) -> StackedEnv:
+        made.append(count)
+        return StackedEnv(TASK, MODE, count, reward=True)
+
+    trial = Trial(SPEC, RECIPE, tmp_path, make_env=make_env)
+    for _ in range(4):
+        trial.step()
+    trial.algo.stop()
+    assert made == [RECIPE.envs]
+    assert content_hash(tmp_path / "zoo") == content_hash(unbroken / "zoo")
+
+
 @pytest.mark.timeout(300)
 def test_a_trial_whose_process_is_killed_is_retried_from_its_checkpoint(unbroken, tmp_path):
     killed: list[int] = []
@@ -72,8 +97,8 @@ def test_a_trial_whose_process_is_killed_is_retried_from_its_checkpoint(unbroken
 
     threading.Thread(target=kill_trial, daemon=True).start()
     config = PopulationConfig(architectures=[[16, 8]], seeds=[3], recipe=RECIPE)
-    figures = run_population(config, TASK, MODE, tmp_path)
+    figures = run_population(config, [TASK], MODE, tmp_path)
     assert killed
     assert figures["env_steps"] == 2048
     assert content_hash(tmp_path / "zoo") == content_hash(unbroken / "zoo")
-    assert [m.policy.id for m in teachers(tmp_path)] == [f"{SPEC.id}_000002048"]
+    assert [m.policy.id for m in teachers(tmp_path, TASK)] == [f"{SPEC.id}_000002048"]

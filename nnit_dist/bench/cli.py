@@ -38,6 +38,38 @@ def bench_pool(
             console.print(line)
 
 
+@bench_app.command("population")
+def bench_population(
+    task: Task = "PushCube-v1",
+    seconds: Annotated[float, typer.Option(help="of measuring, of each kind")] = 30.0,
+    seeds: Annotated[int, typer.Option(min=0, help="of learning curves; 0 for none")] = 0,
+    env_steps: Annotated[int, typer.Option(min=1, help="of each learning curve")] = 120_000,
+    debug: Debug = False,
+) -> None:
+    """PPO's env steps a second beside the bare ManiSkill loop, and beside RLlib's own parts."""
+    from nnit_dist.bench.population import lines
+    from nnit_dist.ray_session import ray_session
+
+    with quiet_libraries(BENCH / "population.log"), ray_session():
+        for line in lines(task, seconds, os.cpu_count() or 1, env_steps, seeds):
+            console.print(line, markup=False)
+
+
+@bench_app.command("zoo")
+def bench_zoo(
+    policies: Annotated[int, typer.Option(min=1, help="made up for it, 15 kB each")] = 100_000,
+    debug: Debug = False,
+) -> None:
+    """A zoo of many policies: writing, scanning, filtering and sharing it, beside pyarrow alone."""
+    import tempfile
+
+    from nnit_dist.bench.zoo import bench_zoo as lines
+
+    with tempfile.TemporaryDirectory() as directory:
+        for line in lines(Path(directory), policies):
+            console.print(line, markup=False, highlight=False)
+
+
 @bench_app.command("train")
 def bench_train(
     size: Annotated[Literal["pushcube", "100m"], typer.Option(help="of the network")] = "pushcube",

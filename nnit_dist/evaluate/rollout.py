@@ -48,6 +48,12 @@ class Rollouts:
     observations: np.ndarray | None = None
     seconds: float = 0.0
 
+    def means(self) -> tuple[float, float, float]:
+        """Means of success_once, success_at_end and return."""
+        columns = self.success_once, self.success_at_end, self.returns
+        once, at_end, total = (float(np.mean(column)) for column in columns)
+        return once, at_end, total
+
 
 def run_part(env: SimEnv, part: Part) -> Rollouts:
     """The episodes of `part`, one after the other."""
@@ -95,7 +101,4 @@ def _run_episode(
 
 def mean_success(env: SimEnv, policy: Any, seeds: Iterable[int]) -> tuple[float, float, float]:
     """Means of success_once, success_at_end and return over episodes in this process."""
-    rollouts = run_part(env, Part(policy, tuple(seeds)))
-    columns = rollouts.success_once, rollouts.success_at_end, rollouts.returns
-    once, at_end, total = (float(np.mean(column)) for column in columns)
-    return once, at_end, total
+    return run_part(env, Part(policy, tuple(seeds))).means()

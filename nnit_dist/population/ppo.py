@@ -1,17 +1,18 @@
 """The PPO recipe of the population, as an RLlib algorithm (new API stack)."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Self
 
-import gymnasium as gym
-from pydantic import BaseModel, ConfigDict, Field
-from ray import tune
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+from nnit_dist.envs.batch_env import BatchEnv
+from nnit_dist.population.learner import RolloutLearner
 from nnit_dist.population.module import ActorCriticModule
+from nnit_dist.population.runner import RolloutRunner
 from nnit_dist.topology import Hidden
-
-ENV_NAME = "nnit-maniskill"
 
 
 class Recipe(BaseModel):
@@ -30,39 +31,54 @@ class Recipe(BaseModel):
     gae_lambda: float = Field(0.9, ge=0, le=1)
     clip: float = Field(0.2, gt=0)
     grad_clip: float = Field(0.5, gt=0)
+    min_std: float = Field(0.01, gt=0, description="of actions in training: exploration never ends")
     envs: int = Field(8, gt=0, description="environments stepped by a trial's process")
     eval_every: int = Field(40_000, gt=0, description="env steps between measurements")
     eval_episodes: int = Field(50, gt=0)
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.batch % self.envs:
+            raise ValueError(f"batch={self.batch} is no multiple of envs={self.envs}")
+        if self.minibatch > self.batch:
+            raise ValueError(f"minibatch={self.minibatch} is more than batch={self.batch}")
+        return self
+
 
 def ppo_config(
-    recipe: Recipe, hidden: Hidden, task: str, control_mode: str, seed: int
+    recipe: Recipe,
+    hidden: Hidden,
+    task: str,
+    control_mode: str,
+    seed: int,
+    make_env: Callable[[int], BatchEnv] | None = None,
+    gpu: bool = False,
 ) -> PPOConfig:
     """RLlib's configuration of one trial: sampling and learning share one process.
 
     With everything in the trial's own process, no core waits for the slowest runner, and
     as many trials as cores keep the whole machine busy.
+
+    Args:
+        make_env: makes N environments; by default N of the CPU's, or on a GPU its own.
+        gpu: sample and learn on a GPU.
     """
-    tune.register_env(ENV_NAME, _make_env)
+    make_env = make_env or partial(_on_gpu if gpu else _stacked, task, control_mode)
     return (
         PPOConfig()
-        .environment(
-            ENV_NAME,
-            env_config={"task": task, "control_mode": control_mode},
-            clip_actions=True,
-            normalize_actions=False,
-        )
+        .environment("nnit", env_config={"make_env": make_env})
         .env_runners(
+            env_runner_cls=RolloutRunner,
             num_env_runners=0,
             num_envs_per_env_runner=recipe.envs,
-            gym_env_vectorize_mode=gym.VectorizeMode.SYNC,
             rollout_fragment_length="auto",
             batch_mode="truncate_episodes",
         )
-        .learners(num_learners=0)
+        .learners(num_learners=0, num_gpus_per_learner=int(gpu), learner_class=RolloutLearner)
         .rl_module(
             rl_module_spec=RLModuleSpec(
-                module_class=ActorCriticModule, model_config={"hidden": list(hidden)}
+                module_class=ActorCriticModule,
+                model_config={"hidden": list(hidden), "min_std": recipe.min_std},
             )
         )
         .training(
@@ -84,7 +100,13 @@ def ppo_config(
     )
 
 
-def _make_env(env_config: dict[str, Any]) -> gym.Env:
-    from nnit_dist.envs.sim import SimEnv
+def _on_gpu(task: str, control_mode: str, num_envs: int) -> BatchEnv:
+    from nnit_dist.envs.batch_env import GpuEnv
 
-    return SimEnv(env_config["task"], env_config["control_mode"])
+    return GpuEnv(task, control_mode, num_envs, reward=True, starts=None)
+
+
+def _stacked(task: str, control_mode: str, num_envs: int) -> BatchEnv:
+    from nnit_dist.envs.batch_env import StackedEnv
+
+    return StackedEnv(task, control_mode, num_envs, reward=True)

@@ -24,6 +24,13 @@ class PopulationConfig(BaseModel):
     architectures: list[list[int]] = Field([[64, 64], [64, 48]], min_length=1)
     seeds: list[int] = Field([0], min_length=1)
     max_failures: int = Field(3, ge=0, description="retries of a trial that dies")
+    cpus: float = Field(1, gt=0, description="of a trial; less lets more trials share a core")
+    gpu: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="share of a GPU that a trial simulates and learns on",
+    )
     recipe: Recipe = Recipe()
     recipes: dict[str, Recipe] = Field({}, description="what differs from `recipe`, by task")
 
@@ -98,7 +105,7 @@ def _is_done(out: Path, spec: TrialSpec) -> bool:
 def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Path) -> None:
     with StageProgress("env steps") as view:
         tune.Tuner(
-            tune.with_resources(train_trial, {"cpu": 1}),
+            tune.with_resources(train_trial, {"cpu": config.cpus, "gpu": config.gpu}),
             param_space={
                 "trial": tune.grid_search(
                     [
@@ -107,6 +114,7 @@ def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Path) -> 
                     ]
                 ),
                 "out": str(out.absolute()),
+                "gpu": config.gpu > 0,
             },
             tune_config=tune.TuneConfig(reuse_actors=False),
             run_config=tune.RunConfig(

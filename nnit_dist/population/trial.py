@@ -5,16 +5,21 @@ directory, so a retry by Tune and a new `nnit population` continue in the same w
 """
 
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.debug import update_global_seed_if_necessary
 
 from nnit_dist.artifacts import read_json, write_json
+from nnit_dist.envs.batch_env import BatchEnv
 from nnit_dist.envs.sim import TRAIN_SEEDS, VALIDATION_SEED, SimEnv
-from nnit_dist.evaluate.rollout import mean_success
+from nnit_dist.evaluate.rollout import Part, Rollouts, run_part
+from nnit_dist.evaluate.simulator import Simulator
 from nnit_dist.policy import Policy
 from nnit_dist.population.module import ActorCriticModule
 from nnit_dist.population.ppo import Recipe, ppo_config
@@ -62,22 +67,33 @@ def train_trial(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     about = config["trial"]["spec"]
     spec = TrialSpec(**{**about, "hidden": tuple(about["hidden"])})
-    trial = Trial(spec, Recipe(**config["trial"]["recipe"]), Path(config["out"]))
+    recipe = Recipe(**config["trial"]["recipe"])
+    trial = Trial(spec, recipe, Path(config["out"]), config["gpu"])
     while not trial.progress.done:
         tune.report({**trial.step(), "trial": spec.id})
 
 
 class Trial:
-    """Trains, measures and checkpoints one member."""
+    """Trains, measures and checkpoints one member; with `gpu`, simulates and learns there.
 
-    def __init__(self, spec: TrialSpec, recipe: Recipe, out: Path) -> None:
+    It is measured on the CPU's simulator all the same, and then in a process beside this one: one
+    that simulates on a GPU cannot rely on the CPU's.
+    """
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        recipe: Recipe,
+        out: Path,
+        gpu: bool = False,
+        make_env: Callable[[int], BatchEnv] | None = None,
+    ) -> None:
         self.spec, self.recipe = spec, recipe
         self.zoo = Zoo(out / "zoo")
         self.directory = out / "trials" / spec.id
-        self.env = SimEnv(spec.task, spec.control_mode)
-        self.algo = ppo_config(
-            recipe, spec.hidden, spec.task, spec.control_mode, spec.seed
-        ).build_algo()
+        task = spec.task, spec.control_mode
+        self.examiner = _Beside(*task) if gpu or make_env else _Here(*task)
+        self.algo = ppo_config(recipe, spec.hidden, *task, spec.seed, make_env, gpu).build_algo()
         self.progress = read_progress(self.directory) or Progress(0, 0.0, False, "", [])
         if self.progress.checkpoint:
             self.algo.restore_from_path(str(self.directory / self.progress.checkpoint))
@@ -134,10 +150,11 @@ class Trial:
         runner._needs_initial_reset = True
 
     def _measure(self, env_steps: int) -> Member:
-        info, module = self.env.info, self.algo.get_module()
+        spaces, module = self.algo.env_runner.get_spaces(), self.algo.get_module()
         assert isinstance(module, ActorCriticModule)
+        obs_dim, act_dim = (space.shape[0] for space in spaces[DEFAULT_MODULE_ID])
         policy = Policy(
-            Topology(info.obs_dim, self.spec.hidden, info.act_dim),
+            Topology(obs_dim, self.spec.hidden, act_dim),
             module.actor_layers(),
             self.spec.task,
             "rllib",
@@ -145,5 +162,28 @@ class Trial:
             f"{self.spec.id}_{env_steps:09d}",
         )
         seeds = range(VALIDATION_SEED, VALIDATION_SEED + self.recipe.eval_episodes)
-        once, at_end, mean_return = mean_success(self.env, policy, seeds)
-        return Member(policy, self.spec.id, self.spec.seed, env_steps, once, at_end, mean_return)
+        success = self.examiner.examine(Part(policy, tuple(seeds))).means()
+        return Member(policy, self.spec.id, self.spec.seed, env_steps, *success)
+
+
+class _Here:
+    """Runs episodes in this process."""
+
+    def __init__(self, task: str, control_mode: str) -> None:
+        self._env = SimEnv(task, control_mode)
+
+    def examine(self, part: Part) -> Rollouts:
+        return run_part(self._env, part)
+
+
+class _Beside:
+    """Runs episodes in a process of its own."""
+
+    def __init__(self, task: str, control_mode: str) -> None:
+        actor: Any = ray.remote(Simulator).options(num_cpus=0)
+        self._simulator = actor.remote(task, control_mode, True)
+        ray.get(self._simulator.ready.remote())
+
+    def examine(self, part: Part) -> Rollouts:
+        part = replace(part, policy=ray.put(part.policy))
+        return ray.get(self._simulator.rollout.remote([part]))[0]

@@ -1,0 +1,169 @@
+"""`nnit bench population`: PPO's env steps a second beside the bare ManiSkill loop.
+
+On every core at once, taking turns: the loop that everyone writes (`gym.make`, dense reward, random
+actions), our environment in the same loop, PPO with RLlib's own env runner and learner, and PPO
+with ours; and, if asked for, what either PPO learns in the same number of steps.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import ray
+import torch
+
+from nnit_dist.envs import headless
+from nnit_dist.envs.sim import VALIDATION_SEED, SimEnv
+from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE, check_task
+from nnit_dist.evaluate.rollout import mean_success
+from nnit_dist.policy import Policy
+from nnit_dist.population.module import ActorCriticModule
+from nnit_dist.population.ppo import Recipe, ppo_config
+from nnit_dist.topology import Hidden, Topology
+
+Kind = Literal["bare", "ours", "rllib", "trial"]
+ABOUT: dict[Kind, str] = {
+    "bare": "bare ManiSkill loop, dense reward",
+    "ours": "our environment in the same loop",
+    "rllib": "PPO, RLlib's own env runner and learner",
+    "trial": "PPO, ours",
+}
+HIDDEN: Hidden = (64, 64)
+REPEATS = 3
+EPISODES = 100  # of validation, for the learning curves
+
+
+class Meter:
+    """One process that does one of these things for a while."""
+
+    def __init__(self, kind: Kind, task: str, recipe: Recipe, seed: int) -> None:
+        torch.set_num_threads(1)
+        self.kind, self.task, self.recipe, self.seed = kind, task, recipe, seed
+        self.rng, self.done = np.random.default_rng(seed), 0
+        if kind == "bare":
+            self.env = _bare(task)
+        elif kind == "ours":
+            self.env = SimEnv(task)
+        else:
+            make = _stock if kind == "rllib" else ppo_config
+            self.algo: Any = make(recipe, HIDDEN, task, DEFAULT_CONTROL_MODE, seed).build_algo()
+        self._work(0)
+
+    def rate(self, seconds: float) -> float:
+        """Env steps a second."""
+        started = time.perf_counter()
+        steps = self._work(seconds)
+        return steps / (time.perf_counter() - started)
+
+    def learn(self) -> float:
+        """Deterministic success of the policy after the recipe's env steps."""
+        while self.done < self.recipe.env_steps:
+            self._work(0)
+        module = self.algo.get_module()
+        assert isinstance(module, ActorCriticModule)
+        env = SimEnv(self.task)
+        topology = Topology(env.info.obs_dim, HIDDEN, env.info.act_dim)
+        policy = Policy(topology, module.actor_layers(), self.task, "rllib")
+        seeds = range(VALIDATION_SEED, VALIDATION_SEED + EPISODES)
+        success, _, _ = mean_success(env, policy, seeds)
+        env.close()
+        return success
+
+    def _work(self, seconds: float) -> int:
+        """At least one round of work, for so many seconds; returns the env steps."""
+        deadline, steps = time.perf_counter() + seconds, 0
+        while steps == 0 or time.perf_counter() < deadline:
+            if self.kind in ("rllib", "trial"):
+                self.algo.train()
+                steps += self.recipe.batch
+            else:
+                steps += self._episode()
+        self.done += steps
+        return steps
+
+    def _episode(self) -> int:
+        self.env.reset(seed=int(self.rng.integers(2**30)))
+        steps, truncated = 0, False
+        while not truncated:
+            action = self.rng.uniform(-1, 1, self.env.action_space.shape).astype(np.float32)
+            *_, truncated, _ = self.env.step(action)
+            steps += 1
+        return steps
+
+
+def bench_population(task: str, seconds: float, cores: int, recipe: Recipe) -> dict[Kind, float]:
+    """Env steps a second of every kind, all cores together; medians of several turns."""
+    meters = {kind: [_start(kind, task, recipe, i) for i in range(cores)] for kind in ABOUT}
+    rates: dict[Kind, list[float]] = {kind: [] for kind in ABOUT}
+    for _ in range(REPEATS):
+        for kind, own in meters.items():
+            found = ray.get([meter.rate.remote(seconds / REPEATS) for meter in own])
+            rates[kind].append(sum(found))
+    for own in meters.values():
+        for meter in own:
+            ray.kill(meter)
+    return {kind: float(np.median(found)) for kind, found in rates.items()}
+
+
+def bench_curves(task: str, recipe: Recipe, seeds: int) -> dict[Kind, list[float]]:
+    """Success after the recipe's steps from every seed, with RLlib's own parts and with ours."""
+    found: dict[Kind, list[float]] = {}
+    for kind in ("rllib", "trial"):
+        meters = [_start(kind, task, recipe, seed) for seed in range(seeds)]
+        found[kind] = ray.get([meter.learn.remote() for meter in meters])
+        for meter in meters:
+            ray.kill(meter)
+    return found
+
+
+def lines(task: str, seconds: float, cores: int, env_steps: int, seeds: int) -> Iterator[str]:
+    """Run everything; one line a figure."""
+    rates = bench_population(task, seconds, cores, Recipe())
+    yield f"{task}, {cores} processes on {cores} cores, env steps/s:"
+    for kind, rate in rates.items():
+        yield f"  {ABOUT[kind]}: {rate:,.0f}, {rate / rates['bare']:.2f} of the bare loop"
+    yield f"  ours is {rates['trial'] / rates['rllib']:.2f} times RLlib's own"
+    if seeds:
+        yield f"success after {env_steps:,} env steps, {seeds} seeds, {EPISODES} episodes each:"
+        for kind, successes in bench_curves(task, Recipe(env_steps=env_steps), seeds).items():
+            each = ", ".join(f"{success:.2f}" for success in successes)
+            yield f"  {ABOUT[kind]}: mean {np.mean(successes):.3f} ({each})"
+
+
+def _start(kind: Kind, task: str, recipe: Recipe, seed: int) -> Any:
+    return ray.remote(Meter).options(num_cpus=0).remote(kind, task, recipe, seed)
+
+
+def _bare(task: str) -> Any:
+    import gymnasium as gym
+
+    check_task(task)  # registers the tasks
+    if not headless.has_render_device():
+        headless.install_stand_ins()
+    return gym.make(
+        task,
+        obs_mode="state",
+        control_mode=DEFAULT_CONTROL_MODE,
+        reward_mode="normalized_dense",
+        sim_backend="physx_cpu",
+        render_backend="none",
+    )
+
+
+def _stock(recipe: Recipe, hidden: Hidden, task: str, control_mode: str, seed: int) -> Any:
+    """The same algorithm with RLlib's own env runner and learner, on gymnasium's vector env."""
+    import gymnasium as gym
+    from ray import tune
+    from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
+    from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+
+    tune.register_env("stock", lambda config: SimEnv(task, control_mode))
+    return (
+        ppo_config(recipe, hidden, task, control_mode, seed)
+        .environment("stock", env_config={}, clip_actions=True, normalize_actions=False)
+        .env_runners(
+            env_runner_cls=SingleAgentEnvRunner, gym_env_vectorize_mode=gym.VectorizeMode.SYNC
+        )
+        .learners(learner_class=PPOTorchLearner)
+    )
