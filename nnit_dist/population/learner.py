@@ -1,8 +1,7 @@
 """PPO's update on rollouts of arrays: RLlib's learner with its own loop over minibatches.
 
 The loss is that of RLlib's PPO (arXiv 1707.06347) without a KL term and an entropy bonus. RLlib's
-own loop turns episodes into a batch step by step, and spends as long on the metrics of every
-minibatch as on its gradient.
+own loop turns episodes into a batch step by step and measures every minibatch.
 
 Shapes: T steps, N environments, B samples, D observations, A actions.
 """

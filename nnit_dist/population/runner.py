@@ -1,8 +1,8 @@
 """RLlib's env runner at the speed of the simulator: a rollout is kept as arrays.
 
 RLlib's own walks in Python through every step of every environment, for episode objects and
-connectors, and takes as long for it as the simulator takes for the physics. All environments of a
-batch start together and run their full length, so none of that is needed.
+connectors. All environments of a batch start together and run their full length, so none of that
+is needed.
 
 Shapes: T steps, N environments, D observations, A actions.
 """
