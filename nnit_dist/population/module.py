@@ -20,10 +20,7 @@ INITIAL_LOG_STD = -0.5
 
 
 class ActorCriticModule(TorchRLModule, ValueFunctionAPI):
-    """`model_config["hidden"]` gives the actor's widths; the critic is always 256x256.
-
-    The spread of actions is learnt, and never below `model_config["min_std"]`.
-    """
+    """`model_config["hidden"]` gives the actor's widths; the critic is always 256x256."""
 
     def setup(self) -> None:
         observation: Any = self.observation_space
@@ -33,12 +30,10 @@ class ActorCriticModule(TorchRLModule, ValueFunctionAPI):
         self.actor = tanh_mlp((obs_dim, *config["hidden"], act_dim), 0.01 * math.sqrt(2))
         self.critic = tanh_mlp((obs_dim, *CRITIC_HIDDEN, 1), 1.0)
         self.log_std = nn.Parameter(torch.full((act_dim,), INITIAL_LOG_STD))
-        self.min_log_std = math.log(config["min_std"])
 
     def _forward(self, batch, **kwargs):
         mean = self.actor(batch[Columns.OBS])
-        log_std = self.log_std.clamp(min=self.min_log_std).expand_as(mean)
-        return {Columns.ACTION_DIST_INPUTS: torch.cat([mean, log_std], -1)}
+        return {Columns.ACTION_DIST_INPUTS: torch.cat([mean, self.log_std.expand_as(mean)], -1)}
 
     def compute_values(self, batch, embeddings=None):
         return self.critic(batch[Columns.OBS]).squeeze(-1)

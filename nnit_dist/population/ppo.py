@@ -31,7 +31,6 @@ class Recipe(BaseModel):
     gae_lambda: float = Field(0.9, ge=0, le=1)
     clip: float = Field(0.2, gt=0)
     grad_clip: float = Field(0.5, gt=0)
-    min_std: float = Field(0.01, gt=0, description="of actions in training: exploration never ends")
     envs: int = Field(8, gt=0, description="environments stepped by a trial's process")
     eval_every: int = Field(40_000, gt=0, description="env steps between measurements")
     eval_episodes: int = Field(50, gt=0)
@@ -77,8 +76,7 @@ def ppo_config(
         .learners(num_learners=0, num_gpus_per_learner=int(gpu), learner_class=RolloutLearner)
         .rl_module(
             rl_module_spec=RLModuleSpec(
-                module_class=ActorCriticModule,
-                model_config={"hidden": list(hidden), "min_std": recipe.min_std},
+                module_class=ActorCriticModule, model_config={"hidden": list(hidden)}
             )
         )
         .training(
