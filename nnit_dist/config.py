@@ -153,6 +153,12 @@ def _check_tasks(config: RunConfig, path: Path) -> None:
         if task not in config.tasks:
             hint = nearest(task, config.tasks)
             raise NnitError(f"{path}: population.recipes has {task}, which is not in tasks.{hint}")
+    for task in config.tasks:
+        try:
+            config.population.recipe_of(task)
+        except ValidationError as error:
+            reasons = "; ".join(_explain(e) for e in error.errors())
+            raise NnitError(f"{path}: the recipe of {task}: {reasons}") from None
 
 
 def _check_workers(config: RunConfig, path: Path) -> None:

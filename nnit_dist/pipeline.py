@@ -44,6 +44,8 @@ class Run:
         for task in c.tasks:
             check_task(task)
         config = self._about("tasks", "control_mode", "population")
+        recipes = {task: c.population.recipe_of(task).model_dump() for task in c.tasks}
+        config["population"] |= {"recipes": recipes}
         return self._stage(
             "population",
             config,

@@ -115,7 +115,7 @@ class StageProgress:
         )
         if not console.is_terminal and time.monotonic() - self._last_line > PLAIN_EVERY_S:
             self._last_line = time.monotonic()
-            task = self._progress.tasks[self._bars[name]]
+            task = self._task(name)
             expected = _expected(task)
             left = f"{short_time(expected)} left" if expected else ""
             line = f"  {name}  {completed:,} of {task.total:,.0f} {self.unit}  {left}  {note}"
@@ -131,6 +131,10 @@ class StageProgress:
         """Change how much there is to do, where some of it turned out unnecessary."""
         self._progress.update(self._bars[name], total=total)
 
-    def finish(self, name: str) -> None:
-        """Mark as complete, also when it ended before its budget."""
-        self.resize(name, int(max(self._progress.tasks[self._bars[name]].completed, 1)))
+    def remove(self, name: str, note: str) -> None:
+        """Leave a line in the place of a bar: of hundreds, only those at work are shown."""
+        console.print(f"  [green]✓[/] {name}  {note}")
+        self._progress.remove_task(self._bars.pop(name))
+
+    def _task(self, name: str) -> Task:
+        return next(task for task in self._progress.tasks if task.id == self._bars[name])

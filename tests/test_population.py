@@ -15,7 +15,7 @@ from nnit_dist.artifacts import content_hash
 from nnit_dist.envs.batch_env import StackedEnv
 from nnit_dist.envs.sim import SimEnv
 from nnit_dist.evaluate.rollout import mean_success
-from nnit_dist.population.ppo import Recipe
+from nnit_dist.population.ppo import RECIPES, Recipe
 from nnit_dist.population.run import PopulationConfig, run_population, teachers, trial_specs
 from nnit_dist.population.trial import Trial, TrialSpec
 from nnit_dist.zoo import Zoo
@@ -46,6 +46,10 @@ def test_a_tasks_recipe_departs_from_that_of_all_where_it_says_so():
     config = PopulationConfig(recipe={"lr": 1e-4, "epochs": 3}, recipes={"T": {"epochs": 7}})
     assert config.recipe_of("T") == Recipe(lr=1e-4, epochs=7)
     assert config.recipe_of("U") == Recipe(lr=1e-4, epochs=3)
+    known = PopulationConfig().recipe_of("PickCube-v1")
+    assert known == Recipe(**RECIPES["PickCube-v1"]) != Recipe()
+    said = PopulationConfig(recipe={"env_steps": 7}).recipe_of("PickCube-v1")
+    assert said == known.model_copy(update={"env_steps": 7})
     specs = trial_specs(config, ["T", "U"], MODE)
     assert len({spec.id for spec in specs}) == 2 * len(config.architectures)
 
@@ -102,3 +106,40 @@ def test_a_trial_whose_process_is_killed_is_retried_from_its_checkpoint(unbroken
     assert figures["env_steps"] == 2048
     assert content_hash(tmp_path / "zoo") == content_hash(unbroken / "zoo")
     assert [m.policy.id for m in teachers(tmp_path, TASK)] == [f"{SPEC.id}_000002048"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+def test_a_hundred_trials_share_the_machine_and_those_that_are_killed_are_retried(tmp_path):
+    """Four at a time on two logical CPUs; the zoo is read while it grows; none is repeated."""
+    tiny = Recipe(env_steps=256, batch=128, minibatch=64, epochs=1, eval_every=128, eval_episodes=1)
+    config = PopulationConfig(
+        architectures=[[16, 8], [8], [8, 8, 8], [16]],
+        seeds=list(range(25)),
+        cpus=0.5,
+        recipe=tiny.model_copy(update={"success_bar": 1.0}),
+    )
+    zoo, counts, killed, ended = Zoo(tmp_path / "zoo"), [], [], threading.Event()
+
+    def read_and_kill() -> None:
+        while not ended.wait(5):
+            counts.append(sum(1 for _ in zoo.members()))
+            running = [p for p in psutil.Process().children(True) if "ray::Impl" in p.name()]
+            if running and len(killed) < 5:
+                running[0].kill()
+                killed.append(running[0].pid)
+
+    watch = threading.Thread(target=read_and_kill)
+    watch.start()
+    figures = run_population(config, [TASK], MODE, tmp_path)
+    ended.set()
+    watch.join()
+    assert len(killed) == 5
+    assert counts == sorted(counts) and len(set(counts)) > 10
+    assert len(figures["trials"]) == 100
+    assert figures["env_steps"] == 25_600
+    members = list(zoo.members())
+    assert len({m.policy.id for m in members}) == len(members) == 200
+    before = content_hash(tmp_path / "zoo")
+    assert run_population(config, [TASK], MODE, tmp_path) == figures
+    assert content_hash(tmp_path / "zoo") == before

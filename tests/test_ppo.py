@@ -1,5 +1,6 @@
 """RLlib's PPO on rollouts of arrays: the simulator's steps, and RLlib's own mathematics."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -14,9 +15,11 @@ from ray.rllib.utils.postprocessing.value_predictions import compute_value_targe
 
 from nnit_dist.envs.batch_env import GpuEnv
 from nnit_dist.envs.sim import SimEnv
+from nnit_dist.policy import Policy
 from nnit_dist.population.learner import Samples, ppo_losses, samples_of
 from nnit_dist.population.ppo import Recipe, ppo_config
 from nnit_dist.population.runner import Rollout, RolloutRunner
+from nnit_dist.topology import Topology
 
 MODE = "pd_joint_delta_pos"
 RECIPE = Recipe(envs=2, batch=240, minibatch=60, epochs=2)
@@ -117,6 +120,21 @@ def test_the_loss_is_rllibs(algo, rollout, module):
         fwd_out=own.forward_train(batch),
     )
     assert float(policy + 0.5 * value) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_observations_are_whitened_by_all_that_was_sampled(algo, rollout):
+    """And a policy that takes raw ones acts as the actor does."""
+    learner, seen = algo.learner_group._learner, []
+    own = copy.deepcopy(learner.module[DEFAULT_MODULE_ID].unwrapped())
+    for _ in range(2):
+        seen.append(rollout.obs.flatten(0, 1) * (1 + len(seen)))
+        own.whitening.show(seen[-1].unflatten(0, (120, 2)))
+    both = torch.cat(seen)
+    assert torch.allclose(own.whitening.mean, both.mean(0), atol=1e-5)
+    assert torch.allclose(own.whitening.var, both.var(0, correction=0), atol=1e-4)
+    policy = Policy(Topology(35, (16, 8), 8), own.actor_layers(), TASK, "rllib")
+    acts = own.forward_train({Columns.OBS: both})[Columns.ACTION_DIST_INPUTS].chunk(2, -1)[0]
+    assert np.allclose(policy.forward(both.numpy()), acts.detach().numpy(), atol=1e-4)
 
 
 def test_samples_are_picked_by_row(rollout, module):

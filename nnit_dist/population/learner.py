@@ -1,7 +1,7 @@
 """PPO's update on rollouts of arrays: RLlib's learner with its own loop over minibatches.
 
-The loss is that of RLlib's PPO (arXiv 1707.06347) without a KL term and an entropy bonus. RLlib's
-own loop turns episodes into a batch step by step and measures every minibatch.
+The loss is that of RLlib's PPO (arXiv 1707.06347) without a KL term. RLlib's own loop
+turns episodes into a batch step by step and measures every minibatch.
 
 Shapes: T steps, N environments, B samples, D observations, A actions.
 """
@@ -77,12 +77,18 @@ class RolloutLearner(PPOTorchLearner):
             order = torch.randperm(len(samples.logp)).to(self._device)
             for rows in order.split(minibatch_size):
                 policy, value = ppo_losses(module, samples[rows], config.clip_param)
-                loss = policy + config.vf_loss_coeff * value
+                # The entropy of a Gaussian is the sum of its log-stds, up to a constant.
+                bonus = config.entropy_coeff * module.log_std.sum()
+                loss = policy + config.vf_loss_coeff * value - bonus
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, config.grad_clip)
                 optimizer.step()
                 losses.append(torch.stack([policy.detach(), value.detach()]))
+        # From here on, so that what was sampled and what is learned see observations alike.
+        if config.learner_config_dict["whiten"]:
+            for rollout in training_data.episodes:
+                module.whitening.show(rollout.obs.to(self._device))
         policy, value = torch.stack(losses).mean(0).tolist()
         self.metrics.log_value((DEFAULT_MODULE_ID, "policy_loss"), policy, window=1)
         self.metrics.log_value((DEFAULT_MODULE_ID, "vf_loss"), value, window=1)

@@ -1,7 +1,7 @@
 """The RLlib module of the population: a plain actor of any topology beside a fixed critic.
 
-The actor is one `nn.Sequential`, so a policy is a slice of its state dict, and
-actor and critic share nothing (RLlib's default module shares its encoder).
+The actor is one `nn.Sequential`, and actor and critic share nothing (RLlib's default module shares
+its encoder) but the whitening of observations, which is folded into a policy's first layer.
 """
 
 import itertools
@@ -13,7 +13,9 @@ import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
-from torch import nn
+from torch import Tensor, nn
+
+from nnit_dist.normalization import MIN_STD, InputNorm
 
 CRITIC_HIDDEN = (256, 256)
 INITIAL_LOG_STD = -0.5
@@ -22,29 +24,69 @@ INITIAL_LOG_STD = -0.5
 class ActorCriticModule(TorchRLModule, ValueFunctionAPI):
     """`model_config["hidden"]` gives the actor's widths; the critic is always 256x256."""
 
+    whitening: "Whitening"
+
     def setup(self) -> None:
         observation: Any = self.observation_space
         action: Any = self.action_space
         config: Any = self.model_config
         obs_dim, act_dim = observation.shape[0], action.shape[0]
+        self.whitening = Whitening(obs_dim)
         self.actor = tanh_mlp((obs_dim, *config["hidden"], act_dim), 0.01 * math.sqrt(2))
         self.critic = tanh_mlp((obs_dim, *CRITIC_HIDDEN, 1), 1.0)
         self.log_std = nn.Parameter(torch.full((act_dim,), INITIAL_LOG_STD))
 
     def _forward(self, batch, **kwargs):
-        mean = self.actor(batch[Columns.OBS])
+        mean = self.actor(self.whitening(batch[Columns.OBS]))
         return {Columns.ACTION_DIST_INPUTS: torch.cat([mean, self.log_std.expand_as(mean)], -1)}
 
     def compute_values(self, batch, embeddings=None):
-        return self.critic(batch[Columns.OBS]).squeeze(-1)
+        return self.critic(self.whitening(batch[Columns.OBS])).squeeze(-1)
 
     def actor_layers(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The actor's (weight [out, in], bias [out]) per layer, copied."""
-        return [
+        """(weight [out, in], bias [out]) per layer of the actor on raw observations, copied."""
+        layers = [
             (layer.weight.detach().cpu().numpy().copy(), layer.bias.detach().cpu().numpy().copy())
             for layer in self.actor
             if isinstance(layer, nn.Linear)
         ]
+        return self.whitening.norm().fold(layers)
+
+
+class Whitening(nn.Module):
+    """Whitens observations [..., D] by the mean and spread of all that it was shown.
+
+    Until it was shown any, it is the identity.
+    """
+
+    count: Tensor
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self, obs_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(obs_dim))
+        self.register_buffer("var", torch.ones(obs_dim))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return (obs - self.mean) / self.var.sqrt().clamp(min=MIN_STD)
+
+    @torch.no_grad()
+    def show(self, obs: Tensor) -> None:
+        """Take in observations [..., D] (Chan et al., 1983)."""
+        obs = obs.flatten(0, -2)
+        total = self.count + len(obs)
+        share, shift = len(obs) / total, obs.mean(0) - self.mean
+        self.mean += share * shift
+        self.var *= 1 - share
+        self.var += share * (obs.var(0, correction=0) + (1 - share) * shift.square())
+        self.count.copy_(total)
+
+    def norm(self) -> InputNorm:
+        """What it does, to be folded into a first layer."""
+        std = self.var.sqrt().clamp(min=MIN_STD)
+        return InputNorm(self.mean.cpu().numpy().copy(), std.cpu().numpy())
 
 
 def tanh_mlp(dims: tuple[int, ...], output_gain: float) -> nn.Sequential:

@@ -10,7 +10,7 @@ from ray import tune
 
 from nnit_dist.artifacts import read_json, write_atomic
 from nnit_dist.errors import NnitError
-from nnit_dist.population.ppo import Recipe
+from nnit_dist.population.ppo import RECIPES, Recipe
 from nnit_dist.population.trial import PROGRESS, TrialSpec, read_progress, train_trial
 from nnit_dist.progress import StageProgress
 from nnit_dist.zoo import Member, Zoo, best_of_trials
@@ -31,13 +31,14 @@ class PopulationConfig(BaseModel):
         le=1,
         description="share of a GPU that a trial simulates and learns on",
     )
-    recipe: Recipe = Recipe()
+    recipe: Recipe = Field(Recipe(), description="of every task, where it says more than RECIPES")
     recipes: dict[str, Recipe] = Field({}, description="what differs from `recipe`, by task")
 
     def recipe_of(self, task: str) -> Recipe:
-        """The recipe of a task."""
-        own = self.recipes.get(task, Recipe())
-        return self.recipe.model_copy(update={k: getattr(own, k) for k in own.model_fields_set})
+        """The recipe of a task: the measured one, and what the configuration says otherwise."""
+        said = [self.recipe, self.recipes.get(task, Recipe())]
+        own = [recipe.model_dump(include=recipe.model_fields_set) for recipe in said]
+        return Recipe(**RECIPES.get(task, {}) | own[0] | own[1])
 
 
 def trial_specs(config: PopulationConfig, tasks: list[str], control_mode: str) -> list[TrialSpec]:
@@ -128,7 +129,7 @@ def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Path) -> 
 
 
 class _Watch(tune.Callback):
-    """Feeds the progress view from the trials' reports: one bar for all, one for each."""
+    """Feeds the progress view from the trials' reports: a bar for all, and one for each at work."""
 
     ALL = "all trials"
 
@@ -140,8 +141,7 @@ class _Watch(tune.Callback):
         self.steps = {name: found.env_steps if found else 0 for name, found in progress.items()}
         self.totals = {spec.id: config.recipe_of(spec.task).env_steps for spec in specs}
         view.add(self.ALL, sum(self.totals.values()), sum(self.steps.values()))
-        for name, steps in self.steps.items():
-            view.add(name, self.totals[name], steps)
+        self.running: set[str] = set()
 
     def __getstate__(self) -> dict:
         return {}  # Tune pickles its callbacks; a live view stays in this process
@@ -150,14 +150,17 @@ class _Watch(tune.Callback):
         name, steps = result["trial"], result["env_steps"]
         self.steps[name] = steps
         note = f"success {result['success']:.2f}  return {result['return']:.1f}"
+        if name not in self.running:
+            self.running.add(name)
+            self.view.add(name, self.totals[name], steps)
         self.view.update(self.ALL, sum(self.steps.values()), f"{name}: {note}")
         self.view.update(name, steps, note)
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         if trial.last_result and "trial" in trial.last_result:
-            name = trial.last_result["trial"]
+            name, success = trial.last_result["trial"], trial.last_result["success"]
             self.totals[name] = self.steps[name]
-            self.view.finish(name)
+            self.view.remove(name, f"success {success:.2f} after {self.steps[name]:,} env steps")
             self.view.resize(self.ALL, sum(self.totals.values()))
 
 
@@ -168,6 +171,7 @@ def _figures(out: Path, specs: list[TrialSpec]) -> dict[str, Any]:
         assert progress is not None
         trials[spec.id] = {
             "env_steps": progress.env_steps,
+            "seconds": round(progress.seconds, 1),
             "success_once": max(entry["success_once"] for entry in progress.history),
             "history": progress.history,
         }

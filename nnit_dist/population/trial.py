@@ -5,6 +5,7 @@ directory, so a retry by Tune and a new `nnit population` continue in the same w
 """
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -45,13 +46,14 @@ class TrialSpec:
 
 @dataclass
 class Progress:
-    """How far a trial is. `history` holds one entry per measured snapshot."""
+    """How far a trial is, in how many seconds. `history` holds one entry per measured snapshot."""
 
     env_steps: int
     success_once: float
     done: bool
     checkpoint: str
     history: list[dict[str, float]]
+    seconds: float = 0.0
 
 
 def read_progress(directory: Path) -> Progress | None:
@@ -98,6 +100,7 @@ class Trial:
         if self.progress.checkpoint:
             self.algo.restore_from_path(str(self.directory / self.progress.checkpoint))
         self.iterations = self.progress.env_steps // recipe.batch
+        self._since = time.monotonic()
         self._reseed()
 
     def step(self) -> dict[str, Any]:
@@ -130,7 +133,9 @@ class Trial:
             member.success_once >= self.recipe.success_bar or env_steps >= self.recipe.env_steps,
             name,
             [*self.progress.history, entry],
+            self.progress.seconds + time.monotonic() - self._since,
         )
+        self._since = time.monotonic()
         # The old checkpoint goes only once the progress file names the new one.
         write_json(self.directory / PROGRESS, asdict(self.progress))
         if previous:

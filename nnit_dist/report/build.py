@@ -45,6 +45,7 @@ def build_report(run: "Run", out: Path) -> dict[str, Any]:
             for task in run.config.tasks
         ),
         "stages": _stage_table(run),
+        "trials": _trial_table(run.manifest("population")["figures"]["trials"]),
         **_draw(pictures, out),
     }
     page = Template(TEMPLATE.read_text()).substitute(fields)
@@ -139,6 +140,26 @@ def _stage_table(run: "Run") -> str:
         minutes = f"{manifest['seconds'] / 60:.1f} min"
         rows.append([stage, minutes, text.format(**manifest["figures"]), manifest["machine"]])
     return _table(["stage", "time", "work", "machine"], rows)
+
+
+def _trial_table(trials: dict[str, dict[str, Any]]) -> str:
+    """What the teachers of each task cost."""
+    rows = []
+    for task in dict.fromkeys(name.split("_", 1)[0] for name in trials):
+        own = [trial for name, trial in trials.items() if name.split("_", 1)[0] == task]
+        best = [trial["success_once"] for trial in own]
+        seconds = sum(trial["seconds"] for trial in own)
+        rows.append(
+            [
+                task,
+                str(len(own)),
+                f"{sum(trial['env_steps'] for trial in own):,}",
+                f"{seconds / 60:.1f}" if seconds else "-",
+                f"{min(best):.2f} to {max(best):.2f}",
+            ]
+        )
+    header = ["task", "trials", "env steps", "minutes, all trials'", "validation success"]
+    return _table(header, rows)
 
 
 def _topology_table(rows: list[dict[str, Any]]) -> str:
