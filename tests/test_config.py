@@ -44,7 +44,7 @@ def test_unknown_key_is_named_with_its_path_and_the_nearest_one(tmp_path):
         ),
         ("name: x\ntasks: [t]\nnnit: {transformer: {heads: 3}}", "heads divide width"),
         ("name: x\ntasks: [t]\npopulation: {recipe: {envs: 3}}", "no multiple of envs=3"),
-        ("name: x\ntasks: [t]\npopulation: {recipe: {batch: 256}}", "minibatch=512 is more than"),
+        ("name: x\ntasks: [t]\npopulation: {recipe: {batch: 128}}", "minibatch=256 is more than"),
         (
             "name: x\ntasks: [t]\npopulation: "
             "{recipe: {batch: 1024}, recipes: {t: {minibatch: 1536}}}",

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -119,7 +120,9 @@ def test_the_loss_is_rllibs(algo, rollout, module):
         batch=batch,
         fwd_out=own.forward_train(batch),
     )
-    assert float(policy + 0.5 * value) == pytest.approx(float(expected), rel=1e-4)
+    entropy = own.log_std.sum() + 4 * math.log(2 * math.pi * math.e)
+    loss = policy + 0.5 * value - RECIPE.entropy_coeff * entropy
+    assert float(loss) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_observations_are_whitened_by_all_that_was_sampled(algo, rollout):
