@@ -1,6 +1,7 @@
 """PPO trials for real, small: what they leave in the zoo, and that death changes nothing."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -32,7 +33,7 @@ def train(out: Path, iterations: int) -> None:
     trial = Trial(SPEC, RECIPE, out)
     for _ in range(iterations):
         trial.step()
-    trial.algo.stop()
+    trial.close()
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_a_trial_on_a_gpus_batch_is_measured_in_a_process_beside_it(unbroken, tm
     trial = Trial(SPEC, RECIPE, tmp_path, make_env=make_env)
     for _ in range(4):
         trial.step()
-    trial.algo.stop()
+    trial.close()
     assert made == [RECIPE.envs]
     assert content_hash(tmp_path / "zoo") == content_hash(unbroken / "zoo")
 
@@ -106,6 +107,19 @@ def test_a_trial_whose_process_is_killed_is_retried_from_its_checkpoint(unbroken
     assert figures["env_steps"] == 2048
     assert content_hash(tmp_path / "zoo") == content_hash(unbroken / "zoo")
     assert [m.policy.id for m in teachers(tmp_path, TASK)] == [f"{SPEC.id}_000002048"]
+
+
+@pytest.mark.timeout(300)
+def test_a_process_that_has_trained_another_trial_trains_the_same_policy(unbroken, tmp_path):
+    config = PopulationConfig(architectures=[[16, 8]], seeds=[4, 3], cpus=2, recipe=RECIPE)
+    run_population(config, [TASK], MODE, tmp_path)
+    (state,) = tmp_path.glob("tune/experiment_state-*.json")
+    processes = re.findall(r'pid\\*": (\d+)', state.read_text())
+    assert [len(processes), len(set(processes))] == [2, 1]
+    known = {m.policy.id: m.policy.fingerprint() for m in Zoo(unbroken / "zoo").members()}
+    found = {m.policy.id: m.policy.fingerprint() for m in Zoo(tmp_path / "zoo").members()}
+    assert {name: found[name] for name in known} == known
+    assert len(found) == 2 * len(known)
 
 
 @pytest.mark.long

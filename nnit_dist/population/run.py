@@ -117,7 +117,7 @@ def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Path) -> 
                 "out": str(out.absolute()),
                 "gpu": config.gpu > 0,
             },
-            tune_config=tune.TuneConfig(reuse_actors=False),
+            tune_config=tune.TuneConfig(reuse_actors=True),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(out.absolute()),

@@ -71,8 +71,11 @@ def train_trial(config: dict[str, Any]) -> None:
     spec = TrialSpec(**{**about, "hidden": tuple(about["hidden"])})
     recipe = Recipe(**config["trial"]["recipe"])
     trial = Trial(spec, recipe, Path(config["out"]), config["gpu"])
-    while not trial.progress.done:
-        tune.report({**trial.step(), "trial": spec.id})
+    try:
+        while not trial.progress.done:
+            tune.report({**trial.step(), "trial": spec.id})
+    finally:
+        trial.close()  # the process goes on with another trial
 
 
 class Trial:
@@ -115,6 +118,10 @@ class Trial:
             "success": self.progress.success_once,
             "return": result["env_runners"].get("episode_return_mean", 0.0),
         }
+
+    def close(self) -> None:
+        self.algo.stop()
+        self.examiner.close()
 
     def _snapshot(self, env_steps: int) -> None:
         member = self._measure(env_steps)
@@ -180,6 +187,9 @@ class _Here:
     def examine(self, part: Part) -> Rollouts:
         return run_part(self._env, part)
 
+    def close(self) -> None:
+        self._env.close()
+
 
 class _Beside:
     """Runs episodes in a process of its own."""
@@ -192,3 +202,6 @@ class _Beside:
     def examine(self, part: Part) -> Rollouts:
         part = replace(part, policy=ray.put(part.policy))
         return ray.get(self._simulator.rollout.remote([part]))[0]
+
+    def close(self) -> None:
+        ray.kill(self._simulator)
