@@ -102,7 +102,7 @@ def test_the_loss_is_rllibs(algo, rollout, module):
     own = learner.module[DEFAULT_MODULE_ID].unwrapped()
     samples = samples_of(module, rollout, 0.8, 0.9, "cpu")
     samples.logp = samples.logp + 0.4 * torch.randn(240)  # some ratios beyond the clip
-    policy, value = ppo_losses(own, samples, 0.2)
+    policy, value, _ = ppo_losses(own, samples, 0.2)
     batch = {
         Columns.OBS: samples.obs,
         Columns.ACTIONS: samples.actions,
@@ -156,6 +156,16 @@ def test_a_step_of_training_fits_the_values_and_moves_the_rate(algo, rollout, mo
     assert all(map(torch.equal, own.actor.parameters(), module.actor.parameters()))
     assert result["num_env_steps_sampled_lifetime"] % 240 == 0
     assert 0 < float(algo.learner_group._learner.get_optimizer().param_groups[0]["lr"]) < RECIPE.lr
+
+
+def test_there_is_no_further_epoch_once_the_policy_went_too_far():
+    config = RECIPE.model_copy(update={"epochs": 5, "max_kl": 1e-9})
+    algorithm = ppo_config(config, (8,), TASK, MODE, seed=3).build_algo()
+    algorithm.train()
+    optimizer = algorithm.learner_group._learner.get_optimizer()
+    steps = {int(state["step"]) for state in optimizer.state.values()}
+    algorithm.stop()
+    assert steps == {RECIPE.batch // RECIPE.minibatch}
 
 
 def test_a_batch_of_the_gpus_own_environment_is_sampled_as_well():

@@ -9,6 +9,7 @@ Shapes: T steps, N environments, B samples, D observations, A actions.
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -58,10 +59,15 @@ class RolloutLearner(PPOTorchLearner):
         minibatch_size: int,
         **kwargs: Any,
     ) -> Any:
-        """Take `num_epochs` passes over the rollouts, in minibatches drawn anew in each."""
+        """Take `num_epochs` passes over the rollouts, in minibatches drawn anew in each.
+
+        After a pass in which the policy went further than `max_kl` there is no other: with little
+        spread left the steps of one rate are so large that what was learned is lost again.
+        """
         self.before_gradient_based_update(timesteps=timesteps)
         self._weights_seq_no += 1
         config: Any = self.config
+        own = config.learner_config_dict
         module = self._module[DEFAULT_MODULE_ID].unwrapped()
         parts = [
             samples_of(module, rollout, config.gamma, config.lambda_, self._device)
@@ -71,29 +77,38 @@ class RolloutLearner(PPOTorchLearner):
         samples = Samples(**joined)
         spread = samples.advantages.std(correction=0).clamp(min=MIN_SPREAD)
         samples.advantages = (samples.advantages - samples.advantages.mean()) / spread
-        optimizer, parameters = self.get_optimizer(DEFAULT_MODULE_ID), list(module.parameters())
-        losses = []
+        epochs: list[list[float]] = []
         for _ in range(num_epochs):
-            order = torch.randperm(len(samples.logp)).to(self._device)
-            for rows in order.split(minibatch_size):
-                policy, value = ppo_losses(module, samples[rows], config.clip_param)
-                # The entropy of a Gaussian is the sum of its log-stds, up to a constant.
-                bonus = config.entropy_coeff * module.log_std.sum()
-                loss = policy + config.vf_loss_coeff * value - bonus
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-                optimizer.step()
-                losses.append(torch.stack([policy.detach(), value.detach()]))
+            epochs.append(self._epoch(module, samples, minibatch_size))
+            if epochs[-1][2] > own["max_kl"]:
+                break
         # From here on, so that what was sampled and what is learned see observations alike.
-        if config.learner_config_dict["whiten"]:
+        if own["whiten"]:
             for rollout in training_data.episodes:
                 module.whitening.show(rollout.obs.to(self._device))
-        policy, value = torch.stack(losses).mean(0).tolist()
+        policy, value, _ = np.mean(epochs, axis=0).tolist()
         self.metrics.log_value((DEFAULT_MODULE_ID, "policy_loss"), policy, window=1)
         self.metrics.log_value((DEFAULT_MODULE_ID, "vf_loss"), value, window=1)
         self.after_gradient_based_update(timesteps=timesteps)
         return self.metrics.reduce()
+
+    def _epoch(self, module: Any, samples: Samples, minibatch_size: int) -> list[float]:
+        """One pass over the samples; means of both losses and of the divergence."""
+        config: Any = self.config
+        optimizer, parameters = self.get_optimizer(DEFAULT_MODULE_ID), list(module.parameters())
+        found = []
+        order = torch.randperm(len(samples.logp)).to(self._device)
+        for rows in order.split(minibatch_size):
+            policy, value, kl = ppo_losses(module, samples[rows], config.clip_param)
+            # The entropy of a Gaussian is the sum of its log-stds, up to a constant.
+            bonus = config.entropy_coeff * module.log_std.sum()
+            loss = policy + config.vf_loss_coeff * value - bonus
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+            optimizer.step()
+            found.append(torch.stack([policy, value, kl]).detach())
+        return torch.stack(found).mean(0).tolist()
 
 
 @torch.no_grad()
@@ -121,12 +136,18 @@ def samples_of(
     )
 
 
-def ppo_losses(module: Any, samples: Samples, clip: float) -> tuple[Tensor, Tensor]:
-    """The clipped surrogate loss and the squared error of the values."""
+def ppo_losses(module: Any, samples: Samples, clip: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The clipped surrogate loss, the squared error of the values, and the policy's KL divergence.
+
+    The divergence of the policy that sampled from the module's is estimated as in
+    http://joschu.net/blog/kl-approx.html.
+    """
     batch = {Columns.OBS: samples.obs}
     mean, log_std = module.forward_train(batch)[Columns.ACTION_DIST_INPUTS].chunk(2, -1)
-    ratio = (gaussian_logp(mean, log_std, samples.actions) - samples.logp).exp()
+    log_ratio = gaussian_logp(mean, log_std, samples.actions) - samples.logp
+    ratio = log_ratio.exp()
     gains = samples.advantages * ratio
     bounded = samples.advantages * ratio.clamp(1 - clip, 1 + clip)
     error = module.compute_values(batch) - samples.targets
-    return -torch.minimum(gains, bounded).mean(), error.square().mean()
+    kl = (ratio - 1 - log_ratio).mean()
+    return -torch.minimum(gains, bounded).mean(), error.square().mean(), kl

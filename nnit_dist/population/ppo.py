@@ -30,6 +30,7 @@ class Recipe(BaseModel):
     gamma: float = Field(0.8, ge=0, le=1)
     gae_lambda: float = Field(0.9, ge=0, le=1)
     clip: float = Field(0.2, gt=0)
+    max_kl: float = Field(0.04, gt=0, description="of an iteration: beyond it, no further epoch")
     grad_clip: float = Field(0.5, gt=0)
     entropy_coeff: float = Field(0.003, ge=0)
     whiten: bool = Field(True, description="observations, by the mean and spread of all so far")
@@ -101,7 +102,7 @@ def ppo_config(
             vf_clip_param=float("inf"),
             vf_loss_coeff=0.5,
             entropy_coeff=recipe.entropy_coeff,
-            learner_config_dict={"whiten": recipe.whiten},
+            learner_config_dict={"whiten": recipe.whiten, "max_kl": recipe.max_kl},
         )
         .debugging(seed=seed, log_level="ERROR")
     )
