@@ -32,7 +32,7 @@ class Recipe(BaseModel):
     clip: float = Field(0.2, gt=0)
     max_kl: float = Field(0.04, gt=0, description="of an iteration: beyond it, no further epoch")
     grad_clip: float = Field(0.5, gt=0)
-    entropy_coeff: float = Field(0.003, ge=0)
+    entropy_coeff: float = Field(0.006, ge=0)
     whiten: bool = Field(True, description="observations, by the mean and spread of all so far")
     envs: int = Field(16, gt=0, description="environments stepped by a trial's process")
     eval_every: int = Field(40_000, gt=0, description="env steps between measurements")
