@@ -31,7 +31,9 @@ class PopulationConfig(BaseModel):
         le=1,
         description="share of a GPU that a trial simulates and learns on",
     )
-    recipe: Recipe = Field(Recipe(), description="of every task, where it says more than RECIPES")
+    recipe: Recipe = Field(
+        Recipe(), description="of every task; what is not said is as in RECIPES, or the default"
+    )
     recipes: dict[str, Recipe] = Field({}, description="what differs from `recipe`, by task")
 
     def recipe_of(self, task: str) -> Recipe:
