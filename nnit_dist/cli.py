@@ -73,7 +73,7 @@ _stage_command("report", "Write the report of a finished run.")
 
 @app.command()
 def generate(
-    out: Annotated[Path, typer.Option(help="directory for the policy files")],
+    out: Annotated[Path, typer.Option(help="directory for the policy files")] = Path("policies"),
     task: Annotated[str, typer.Option(help="ManiSkill3 task")] = "PushCube-v1",
     hidden: Annotated[str | None, typer.Option(help="hidden widths, e.g. 40x56")] = None,
     samples: Annotated[int, typer.Option(min=1)] = 1,

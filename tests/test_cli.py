@@ -39,9 +39,9 @@ def test_generate_writes_policies_in_the_contract(generated):
 
 
 def test_generate_draws_architectures_when_none_is_named(tmp_path):
-    result = nnit("generate", "--samples", 3, "--out", tmp_path / "drawn", "--seed", 1)
+    result = nnit("generate", "--samples", 3, "--seed", 1, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(load_policies(tmp_path / "drawn")) == 3
+    assert len(load_policies(tmp_path / "policies")) == 3  # unless --out names another place
 
 
 def test_networks_of_an_unseen_topology_push_the_cube(generated):
