@@ -157,8 +157,9 @@ def _check_tasks(config: RunConfig, path: Path) -> None:
         try:
             config.population.recipe_of(task)
         except ValidationError as error:
-            reasons = "; ".join(_explain(e) for e in error.errors())
-            raise NnitError(f"{path}: the recipe of {task}: {reasons}") from None
+            # Each value was in range by itself: only together they do not fit.
+            reasons = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
+            raise NnitError(f"{path}: the recipe of {task}: {reasons}.") from None
 
 
 def _check_workers(config: RunConfig, path: Path) -> None:

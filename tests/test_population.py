@@ -1,5 +1,6 @@
 """PPO trials for real, small: what they leave in the zoo, and that death changes nothing."""
 
+import contextlib
 import os
 import re
 import signal
@@ -138,10 +139,11 @@ def test_a_hundred_trials_share_the_machine_and_those_that_are_killed_are_retrie
     def read_and_kill() -> None:
         while not ended.wait(5):
             counts.append(sum(1 for _ in zoo.members()))
-            running = [p for p in psutil.Process().children(True) if "ray::Impl" in p.name()]
-            if running and len(killed) < 5:
-                running[0].kill()
-                killed.append(running[0].pid)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                running = [p for p in psutil.Process().children(True) if "ray::Impl" in p.name()]
+                if running and len(killed) < 5:
+                    running[0].kill()
+                    killed.append(running[0].pid)
 
     watch = threading.Thread(target=read_and_kill)
     watch.start()

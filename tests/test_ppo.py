@@ -151,7 +151,10 @@ def test_a_step_of_training_fits_the_values_and_moves_the_rate(algo, rollout, mo
     samples = samples_of(module, rollout, 0.8, 0.9, "cpu")
     own = algo.learner_group._learner.module[DEFAULT_MODULE_ID].unwrapped()
     before = float(ppo_losses(own, samples, 0.2)[1])
+    shown = float(own.whitening.count)
     result = algo.train()
+    assert float(own.whitening.count) == shown + RECIPE.batch
+    assert all(map(torch.equal, own.whitening.buffers(), module.whitening.buffers()))
     assert float(ppo_losses(own, samples, 0.2)[1]) < 0.9 * before
     assert all(map(torch.equal, own.actor.parameters(), module.actor.parameters()))
     assert result["num_env_steps_sampled_lifetime"] % 240 == 0

@@ -61,8 +61,8 @@ class RolloutLearner(PPOTorchLearner):
     ) -> Any:
         """Take `num_epochs` passes over the rollouts, in minibatches drawn anew in each.
 
-        After a pass in which the policy went further than `max_kl` there is no other: with little
-        spread left the steps of one rate are so large that what was learned is lost again.
+        After a pass in which the policy went further than `max_kl` there is no other: the less
+        spread is left, the further a step of one rate goes.
         """
         self.before_gradient_based_update(timesteps=timesteps)
         self._weights_seq_no += 1

@@ -70,7 +70,7 @@ class Whitening(nn.Module):
         self.register_buffer("var", torch.ones(obs_dim))
 
     def forward(self, obs: Tensor) -> Tensor:
-        return (obs - self.mean) / self.var.sqrt().clamp(min=MIN_STD)
+        return (obs - self.mean) / self._std()
 
     @torch.no_grad()
     def show(self, obs: Tensor) -> None:
@@ -85,8 +85,10 @@ class Whitening(nn.Module):
 
     def norm(self) -> InputNorm:
         """What it does, to be folded into a first layer."""
-        std = self.var.sqrt().clamp(min=MIN_STD)
-        return InputNorm(self.mean.cpu().numpy().copy(), std.cpu().numpy())
+        return InputNorm(self.mean.cpu().numpy().copy(), self._std().cpu().numpy())
+
+    def _std(self) -> Tensor:
+        return self.var.sqrt().clamp(min=MIN_STD)
 
 
 def tanh_mlp(dims: tuple[int, ...], output_gain: float) -> nn.Sequential:

@@ -158,7 +158,7 @@ def _trial_table(trials: dict[str, dict[str, Any]]) -> str:
                 f"{min(best):.2f} to {max(best):.2f}",
             ]
         )
-    header = ["task", "trials", "env steps", "minutes, all trials'", "validation success"]
+    header = ["task", "trials", "env steps", "minutes of all trials", "validation success"]
     return _table(header, rows)
 
 
