@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from nnit_dist.evaluate.simulator import SimBackend
 from nnit_dist.nnit.model import DEFAULT_STEPS
 from nnit_dist.nnit.train import NNiTConfig
 from nnit_dist.population.run import PopulationConfig
-from nnit_dist.topology import TopologySplit, UnseenKind, split_topologies
+from nnit_dist.topology import Hidden, TopologySplit, UnseenKind, split_topologies
 
 
 class _Model(BaseModel):
@@ -80,9 +81,10 @@ class RunConfig(_Model):
     logging: LoggingConfig = LoggingConfig()
     ray: RayConfig = RayConfig()
 
-    def split(self) -> TopologySplit:
+    def split(self, trained: Collection[Hidden] = ()) -> TopologySplit:
+        """Seen and unseen topologies; none of the population's, `trained`, counts as unseen."""
         t = self.topologies
-        return split_topologies(t.widths, t.depths, t.unseen_widths, t.unseen, self.seed)
+        return split_topologies(t.widths, t.depths, t.unseen_widths, t.unseen, self.seed, trained)
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
@@ -149,10 +151,13 @@ def _keys_at(location: list[str]) -> list[str]:
 def _check_tasks(config: RunConfig, path: Path) -> None:
     if len(set(config.tasks)) < len(config.tasks):
         raise NnitError(f"{path}: a task is named twice in tasks={config.tasks}.")
-    for task in config.population.recipes:
-        if task not in config.tasks:
-            hint = nearest(task, config.tasks)
-            raise NnitError(f"{path}: population.recipes has {task}, which is not in tasks.{hint}")
+    for key in ("recipes", "architectures_by_task"):
+        for task in getattr(config.population, key):
+            if task not in config.tasks:
+                hint = nearest(task, config.tasks)
+                raise NnitError(
+                    f"{path}: population.{key} has {task}, which is not in tasks.{hint}"
+                )
     for task in config.tasks:
         try:
             config.population.recipe_of(task)
@@ -181,6 +186,13 @@ def _check_widths(config: RunConfig, path: Path) -> None:
             f"{path}: topologies.unseen_widths has {beyond[0]}, more than twice the largest "
             f"training width {widths[-1]}: a model writes up to twice. Name others, or [] for none."
         )
+    population = config.population
+    for hidden in sum(population.architectures_by_task.values(), population.architectures):
+        if kept := set(hidden) & set(unseen):
+            raise NnitError(
+                f"{path}: the population has {hidden}, but {min(kept)} is in "
+                "topologies.unseen_widths."
+            )
     if known := [w for w in unseen if w in widths]:
         raise NnitError(f"{path}: width {known[0]} is both a training and an unseen width.")
     # What is unseen must stay so: neither widths nor combinations may be reached by variation.

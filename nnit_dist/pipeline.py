@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from nnit_dist.config import RunConfig
 from nnit_dist.errors import NnitError
 from nnit_dist.progress import console, quiet_libraries, short_time
 from nnit_dist.ray_session import ray_session
-from nnit_dist.topology import WITHIN, Hidden, spread
+from nnit_dist.topology import WITHIN, Hidden, TopologySplit, spread
 from nnit_dist.training import METRICS, read_metrics
 
 if TYPE_CHECKING:
@@ -30,7 +31,13 @@ class Run:
 
     def __init__(self, config: RunConfig, out: Path) -> None:
         self.config, self.out = config, Path(out)
-        self.split = config.split()
+
+    @cached_property
+    def split(self) -> TopologySplit:
+        """Seen and unseen topologies, once there is a population."""
+        from nnit_dist.zoo import Zoo
+
+        return self.config.split(Zoo(self._of("population", "zoo")).topologies())
 
     def all(self) -> dict[str, Any]:
         """Every stage; returns the manifests by stage."""

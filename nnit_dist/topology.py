@@ -6,6 +6,7 @@ unseen ones (kinds: combination, apart, width, deeper, wider).
 
 import itertools
 import random
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -118,8 +119,12 @@ def split_topologies(
     unseen_widths: list[int],
     counts: dict[UnseenKind, int],
     seed: int,
+    trained: Collection[Hidden] = (),
 ) -> TopologySplit:
     """Split a grid by seed. The same arguments always give the same split.
+
+    What the policies of a population are, `trained`, is left out of the unseen: there may then be
+    fewer of a kind than are asked for.
 
     combination: tuples of the training widths, held out of the grid.
     apart: bottlenecks, of training widths and those between. If any are asked for, training has
@@ -164,7 +169,10 @@ def split_topologies(
         if wanted:
             unseen[kind] = sorted(rng.sample(pool, wanted), key=lambda h: (len(h), h))
     held = set(unseen.get("combination", []))
-    return TopologySplit(seen=[h for h in full if h not in held], unseen=unseen)
+    seen = [hidden for hidden in full if hidden not in held]
+    return TopologySplit(
+        seen, {kind: [h for h in found if h not in trained] for kind, found in unseen.items()}
+    )
 
 
 def is_bottleneck(hidden: Hidden, middle: float) -> bool:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from nnit_dist.errors import NnitError
 from nnit_dist.policy import Policy, unflatten
-from nnit_dist.topology import Topology, hidden_name
+from nnit_dist.topology import Hidden, Topology, hidden_name
 
 SCHEMA = pa.schema(
     [
@@ -164,6 +164,10 @@ class Zoo:
         """Rows without their weights, as dicts, sorted by id; `wanted` as in `scan`."""
         tables = self.scan(weights=False, **wanted)
         return sorted((row for t in tables for row in t.to_pylist()), key=lambda row: row["id"])
+
+    def topologies(self) -> set[Hidden]:
+        """Hidden widths of all its policies."""
+        return {tuple(row["hidden"]) for row in self.rows()}
 
     def members(self, **wanted: Any) -> Iterator[Member]:
         """Members, one row group in memory at a time; `wanted` as in `scan`."""

@@ -56,6 +56,12 @@ def test_a_tasks_recipe_departs_from_that_of_all_where_it_says_so():
     assert len({spec.id for spec in specs}) == 2 * len(config.architectures)
 
 
+def test_a_task_may_have_its_own_architectures():
+    config = PopulationConfig(architectures=[[8], [9]], architectures_by_task={"U": [[7, 7]]})
+    specs = trial_specs(config, ["T", "U"], MODE)
+    assert [(spec.task, spec.hidden) for spec in specs] == [("T", (8,)), ("T", (9,)), ("U", (7, 7))]
+
+
 def test_snapshots_carry_their_measured_success(unbroken):
     members = sorted(Zoo(unbroken / "zoo").members(), key=lambda m: m.env_steps)
     assert [m.env_steps for m in members] == [1024, 2048]

@@ -51,6 +51,15 @@ def test_split_depends_on_the_seed_alone():
     assert one != other
 
 
+def test_what_was_trained_is_not_unseen_and_changes_nothing_else():
+    whole = split_topologies(**GRID, counts=COUNTS, seed=0)
+    trained = {whole.unseen["combination"][0], whole.unseen["width"][2], whole.seen[0]}
+    split = split_topologies(**GRID, counts=COUNTS, seed=0, trained=trained)
+    assert split.seen == whole.seen
+    for kind, held in whole.unseen.items():
+        assert split.unseen[kind] == [hidden for hidden in held if hidden not in trained]
+
+
 def test_split_that_asks_for_too_many_names_the_key():
     with pytest.raises(NnitError, match=r"topologies\.unseen\.combination asks for 500"):
         split_topologies(**GRID, counts={"combination": 500}, seed=0)

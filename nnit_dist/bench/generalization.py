@@ -26,6 +26,7 @@ from nnit_dist.policy import Policy
 from nnit_dist.population.run import teachers
 from nnit_dist.progress import StageProgress
 from nnit_dist.topology import Hidden, TopologySplit, UnseenKind, split_topologies, spread
+from nnit_dist.zoo import Zoo
 
 ABOUT = {
     "nnit": "NNiT",
@@ -96,7 +97,12 @@ def split_of(run: Path) -> TopologySplit:
     config = read_json(run / "align" / "manifest.json")["key"]["config"]
     about = config["topologies"]
     return split_topologies(
-        about["widths"], about["depths"], about["unseen_widths"], about["unseen"], config["seed"]
+        about["widths"],
+        about["depths"],
+        about["unseen_widths"],
+        about["unseen"],
+        config["seed"],
+        Zoo(run / "population" / "zoo").topologies(),
     )
 
 

@@ -22,6 +22,9 @@ class PopulationConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     architectures: list[list[int]] = Field([[64, 64], [64, 48]], min_length=1)
+    architectures_by_task: dict[str, list[list[int]]] = Field(
+        {}, description="instead of `architectures`, by task"
+    )
     seeds: list[int] = Field([0], min_length=1)
     max_failures: int = Field(3, ge=0, description="retries of a trial that dies")
     cpus: float = Field(1, gt=0, description="of a trial; less lets more trials share a core")
@@ -49,7 +52,7 @@ def trial_specs(config: PopulationConfig, tasks: list[str], control_mode: str) -
         TrialSpec(task, control_mode, tuple(hidden), seed)
         for task in tasks
         for seed in config.seeds
-        for hidden in config.architectures
+        for hidden in config.architectures_by_task.get(task, config.architectures)
     ]
 
 
