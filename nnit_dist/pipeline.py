@@ -31,6 +31,7 @@ class Run:
 
     def __init__(self, config: RunConfig, out: Path) -> None:
         self.config, self.out = config, Path(out)
+        self._shared: contextlib.ExitStack | None = None  # a session of Ray for every stage
 
     @cached_property
     def split(self) -> TopologySplit:
@@ -40,8 +41,9 @@ class Run:
         return self.config.split(Zoo(self._of("population", "zoo")).topologies())
 
     def all(self) -> dict[str, Any]:
-        """Every stage; returns the manifests by stage."""
-        return {stage: getattr(self, stage)() for stage in STAGES}
+        """Every stage, in one session of Ray; returns the manifests by stage."""
+        with contextlib.ExitStack() as self._shared:
+            return {stage: getattr(self, stage)() for stage in STAGES}
 
     def population(self) -> dict[str, Any]:
         from nnit_dist.envs.tasks import check_task
@@ -58,7 +60,6 @@ class Run:
             config,
             {"known": known / "zoo"} if known else {},
             lambda out: run_population(c.population, c.tasks, c.control_mode, out, known),
-            self.config.ray.num_cpus,
         )
 
     def align(self) -> dict[str, Any]:
@@ -220,7 +221,6 @@ class Run:
         config: dict,
         inputs: dict[str, Path],
         work: Callable[[Path], dict[str, Any]],
-        num_cpus: int | None = None,
         ray: bool = True,
     ) -> dict[str, Any]:
         stage = Stage(name, self.out / name, config, inputs)
@@ -229,12 +229,10 @@ class Run:
             return self.manifest(name)
         stage.begin()
         console.print(f"[bold]•[/] {name}")
-        session = (
-            ray_session(self.config.ray.address, num_cpus or self.config.ray.num_cpus)
-            if ray
-            else contextlib.nullcontext()
-        )
-        with quiet_libraries(self.out / "logs" / f"{name}.log"), session:
+        with quiet_libraries(self.out / "logs" / f"{name}.log"), contextlib.ExitStack() as own:
+            if ray:
+                session = ray_session(self.config.ray.address, self.config.ray.num_cpus)
+                (self._shared or own).enter_context(session)
             figures = work(stage.directory)
         manifest = stage.finish(figures)
         self._log(name, figures)

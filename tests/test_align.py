@@ -10,6 +10,7 @@ from nnit_dist.align.distill import add_weight_noise, neighbour_difference
 from nnit_dist.align.ghn import GHN, GHNConfig, apply_layers
 from nnit_dist.align.latents import TeacherLatents, action_error, draw_mixes
 from nnit_dist.align.lessons import Lessons
+from nnit_dist.align.mixing import average
 from nnit_dist.align.sampler import AlignedSampler, Teacher
 from nnit_dist.align.told import Told, jitter, vary
 from nnit_dist.errors import NnitError
@@ -162,6 +163,26 @@ def test_half_of_the_networks_are_mixes_of_the_best_teachers_and_the_others_stan
     assert torch.equal(draw_mixes(torch.tensor([True]), 2, 0.5, 3, rng), torch.ones(2, 1))
 
 
+def test_teachers_that_do_not_go_together_are_never_in_one_mix():
+    best, rng = torch.tensor([True, True, True, False, False]), torch.Generator().manual_seed(0)
+    mixes = draw_mixes(best, 500, 0.5, 3, rng, [(0, 2)])
+    assert not ((mixes[:, 0] > 0) & (mixes[:, 2] > 0)).any()
+    assert ((mixes[:, 0] > 0) & (mixes[:, 1] > 0)).any()
+    assert ((mixes[:, 1] > 0) & (mixes[:, 2] > 0)).any()
+    assert (mixes[mixes[:, best].any(1)] > 0).sum(1).max() == 2
+    assert (mixes > 0).any(0).all()
+    assert torch.allclose(mixes.sum(1), torch.ones(500))
+
+
+def test_an_average_acts_as_two_do_on_average_and_is_known_by_their_weights():
+    one, other, third = (random_policy((8,), seed) for seed in range(3))
+    obs = np.random.default_rng(0).normal(size=35).astype(np.float32)
+    both = average(one, other)
+    assert np.allclose(both.act(obs), (one.act(obs) + other.act(obs)) / 2)
+    assert both.fingerprint() == average(one, other).fingerprint()
+    assert both.fingerprint() != average(one, third).fingerprint()
+
+
 def test_lessons_are_the_teachers_states_by_share_and_their_actions_on_average(tmp_path):
     rng = np.random.default_rng(0)
     norm = InputNorm(rng.normal(size=35).astype(np.float32), np.full(35, 0.5, np.float32))
@@ -209,12 +230,13 @@ def test_direct_query_is_after_the_best_teachers_unless_others_are_named(sampler
 
 
 def test_sampler_file_round_trip(sampler, tmp_path):
+    sampler = replace(sampler, unmixable=[(0, 1)])
     path = sampler.save(tmp_path / "ghn.safetensors")
     back = AlignedSampler.load(path)
     one, two = sampler.policies((16, 8), 3, 5), back.policies((16, 8), 3, 5)
     assert all(np.array_equal(a.flat(), b.flat()) for a, b in zip(one, two, strict=True))
     assert (back.seen, back.blended) == (sampler.seen, sampler.blended)
-    assert back.teachers == sampler.teachers
+    assert (back.teachers, back.unmixable) == (sampler.teachers, sampler.unmixable)
     assert torch.equal(back.success, sampler.success)
 
 

@@ -89,12 +89,20 @@ def test_every_stage_leaves_its_manifest_and_the_report_stands_alone(disturbed):
         manifest = json.loads((out / stage / "manifest.json").read_text())
         assert manifest["stage"] == stage
         assert manifest["versions"]["ray"] == "2.60.0"
+    aligned = json.loads((out / "align" / "manifest.json").read_text())["figures"]["tasks"]
+    for task, figures in aligned.items():  # both teachers were tried together
+        assert [pair["teachers"] for pair in figures["lost_by_averages"]] == [
+            list(figures["teachers"])
+        ], task
     page = (out / "report" / "report.html").read_text()
     assert "http://" not in page
     assert "https://" not in page
     assert page.count("<img") == 2 + 3 * 2  # two tasks
     assert page.count("<video") == 2
     assert "direct GHN query" in page
+    text = (out / "report" / "report.md").read_text()
+    for task in ("PushCube-v1", "PickCube-v1"):
+        assert text.count(f"| {task} |") == 2  # what its networks do, what its teachers cost
     assert "Traceback" not in log
 
 
@@ -155,12 +163,9 @@ def test_a_task_is_added_to_a_finished_run(disturbed, tmp_path):
 def test_two_workers_align_along_the_curve_of_one(disturbed, tmp_path):
     """The batch is shared. After a round of rollouts the last bits of the weights tell."""
     out, _ = disturbed
-    curves = []
-    for workers in (1, 2):
-        run = tmp_path / str(workers)
-        shutil.copytree(out / "population", run / "population")
-        curves.append(run_stage("align", run, f"training.workers={workers}"))
-    one, two = curves
+    shutil.copytree(out / "population", tmp_path / "population")
+    one = read_metrics(out / "align" / "metrics.jsonl")
+    two = run_stage("align", tmp_path, "training.workers=2")
     assert [row["step"] for row in two] == [row["step"] for row in one]
     assert two[0]["action_mse"] == pytest.approx(one[0]["action_mse"], rel=0.002)
 

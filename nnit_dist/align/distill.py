@@ -80,20 +80,25 @@ def distill_worker(config: dict) -> None:
 
 @dataclass(frozen=True)
 class Course:
-    """One task: what its teachers (by id) teach, which are the best (bool [T]), and topologies."""
+    """One task: what its teachers (by id) teach, which are the best (bool [T]), and topologies.
+
+    Both teachers of a pair in `unmixable` are never taught at once.
+    """
 
     task: str
     lessons: Lessons
     teachers: list[str]
     best: Tensor
     topologies: list[Topology]
+    unmixable: list[tuple[int, int]]
 
     @classmethod
     def of(cls, about: dict[str, Any], hidden: list[Hidden], device: torch.device) -> "Course":
         lessons = Lessons.load(Path(about["states"])).to(device)
         topologies = [Topology(lessons.obs_dim, tuple(h), lessons.act_dim) for h in hidden]
         ids, best = zip(*about["teachers"], strict=True)
-        return cls(about["task"], lessons, list(ids), torch.tensor(best), topologies)
+        pairs = [(i, j) for i, j in about.get("unmixable", [])]
+        return cls(about["task"], lessons, list(ids), torch.tensor(best), topologies, pairs)
 
 
 class Distiller:
@@ -136,7 +141,7 @@ class Distiller:
         courses = [self.courses[task] for task in tasks]
         topologies = [self._draw_topology(c, rng) for c, rng in zip(courses, rngs, strict=True)]
         mixes = [
-            draw_mixes(course.best, cfg.latents, cfg.best_share, cfg.blended, rng)
+            draw_mixes(course.best, cfg.latents, cfg.best_share, cfg.blended, rng, course.unmixable)
             for course, rng in zip(courses, rngs, strict=True)
         ]
         z = [self._draw_latents(*drawn) for drawn in zip(tasks, mixes, rngs, strict=True)]

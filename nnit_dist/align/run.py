@@ -18,6 +18,7 @@ from nnit_dist.align.faculty import Faculty
 from nnit_dist.align.ghn import GHNConfig
 from nnit_dist.align.latents import TeacherLatents
 from nnit_dist.align.lessons import Lessons
+from nnit_dist.align.mixing import measure_pairs
 from nnit_dist.align.sampler import AlignedSampler, build_ghn, save_samplers
 from nnit_dist.envs.sim import TRAIN_SEEDS, VALIDATION_SEED
 from nnit_dist.envs.tasks import TaskInfo
@@ -54,7 +55,16 @@ class AlignConfig(BaseModel):
         "that teach as well, so that NNiT can be asked for a success",
     )
     success_episodes: int = Field(
-        100, gt=0, description="at the end, of networks of some topologies after every teacher"
+        100,
+        gt=0,
+        description="of every average of two teachers, and at the end of networks of some "
+        "topologies after every teacher",
+    )
+    mix_loss: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="success that an average of two teachers may cost, to be taught",
     )
     ghn: GHNConfig = GHNConfig()
     distill: DistillConfig = DistillConfig()
@@ -104,11 +114,13 @@ class Alignment:
             for i, t in enumerate(tasks)
         ]
         self.max_width = max(max(hidden) for hidden in seen)
+        self.lost: list[dict[tuple[int, int], float]] = []  # by averages of two, a task each
 
     def run(self) -> dict[str, Any]:
         """Every round that is left; returns the stage's figures. NnitError if training fails."""
         distill = self.config.distill
         rounds = distill.dagger_rounds + 1
+        self.lost = [self._lost_by_averages(faculty) for faculty in self.faculties]
         with StageProgress("") as view:
             view.add(BAR, distill.steps, steps_logged(self.out / METRICS))
             for index in range(rounds):
@@ -128,6 +140,10 @@ class Alignment:
             "tasks": {
                 sampler.task.name: {
                     "teachers": {member.policy.id: member.success_once for member in faculty.best},
+                    "lost_by_averages": [
+                        {"teachers": [faculty.best[i].policy.id for i in pair], "lost": lost}
+                        for pair, lost in self.lost[faculty.number].items()
+                    ],
                     "success_after": {
                         "mixes of the best" if teacher.best else teacher.id: success
                         for teacher, success in zip(
@@ -146,6 +162,20 @@ class Alignment:
             * distill.dagger_episodes,
             "parameters": sum(p.numel() for p in samplers[0].ghn.parameters()),
         }
+
+    def _lost_by_averages(self, faculty: Faculty) -> dict[tuple[int, int], float]:
+        if self.config.distill.blended == 1:
+            return {}
+        return measure_pairs(
+            faculty.best,
+            self.config.success_episodes,
+            self.out / "averages" / faculty.task.name,
+            self.actors,
+            self.sim_backend,
+        )
+
+    def _unmixable(self, task: int) -> list[tuple[int, int]]:
+        return [pair for pair, lost in self.lost[task].items() if lost > self.config.mix_loss]
 
     def _states(self, index: int, faculty: Faculty) -> Path:
         return self.out / f"states-{faculty.task.name}-{index}.safetensors"
@@ -282,6 +312,7 @@ class Alignment:
                         "task": faculty.task.name,
                         "states": str(self._states(index, faculty).absolute()),
                         "teachers": [(teacher.id, teacher.best) for teacher in faculty.about],
+                        "unmixable": self._unmixable(faculty.number),
                     }
                     for faculty in self.faculties
                 ],
@@ -322,6 +353,7 @@ class Alignment:
                 faculty.about,
                 torch.zeros(len(faculty.about)),
                 faculty.number,
+                self._unmixable(faculty.number),
             )
             for faculty, own in zip(self.faculties, latents, strict=True)
         ]

@@ -5,7 +5,7 @@ One hypernetwork serves several tasks, and a sampler one of them.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -41,7 +41,8 @@ class AlignedSampler:
 
     `number` is the task's place among those of the hypernetwork.
     In training the widths of the `seen` topologies were varied by up to `variation` units, and
-    networks were after `blended` of the best teachers at once (`latents.draw_mixes`).
+    networks were after `blended` of the best teachers at once, though never after both of a pair
+    in `unmixable` (`latents.draw_mixes`).
     `success` is the measured success_once of networks after each teacher, float32 [teachers];
     of those after the best, of mixes of them. Networks come as torch layers for whitened inputs
     (`networks`) or as policies (`policies`).
@@ -58,6 +59,7 @@ class AlignedSampler:
     teachers: list[Teacher]
     success: Tensor
     number: int = 0
+    unmixable: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def best(self) -> list[int]:
@@ -78,7 +80,7 @@ class AlignedSampler:
     def mixes(self, count: int, best_share: float, rng: torch.Generator) -> Tensor:
         """Mixes of teachers as training has them, float32 [count, teachers]."""
         best = torch.tensor([teacher.best for teacher in self.teachers])
-        return draw_mixes(best, count, best_share, self.blended, rng)
+        return draw_mixes(best, count, best_share, self.blended, rng, self.unmixable)
 
     def pure(self, teacher: int) -> Tensor:
         """The mix that is one teacher alone, float32 [teachers]."""
@@ -188,7 +190,14 @@ def save_samplers(samplers: Sequence[AlignedSampler], path: Path) -> Path:
             f"norm.{i}.std": torch.from_numpy(sampler.norm.std),
             f"success.{i}": sampler.success,
         }
-    tasks = [{"task": vars(s.task), "teachers": [vars(t) for t in s.teachers]} for s in samplers]
+    tasks = [
+        {
+            "task": vars(s.task),
+            "teachers": [vars(t) for t in s.teachers],
+            "unmixable": s.unmixable,
+        }
+        for s in samplers
+    ]
     metadata = {
         "format": FORMAT,
         "config": first.ghn.config.model_dump_json(),
@@ -230,6 +239,7 @@ def load_samplers(path: Path) -> list[AlignedSampler]:
                 [Teacher(**teacher) for teacher in about["teachers"]],
                 state[f"success.{i}"],
                 i,
+                [(a, b) for a, b in about.get("unmixable", [])],
             )
         )
     return samplers

@@ -164,6 +164,7 @@ class Rivals:
                             "task": self.task,
                             "states": str(self.states),
                             "teachers": [(t.id, t.best) for t in self.sampler.teachers],
+                            "unmixable": self.sampler.unmixable,
                         }
                     ],
                     "seed": self.seed,
@@ -183,6 +184,7 @@ class Rivals:
                 self.sampler.blended,
                 self.sampler.teachers,
                 self.sampler.success,
+                unmixable=self.sampler.unmixable,
             ).save(path)
         return AlignedSampler.load(path)
 

@@ -1,8 +1,7 @@
-"""The report stage: one self-contained HTML page, plots included."""
+"""The report stage: one self-contained HTML page, plots included, and its tables in Markdown."""
 
 import base64
 import html
-import io
 import shutil
 from pathlib import Path
 from string import Template
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from nnit_dist.artifacts import write_atomic
 from nnit_dist.evaluate.compare import headline
-from nnit_dist.report import plots
+from nnit_dist.report import plots, tables
 from nnit_dist.report.film import film_unseen
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ TEMPLATE, TASK = (Path(__file__).with_name(name) for name in ("template.html", "
 
 
 def build_report(run: "Run", out: Path) -> dict[str, Any]:
-    """Write `out/report.html`, `out/results.json`, `out/results.parquet` and the pictures.
+    """Write `out/report.html`, `report.md`, `results.json`, `results.parquet` and the pictures.
 
     Reads the manifests and artefacts of every earlier stage. Pictures of a task lie in `out/TASK`.
     """
@@ -35,7 +34,7 @@ def build_report(run: "Run", out: Path) -> dict[str, Any]:
     for name in ("results.json", "results.parquet"):
         shutil.copy(run.out / "evaluate" / name, out / name)
     pictures = {
-        "population": plots.population_curves(run.manifest("population")),
+        "population": plots.population_curves(run),
         "training": plots.training_curves(run.out),
     }
     fields = {
@@ -44,12 +43,14 @@ def build_report(run: "Run", out: Path) -> dict[str, Any]:
             _task_section(run, task, [row for row in rows if row["task"] == task], out)
             for task in run.config.tasks
         ),
-        "stages": _stage_table(run),
-        "trials": _trial_table(run.manifest("population")["figures"]["trials"]),
+        "stages": tables.stage_table(run).html(),
+        "trials": tables.trial_table(run).html(),
         **_draw(pictures, out),
     }
     page = Template(TEMPLATE.read_text()).substitute(fields)
     write_atomic(out / "report.html", lambda partial: partial.write_text(page))
+    text = _as_markdown(run)
+    write_atomic(out / "report.md", lambda partial: partial.write_text(text))
     return {"report": "report.html", "bytes": len(page)}
 
 
@@ -66,8 +67,8 @@ def _task_section(run: "Run", task: str, rows: list[dict[str, Any]], out: Path) 
     fields = {
         "task": html.escape(task),
         "headline": headline(figures),
-        "summary": _summary_table(figures["summaries"]),
-        "topologies": _topology_table(rows),
+        "summary": tables.summary_table(figures["summaries"]).html(),
+        "topologies": tables.topology_table(rows).html(),
         "film": f'<video autoplay loop muted playsinline controls src="{_data(film)}"></video>',
         **_draw(pictures, out / task),
     }
@@ -92,92 +93,14 @@ def _data(path: Path) -> str:
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    out = io.StringIO()
-    out.write("<table><tr>" + "".join(f"<th>{cell}</th>" for cell in header) + "</tr>")
-    for row in rows:
-        out.write("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
-    return out.getvalue() + "</table>"
+def _as_markdown(run: "Run") -> str:
+    """Results and cost of all tasks, to paste."""
+    settings = run.config.evaluate
+    return f"""# {run.config.name}
 
+success_once in %, mean and 95% interval over topologies: NNiT, zero-shot, {settings.samples} \
+samples a topology, {settings.episodes} episodes a network, all counted; beside it the teachers.
 
-def _summary_table(summaries: list[dict[str, Any]]) -> str:
-    return _table(
-        [
-            "method",
-            "topologies",
-            "success once",
-            "95% interval",
-            "success at end",
-            "networks",
-            "episodes",
-        ],
-        [
-            [
-                row["method"],
-                row["kind"],
-                f"{row['success_once']:.3f}",
-                f"{row['low']:.3f} to {row['high']:.3f}",
-                f"{row['success_at_end']:.3f}",
-                str(row["networks"]),
-                f"{row['episodes']:,}",
-            ]
-            for row in summaries
-        ],
-    )
-
-
-def _stage_table(run: "Run") -> str:
-    work = {
-        "population": "{env_steps:,} env steps",
-        "align": "{steps:,} steps, action MSE {action_mse:.4f}",
-        "train": "{steps:,} steps, {parameters:,} parameters",
-        "generate": "{networks} networks, {milliseconds_a_network} ms each",
-        "evaluate": "{networks} networks",
-    }
-    rows = []
-    for stage, text in work.items():
-        manifest = run.manifest(stage)
-        minutes = f"{manifest['seconds'] / 60:.1f} min"
-        rows.append([stage, minutes, text.format(**manifest["figures"]), manifest["machine"]])
-    return _table(["stage", "time", "work", "machine"], rows)
-
-
-def _trial_table(trials: dict[str, dict[str, Any]]) -> str:
-    """What the teachers of each task cost."""
-    rows = []
-    for task in dict.fromkeys(name.split("_", 1)[0] for name in trials):
-        own = [trial for name, trial in trials.items() if name.split("_", 1)[0] == task]
-        best = [trial["success_once"] for trial in own]
-        seconds = sum(trial["seconds"] for trial in own)
-        rows.append(
-            [
-                task,
-                str(len(own)),
-                f"{sum(trial['env_steps'] for trial in own):,}",
-                f"{seconds / 60:.1f}" if seconds else "-",
-                f"{min(best):.2f} to {max(best):.2f}",
-            ]
-        )
-    header = ["task", "trials", "env steps", "minutes of all trials", "validation success"]
-    return _table(header, rows)
-
-
-def _topology_table(rows: list[dict[str, Any]]) -> str:
-    cells: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for row in rows:
-        if row["kind"] == "teacher":
-            continue
-        key = (row["kind"], "x".join(map(str, row["hidden"])))
-        cells.setdefault(key, {}).setdefault(row["method"], []).append(row["success_once"])
-    methods = ["direct GHN query", "NNiT"]
-    return _table(
-        ["kind", "hidden", *methods],
-        [
-            [kind, hidden, *(_mean(found.get(method, [])) for method in methods)]
-            for (kind, hidden), found in sorted(cells.items())
-        ],
-    )
-
-
-def _mean(values: list[float]) -> str:
-    return f"{sum(values) / len(values):.2f}" if values else "-"
+{tables.task_table(run).markdown()}
+{tables.trial_table(run).markdown()}
+{tables.stage_table(run).markdown()}"""

@@ -76,10 +76,9 @@ def sampler_studies(studies: dict[str, Any]) -> Figure:
     return _finish(figure)
 
 
-def population_curves(manifest: dict[str, Any]) -> Figure:
+def population_curves(run: "Run") -> Figure:
     """Deterministic success of every trial against env steps, a panel a task."""
-    trials = manifest["figures"]["trials"]
-    tasks = list(dict.fromkeys(name.split("_", 1)[0] for name in trials))
+    trials, tasks = run.manifest("population")["figures"]["trials"], run.config.tasks
     figure, panels = plt.subplots(len(tasks), figsize=(9, 3 * len(tasks)), squeeze=False)
     for task, axes in zip(tasks, panels[:, 0], strict=True):
         for name, trial in trials.items():
@@ -90,6 +89,7 @@ def population_curves(manifest: dict[str, Any]) -> Figure:
                 axes.plot(steps, success, marker="o", ms=3, label=label)
         axes.set_xlabel("thousand env steps")
         axes.set_ylabel("success once")
+        axes.set_ylim(-0.03, 1.03)
         axes.set_title(f"population, {task}: deterministic success", fontsize=10)
         axes.legend(frameon=False, fontsize=8, ncols=2)
     return _finish(figure)
