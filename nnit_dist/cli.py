@@ -255,7 +255,8 @@ def zoo_stats(
         least, *_, most = stats["success"]
         console.print(
             f"[bold]{task}[/]: {stats['members']} snapshots of {stats['trials']} trials, "
-            f"{stats['architectures']} architectures, {stats['seeds']} seeds, "
+            f"{stats['architectures']} architectures, {stats['seeds']} seed"
+            f"{'s' * (stats['seeds'] > 1)}, "
             f"{stats['env_steps']:,} env steps"
         )
         console.print(
