@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -12,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from nnit_dist.errors import NnitError
+from nnit_dist.storage import on_disk, path_of, upload
 
 MANIFEST = "manifest.json"
 _VERSIONED = ("nnit_dist", "torch", "ray", "mani_skill", "sapien", "gymnasium", "numpy")
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
-    """Call `write(temporary path)`, flush to disk, then rename to `path`."""
+    """Call `write(temporary path)`, then put what it wrote at `path`, whole or not at all.
+
+    Raises:
+        NnitError: it cannot be written; what was at `path` before is still there.
+    """
+    if not on_disk(path):
+        return _upload(path, write)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +38,22 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise NnitError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+def _upload(path: Path, write: Callable[[Path], object]) -> Path:
+    with tempfile.TemporaryDirectory() as directory:
+        partial = Path(directory) / path.name
+        write(partial)
+        try:
+            upload(partial, path)
+        except Exception as error:  # of whatever library the store is reached by
+            raise NnitError(f"cannot write {path}: {error}.") from error
+    return path
+
+
+def copy(source: Path, target: Path) -> Path:
+    """Copy a file, from and to wherever."""
+    return write_atomic(target, lambda partial: partial.write_bytes(source.read_bytes()))
 
 
 def write_json(path: Path, value: Any) -> Path:
@@ -79,7 +103,7 @@ class Stage:
 
     def __init__(self, name: str, directory: Path, config: dict, inputs: dict[str, Path]) -> None:
         self.name = name
-        self.directory = Path(directory)
+        self.directory = path_of(directory)
         self.key: dict[str, Any] = {
             "config": config,
             "inputs": {label: content_hash(path) for label, path in inputs.items()},

@@ -3,6 +3,7 @@
 import sys
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ from rich.table import Column, Table
 from nnit_dist.bench.cli import bench_app
 from nnit_dist.errors import NnitError
 from nnit_dist.progress import console, quiet_libraries
+from nnit_dist.storage import beside, path_of, runs
 
 app = typer.Typer(
     help="Writes working robot policies for any MLP topology instead of training them.",
@@ -24,7 +26,13 @@ app.add_typer(zoo_app, name="zoo")
 app.add_typer(bench_app, name="bench")
 
 Config = Annotated[Path, typer.Argument(help="YAML configuration, e.g. configs/quickstart.yaml")]
-Out = Annotated[Path | None, typer.Option(help="run directory; runs/NAME by default")]
+Out = Annotated[
+    Path | None,
+    typer.Option(parser=path_of, metavar="PATH", help="run directory; runs/NAME by default"),
+]
+Files = Annotated[
+    Path, typer.Option(parser=path_of, metavar="PATH", help="directory for the policy files")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="override a key, e.g. --set nnit.steps=500")
 ]
@@ -73,7 +81,7 @@ _stage_command("report", "Write the report of a finished run.")
 
 @app.command()
 def generate(
-    out: Annotated[Path, typer.Option(help="directory for the policy files")] = Path("policies"),
+    out: Files = Path("policies"),
     task: Annotated[str, typer.Option(help="ManiSkill3 task")] = "PushCube-v1",
     hidden: Annotated[str | None, typer.Option(help="hidden widths, e.g. 40x56")] = None,
     samples: Annotated[int, typer.Option(min=1)] = 1,
@@ -86,7 +94,12 @@ def generate(
         float, typer.Option(help="how far to go beyond what is asked for; 0 is none")
     ] = 0.0,
     model: Annotated[
-        Path | None, typer.Option(help="trained model, or a run directory; shipped one by default")
+        Path | None,
+        typer.Option(
+            parser=path_of,
+            metavar="PATH",
+            help="trained model, or a run directory; shipped one by default",
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -120,7 +133,12 @@ def evaluate(
     ],
     episodes: Annotated[int, typer.Option(help="episodes a policy")] = 100,
     out: Annotated[
-        Path | None, typer.Option(help="where results are kept; POLICIES-evaluation by default")
+        Path | None,
+        typer.Option(
+            parser=path_of,
+            metavar="PATH",
+            help="where results are kept; POLICIES-evaluation by default",
+        ),
     ] = None,
     task: Annotated[str | None, typer.Option(help="ManiSkill3 task of a function")] = None,
     control_mode: Annotated[
@@ -146,8 +164,10 @@ def evaluate(
     from nnit_dist.ray_session import ray_session
 
     subjects = read_subjects(policies, task, control_mode)
-    target = out or Path(f"{policies.replace(':', '.').rstrip('/')}-evaluation")
-    with quiet_libraries(target / "evaluate.log"), ray_session(address):
+    name = policies if "://" in policies else policies.replace(":", ".")
+    target = out or path_of(f"{name.rstrip('/')}-evaluation")
+    log = beside(target, "evaluate.log")
+    with quiet_libraries(log), ray_session(address):
         result = measure(
             subjects,
             episodes,
@@ -176,7 +196,7 @@ def evaluate(
     if videos:
         from nnit_dist.report.film import film_extremes
 
-        with quiet_libraries(target / "evaluate.log"):
+        with quiet_libraries(log):
             written = film_extremes(result, target)
         console.print(f"filmed: {', '.join(map(str, written))}")
     for policy_id, reason in result.failures.items():
@@ -185,8 +205,13 @@ def evaluate(
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="results of `nnit evaluate`")],
-    second: Annotated[Path, typer.Argument(help="results that it is compared with")],
+    first: Annotated[
+        Path, typer.Argument(parser=path_of, metavar="PATH", help="results of `nnit evaluate`")
+    ],
+    second: Annotated[
+        Path,
+        typer.Argument(parser=path_of, metavar="PATH", help="results that it is compared with"),
+    ],
     debug: Debug = False,
 ) -> None:
     """Compare two evaluations over the same topologies and start states."""
@@ -206,7 +231,12 @@ def doctor() -> None:
     console.print(table)
 
 
-Zoo = Annotated[Path, typer.Argument(help="a zoo, e.g. runs/quickstart/population/zoo")]
+Zoo = Annotated[
+    Path,
+    typer.Argument(
+        parser=path_of, metavar="ZOO", help="a zoo, e.g. runs/quickstart/population/zoo"
+    ),
+]
 
 
 @zoo_app.command("ls")
@@ -240,18 +270,21 @@ def zoo_show(path: Zoo, policy_id: str, debug: Debug = False) -> None:
 @zoo_app.command("stats")
 def zoo_stats(
     path: Zoo,
-    out: Annotated[Path | None, typer.Option(help="for the pictures; ZOO-stats by default")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=path_of, metavar="PATH", help="for the pictures; ZOO-stats by default"),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """How diverse a population is: architectures, qualities, behaviour."""
+    from nnit_dist.artifacts import write_atomic
     from nnit_dist.population.diversity import picture, population_stats
 
     members, target = list(_zoo(path).members()), out or path.with_name(f"{path.name}-stats")
-    target.mkdir(parents=True, exist_ok=True)
     for task in dict.fromkeys(member.policy.task for member in members):
-        with quiet_libraries(target / "stats.log"):
+        with quiet_libraries(beside(target, "stats.log")):
             stats = population_stats([m for m in members if m.policy.task == task])
-        picture(task, stats).savefig(target / f"{task}.png", dpi=110)
+        write_atomic(target / f"{task}.png", partial(picture(task, stats).savefig, dpi=110))
         least, *_, most = stats["success"]
         console.print(
             f"[bold]{task}[/]: {stats['members']} snapshots of {stats['trials']} trials, "
@@ -298,7 +331,7 @@ def zoo_compact(path: Zoo, debug: Debug = False) -> None:
 @zoo_app.command("export")
 def zoo_export(
     path: Zoo,
-    out: Annotated[Path, typer.Option(help="directory for the policy files")],
+    out: Files,
     policy_id: Annotated[str | None, typer.Option("--id", help="one policy only")] = None,
     debug: Debug = False,
 ) -> None:
@@ -326,7 +359,7 @@ def _load(config: Path, out: Path | None, overrides: list[str] | None):
     from nnit_dist.pipeline import Run
 
     loaded = load_config(config, overrides)
-    return Run(loaded, out or Path("runs") / loaded.name)
+    return Run(loaded, out or runs() / loaded.name)
 
 
 def _print_policies(rows: list[dict]) -> None:

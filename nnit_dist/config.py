@@ -67,7 +67,7 @@ class RunConfig(_Model):
 
     name: str
     tasks: list[str] = Field(min_length=1)
-    continue_from: Path | None = Field(
+    continue_from: str | None = Field(
         None, description="a finished run whose tasks come first, to which others are added"
     )
     control_mode: str = DEFAULT_CONTROL_MODE

@@ -11,6 +11,7 @@ from nnit_dist.config import RunConfig
 from nnit_dist.errors import NnitError
 from nnit_dist.progress import console, quiet_libraries, short_time
 from nnit_dist.ray_session import ray_session
+from nnit_dist.storage import beside, path_of
 from nnit_dist.topology import WITHIN, Hidden, TopologySplit, spread
 from nnit_dist.training import METRICS, read_metrics
 
@@ -30,7 +31,7 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, out: Path) -> None:
-        self.config, self.out = config, Path(out)
+        self.config, self.out = config, path_of(out)
         self._shared: contextlib.ExitStack | None = None  # a session of Ray for every stage
 
     @cached_property
@@ -196,11 +197,12 @@ class Run:
         before = self.config.continue_from
         if before is None:
             return None
-        if not (before / artefact).exists():
+        path = path_of(before) / artefact
+        if not path.exists():
             raise NnitError(
                 f"{before} lacks {artefact}; continue_from names the directory of a finished run."
             )
-        return before / artefact
+        return path
 
     def _about(self, *keys: str) -> dict[str, Any]:
         return self.config.model_dump(mode="json", include=set(keys))
@@ -229,7 +231,8 @@ class Run:
             return self.manifest(name)
         stage.begin()
         console.print(f"[bold]•[/] {name}")
-        with quiet_libraries(self.out / "logs" / f"{name}.log"), contextlib.ExitStack() as own:
+        log = beside(self.out, "logs") / f"{name}.log"
+        with quiet_libraries(log), contextlib.ExitStack() as own:
             if ray:
                 session = ray_session(self.config.ray.address, self.config.ray.num_cpus)
                 (self._shared or own).enter_context(session)
@@ -253,7 +256,7 @@ class Run:
             group=self.config.name,
             name=f"{self.config.name}-{stage}",
             mode=self.config.logging.wandb,
-            dir=str(self.out),
+            dir=str(beside(self.out, "wandb")),
             config=self.config.model_dump(mode="json"),
             settings=wandb.Settings(silent=True),
         )

@@ -7,7 +7,6 @@ control_mode, hidden, activation, source, and provenance).
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as safetensors_bytes
 
-from nnit_dist.artifacts import canonical_safetensors
+from nnit_dist.artifacts import canonical_safetensors, write_atomic
 from nnit_dist.errors import NnitError
+from nnit_dist.storage import local_file
 from nnit_dist.topology import Topology
 
 FORMAT = "nnit.policy/1"
@@ -113,11 +113,8 @@ def save_policy(policy: Policy, path: Path) -> Path:
         "source": policy.source,
         "id": policy.id,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(canonical_safetensors(safetensors_bytes(tensors, metadata=metadata)))
-    partial.replace(path)
-    return path
+    data = canonical_safetensors(safetensors_bytes(tensors, metadata=metadata))
+    return write_atomic(path, lambda partial: partial.write_bytes(data))
 
 
 def load_policy(path: Path) -> Policy:
@@ -128,7 +125,7 @@ def load_policy(path: Path) -> Policy:
             shapes or non-finite weights.
     """
     try:
-        with safe_open(str(path), framework="numpy") as file:
+        with local_file(path) as local, safe_open(str(local), framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
@@ -182,7 +179,7 @@ def load_policies(directory: Path) -> list[Policy]:
     """Every policy file below `directory`, sorted by path; ids must differ."""
     if directory.is_file():
         return [load_policy(directory)]
-    paths = sorted(directory.rglob(f"*{SUFFIX}"))
+    paths = sorted(directory.rglob(f"[!.]*{SUFFIX}"))
     if not paths:
         raise NnitError(f"no policy files (*{SUFFIX}) in {directory}.")
     policies = [load_policy(path) for path in paths]

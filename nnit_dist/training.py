@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from nnit_dist.errors import NnitError
 from nnit_dist.progress import StageProgress
+from nnit_dist.storage import append, path_of
 
 METRICS = "metrics.jsonl"
 _STATE = "state.pt"
@@ -107,6 +108,12 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return [rows[step] for step in sorted(rows)]
 
 
+def load_state(path: Path) -> dict[str, Any]:
+    """What `torch.save` wrote of tensors and numbers, on the CPU; no pickled objects."""
+    with path.open("rb") as file:
+        return torch.load(file, weights_only=True, map_location="cpu")
+
+
 def steps_logged(path: Path) -> int:
     """How far a training with this metrics file has come."""
     rows = read_metrics(path)
@@ -123,7 +130,7 @@ class Loop:
 
         self.train = ray.train
         self.rank = ray.train.get_context().get_world_rank()
-        self.state, self.metrics_path = state, Path(config["metrics"])
+        self.state, self.metrics_path = state, path_of(config["metrics"])
         self.log_every, self.save_every = log_every, save_every
         self.start = self._restore()
 
@@ -145,8 +152,7 @@ class Loop:
 
     def _log(self, row: dict[str, float]) -> None:
         if self.rank == 0:
-            with self.metrics_path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append(self.metrics_path, json.dumps(row) + "\n")
 
     def _save(self, step: int) -> None:
         if self.rank != 0:
@@ -166,7 +172,7 @@ class Loop:
         if checkpoint is None:
             return 0
         with checkpoint.as_directory() as directory:
-            saved = torch.load(Path(directory) / _STATE, weights_only=True, map_location="cpu")
+            saved = load_state(Path(directory) / _STATE)
         for name, part in self.state.items():
             part.load_state_dict(saved[name])
         return saved["step"]

@@ -5,9 +5,8 @@ of trials can write at once and a reader never sees half a file.
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from nnit_dist.artifacts import write_atomic
 from nnit_dist.errors import NnitError
 from nnit_dist.policy import Policy, unflatten
+from nnit_dist.storage import on_disk, path_of
 from nnit_dist.topology import Hidden, Topology, hidden_name
 
 SCHEMA = pa.schema(
@@ -98,7 +99,7 @@ class Zoo:
     """A directory of Parquet files that together hold a population."""
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+        self.path = path_of(path)
 
     def append(self, members: list[Member]) -> Path:
         """Write `members` as one new file. The same members always get the same file name."""
@@ -108,19 +109,17 @@ class Zoo:
 
     def _write(self, key: str, tables: Iterable[pa.Table]) -> Path:
         """Write one file, whole or not at all, in row groups of up to some megabytes."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        partial = self.path / f".{key}.{os.getpid()}.tmp"
-        with partial.open("wb") as file:
-            with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+
+        def write(partial: Path) -> None:
+            with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
                 for table in tables:
                     most = max(map(len, table["weights"].to_numpy()))
                     writer.write_table(table, row_group_size=max(1, GROUP_BYTES // (4 * most)))
-            file.flush()
-            os.fsync(file.fileno())
-        return partial.replace(self.path / f"part-{key}.parquet")
+
+        return write_atomic(self.path / f"part-{key}.parquet", write)
 
     def files(self) -> list[Path]:
-        return sorted(self.path.glob("*.parquet"))
+        return sorted(self.path.glob("[!.]*.parquet"))  # none that is still being written
 
     def scan(
         self,
@@ -270,9 +269,10 @@ def _readable(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[pq.ParquetFile]:
-    with _readable(path):
-        file = pq.ParquetFile(path)
-    with file:
+    with ExitStack() as stack:
+        with _readable(path):
+            source = path if on_disk(path) else stack.enter_context(path.open("rb"))
+            file = stack.enter_context(pq.ParquetFile(source))
         with _readable(path):
             if missing := set(SCHEMA.names) - set(file.schema_arrow.names):
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")

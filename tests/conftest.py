@@ -114,3 +114,26 @@ def small_run(tmp_path_factory, sampler):
     trainer = Trainer(config, source, torch.device("cpu"), 0)
     NNiTModel.of(trainer, source).save(out / "train" / "nnit.safetensors")
     return out
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """The address of an empty bucket of an S3 server on this machine."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    told = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in told.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem().mkdir("nnit-test")
+        yield "s3://nnit-test"
+    server.stop()

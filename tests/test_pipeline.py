@@ -14,6 +14,7 @@ import torch
 
 from nnit_dist.artifacts import content_hash
 from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.storage import path_of
 from nnit_dist.training import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -63,10 +64,10 @@ def disturbed(tmp_path_factory) -> tuple[Path, str]:
 
 
 @pytest.mark.timeout(1200)
-def test_a_run_that_is_killed_in_every_stage_ends_like_an_unbroken_one(disturbed, tmp_path):
-    """Every artefact is the same to the last bit."""
+def test_a_run_that_is_killed_in_every_stage_ends_like_an_unbroken_one(disturbed, bucket):
+    """Every artefact is the same to the last bit, on a disk and in an object store."""
     out, _ = disturbed
-    calm = tmp_path / "calm"
+    calm = path_of(f"{bucket}/calm")
     result = subprocess.run(
         [*RUN, str(calm)], cwd=ROOT, capture_output=True, text=True, timeout=600
     )

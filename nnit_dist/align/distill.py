@@ -24,10 +24,12 @@ from nnit_dist.align.latents import TeacherLatents, action_error, draw_mixes
 from nnit_dist.align.lessons import Lessons
 from nnit_dist.align.sampler import AlignedSampler, load_samplers
 from nnit_dist.align.told import jitter, vary
+from nnit_dist.artifacts import write_atomic
 from nnit_dist.errors import NnitError
 from nnit_dist.randomness import generator_of
+from nnit_dist.storage import path_of
 from nnit_dist.topology import Hidden, Topology
-from nnit_dist.training import Loop, average_gradients, worker_setup
+from nnit_dist.training import Loop, average_gradients, load_state, worker_setup
 
 
 class DistillConfig(BaseModel):
@@ -70,12 +72,12 @@ def distill_worker(config: dict) -> None:
     start, known = config.get("start_from"), config.get("continue_from")
     loop = Loop(trainer.state(), config, log_every=25, save_every=trainer.config.checkpoint_every)
     if loop.start == 0 and start:
-        loop.start = trainer.load(Path(start))
+        loop.start = trainer.load(path_of(start))
     elif loop.start == 0 and known:
-        trainer.take_over(load_samplers(Path(known)))
+        trainer.take_over(load_samplers(path_of(known)))
     loop.run(config["until"], trainer.step)
     if rank == 0:
-        trainer.save(Path(config["result"]), config["until"])
+        trainer.save(path_of(config["result"]), config["until"])
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Course:
 
     @classmethod
     def of(cls, about: dict[str, Any], hidden: list[Hidden], device: torch.device) -> "Course":
-        lessons = Lessons.load(Path(about["states"])).to(device)
+        lessons = Lessons.load(path_of(about["states"])).to(device)
         topologies = [Topology(lessons.obs_dim, tuple(h), lessons.act_dim) for h in hidden]
         ids, best = zip(*about["teachers"], strict=True)
         pairs = [(i, j) for i, j in about.get("unmixable", [])]
@@ -221,12 +223,10 @@ class Distiller:
     def save(self, path: Path, step: int) -> None:
         """Everything a next round needs, as one file of ours."""
         state = {name: part.state_dict() for name, part in self.state().items()}
-        partial = path.with_suffix(".tmp")
-        torch.save({"step": step, **state}, partial)
-        partial.replace(path)
+        write_atomic(path, lambda partial: torch.save({"step": step, **state}, partial))
 
     def load(self, path: Path) -> int:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
+        saved = load_state(path)
         for name, part in self.state().items():
             part.load_state_dict(saved[name])
         return saved["step"]

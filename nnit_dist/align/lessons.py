@@ -15,6 +15,7 @@ from nnit_dist.align.ghn import Layers, apply_layers
 from nnit_dist.artifacts import write_atomic
 from nnit_dist.normalization import InputNorm
 from nnit_dist.policy import Policy
+from nnit_dist.storage import local_file
 
 
 @dataclass
@@ -90,7 +91,8 @@ class Lessons:
     @classmethod
     def load(cls, path: Path) -> "Lessons":
         """Read what `save` wrote."""
-        arrays = load_file(path)
+        with local_file(path) as file:
+            arrays = load_file(file)
         count = sum(name.startswith("obs.") for name in arrays)
         obs = [torch.from_numpy(arrays[f"obs.{i}"].astype(np.float32)) for i in range(count)]
         teachers = [_layers(arrays, f"teacher.{i}") for i in range(count)]

@@ -30,7 +30,7 @@ from nnit_dist.normalization import InputNorm
 from nnit_dist.progress import StageProgress
 from nnit_dist.randomness import generator_of
 from nnit_dist.topology import Hidden, spread
-from nnit_dist.training import METRICS, fit, read_metrics, steps_logged
+from nnit_dist.training import METRICS, fit, load_state, read_metrics, steps_logged
 from nnit_dist.zoo import Member
 
 MODEL = "ghn.safetensors"
@@ -332,7 +332,7 @@ class Alignment:
 
     def _samplers(self, index: int) -> list[AlignedSampler]:
         """One a task, of what a round has trained; success is measured at the end."""
-        saved = torch.load(self._result(index), weights_only=True, map_location="cpu")
+        saved = load_state(self._result(index))
         config = self.config.ghn
         ghn = build_ghn(config, self.tasks, self.max_width)
         ghn.load_state_dict(saved["ghn"])

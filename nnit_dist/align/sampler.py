@@ -22,6 +22,7 @@ from nnit_dist.errors import NnitError
 from nnit_dist.normalization import InputNorm
 from nnit_dist.policy import Policy
 from nnit_dist.randomness import generator_of, one_thread
+from nnit_dist.storage import local_file
 from nnit_dist.topology import Hidden, Topology
 
 FORMAT = "nnit.ghn/5"
@@ -258,7 +259,7 @@ def read_model(path: Path, expected: str) -> tuple[dict[str, str], dict[str, Ten
         NnitError: it is missing, damaged, or of another format.
     """
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with local_file(path) as local, safe_open(str(local), framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:

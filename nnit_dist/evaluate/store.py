@@ -23,6 +23,7 @@ from nnit_dist.artifacts import write_atomic
 from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.rollout import Rollouts
 from nnit_dist.evaluate.subjects import Subject
+from nnit_dist.storage import local_file, path_of
 
 SCHEMA = pa.schema(
     [
@@ -44,7 +45,7 @@ class EpisodeStore:
     """
 
     def __init__(self, path: Path, flush_s: float = 5.0) -> None:
-        self.path, self.flush_s = Path(path), flush_s
+        self.path, self.flush_s = path_of(path), flush_s
         self.trouble = ""
         self._pending: list[pa.Table] = []
         self._flushed = time.monotonic()
@@ -125,7 +126,7 @@ class EpisodeStore:
                 file.unlink()
 
     def _files(self) -> list[Path]:
-        return sorted(self.path.glob("*.parquet"))
+        return sorted(self.path.glob("[!.]*.parquet"))  # no file that a killed process began
 
     def _write(self, table: pa.Table) -> None:
         path = self.path / f"episodes-{uuid.uuid4().hex}.parquet"
@@ -134,7 +135,8 @@ class EpisodeStore:
 
 def _read(file: Path) -> pa.Table:
     try:
-        return pq.read_table(file, schema=SCHEMA)
+        with local_file(file) as local:
+            return pq.read_table(local, schema=SCHEMA)
     except (pa.ArrowInvalid, OSError) as error:
         raise NnitError(
             f"{file} is damaged ({str(error).splitlines()[0]}). Delete it; its episodes "

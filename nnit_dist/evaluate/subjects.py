@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from upath import UPath
 
 from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE, TaskInfo
 from nnit_dist.errors import NnitError
 from nnit_dist.policy import SUFFIX, Policy, load_policies
+from nnit_dist.storage import path_of
 from nnit_dist.zoo import Zoo
 
 
@@ -56,11 +58,11 @@ def read_subjects(
     """
     if isinstance(source, Policy | FunctionPolicy):
         return [source]
-    if isinstance(source, Path):
-        return _read_path(source)
+    if isinstance(source, Path | UPath):
+        return _read_path(path_of(str(source)))
     if isinstance(source, str):
-        if Path(source).exists() or ":" not in source:
-            return _read_path(Path(source))
+        if Path(source).exists() or ":" not in source or "://" in source:
+            return _read_path(path_of(source))
         return [_function(_import(source), task, control_mode, source)]
     if callable(source):
         name = getattr(source, "__name__", type(source).__name__)

@@ -1,7 +1,5 @@
 """The configuration of NNiT and its training under Ray Train: one worker."""
 
-from pathlib import Path
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from nnit_dist.align.grow import grow
@@ -11,6 +9,7 @@ from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.nnit.source import AlignedSource
 from nnit_dist.nnit.trainer import Trainer
 from nnit_dist.nnit.transformer import TransformerConfig
+from nnit_dist.storage import path_of
 from nnit_dist.training import Loop, average_gradients, worker_setup
 
 
@@ -49,8 +48,8 @@ def nnit_worker(config: dict) -> None:
     """Ray Train loop: train to the configured number of steps, then write the model."""
     device, rank, workers = worker_setup()
     settings, seed = NNiTConfig(**config["nnit"]), config["seed"]
-    samplers = [sampler.to(device) for sampler in load_samplers(Path(config["ghn"]))]
-    known = config["continue_from"] and NNiTModel.load(Path(config["continue_from"]))
+    samplers = [sampler.to(device) for sampler in load_samplers(path_of(config["ghn"]))]
+    known = config["continue_from"] and NNiTModel.load(path_of(config["continue_from"]))
     source = AlignedSource(samplers, settings, seed, known.whitening if known else None)
     trainer = Trainer(settings, source, device, seed, (rank, workers), average_gradients)
     if known:
@@ -58,7 +57,7 @@ def nnit_worker(config: dict) -> None:
     loop = Loop(trainer.state(), config, log_every=20, save_every=settings.checkpoint_every)
     loop.run(settings.steps, trainer.step)
     if rank == 0:
-        NNiTModel.of(trainer, source).save(Path(config["result"]))
+        NNiTModel.of(trainer, source).save(path_of(config["result"]))
 
 
 def begin_with(trainer: Trainer, known: NNiTModel) -> None:

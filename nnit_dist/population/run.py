@@ -1,18 +1,17 @@
 """The population stage: PPO trials under Ray Tune, their snapshots in the zoo."""
 
-import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import tune
 
-from nnit_dist.artifacts import read_json, write_atomic
+from nnit_dist.artifacts import copy, read_json
 from nnit_dist.errors import NnitError
 from nnit_dist.population.ppo import RECIPES, Recipe
 from nnit_dist.population.trial import PROGRESS, TrialSpec, read_progress, train_trial
 from nnit_dist.progress import StageProgress
+from nnit_dist.storage import beside
 from nnit_dist.zoo import Member, Zoo, best_of_trials
 
 
@@ -81,7 +80,8 @@ def run_population(
     if failed:
         raise NnitError(
             f"{len(failed)} of {len(specs)} trials failed: {', '.join(failed)}. The others are "
-            f"kept; see the log in {out.parent / 'logs'} and run the same command to try again."
+            f"kept; see the log in {beside(out.parent, 'logs')} and run the same command to try "
+            "again."
         )
     return _figures(out, specs)
 
@@ -97,10 +97,9 @@ def _take_over(population: Path, out: Path) -> None:
     for progress in (population / "trials").glob(f"*/{PROGRESS}"):
         if read_json(progress)["done"]:
             own = out / "trials" / progress.parent.name
-            own.mkdir(parents=True, exist_ok=True)
-            shutil.copy(progress, own)
+            copy(progress, own / PROGRESS)
     for file in Zoo(population / "zoo").files():
-        write_atomic(out / "zoo" / file.name, partial(shutil.copy, file))
+        copy(file, out / "zoo" / file.name)
 
 
 def _is_done(out: Path, spec: TrialSpec) -> bool:

@@ -4,7 +4,6 @@ Runs as a Ray Tune trial. Everything it needs to go on after a crash lies in its
 directory, so a retry by Tune and a new `nnit population` continue in the same way.
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +23,7 @@ from nnit_dist.evaluate.simulator import Simulator
 from nnit_dist.policy import Policy
 from nnit_dist.population.module import ActorCriticModule
 from nnit_dist.population.ppo import Recipe, ppo_config
+from nnit_dist.storage import path_of, remove
 from nnit_dist.topology import Hidden, Topology, hidden_name
 from nnit_dist.zoo import Member, Zoo
 
@@ -70,7 +70,7 @@ def train_trial(config: dict[str, Any]) -> None:
     about = config["trial"]["spec"]
     spec = TrialSpec(**{**about, "hidden": tuple(about["hidden"])})
     recipe = Recipe(**config["trial"]["recipe"])
-    trial = Trial(spec, recipe, Path(config["out"]), config["gpu"])
+    trial = Trial(spec, recipe, path_of(config["out"]), config["gpu"])
     try:
         while not trial.progress.done:
             tune.report({**trial.step(), "trial": spec.id})
@@ -101,7 +101,7 @@ class Trial:
         self.algo = ppo_config(recipe, spec.hidden, *task, spec.seed, make_env, gpu).build_algo()
         self.progress = read_progress(self.directory) or Progress(0, 0.0, False, "", [])
         if self.progress.checkpoint:
-            self.algo.restore_from_path(str(self.directory / self.progress.checkpoint))
+            self.algo.restore_from_path(str(self.directory.absolute() / self.progress.checkpoint))
         self.iterations = self.progress.env_steps // recipe.batch
         self._since = time.monotonic()
         self._reseed()
@@ -146,7 +146,7 @@ class Trial:
         # The old checkpoint goes only once the progress file names the new one.
         write_json(self.directory / PROGRESS, asdict(self.progress))
         if previous:
-            shutil.rmtree(self.directory / previous, ignore_errors=True)
+            remove(self.directory / previous)
         self._reseed()
 
     def _reseed(self) -> None:

@@ -2,7 +2,7 @@
 
 import base64
 import html
-import shutil
+from functools import partial
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from nnit_dist.artifacts import write_atomic
+from nnit_dist.artifacts import copy, write_atomic
 from nnit_dist.evaluate.compare import headline
 from nnit_dist.report import plots, tables
 from nnit_dist.report.film import film_unseen
+from nnit_dist.storage import local_file
 
 if TYPE_CHECKING:
     from nnit_dist.pipeline import Run
@@ -30,9 +31,10 @@ def build_report(run: "Run", out: Path) -> dict[str, Any]:
 
     Reads the manifests and artefacts of every earlier stage. Pictures of a task lie in `out/TASK`.
     """
-    rows = pq.read_table(run.out / "evaluate" / "results.parquet").to_pylist()
     for name in ("results.json", "results.parquet"):
-        shutil.copy(run.out / "evaluate" / name, out / name)
+        copy(run.out / "evaluate" / name, out / name)
+    with local_file(out / "results.parquet") as file:
+        rows = pq.read_table(file).to_pylist()
     pictures = {
         "population": plots.population_curves(run),
         "training": plots.training_curves(run.out),
@@ -78,9 +80,9 @@ def _task_section(run: "Run", task: str, rows: list[dict[str, Any]], out: Path) 
 
 def _draw(pictures: dict[str, Figure], out: Path) -> dict[str, str]:
     """Write the pictures; returns them as HTML."""
-    out.mkdir(exist_ok=True)
     for name, figure in pictures.items():
-        figure.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight")
+        save = partial(figure.savefig, dpi=110, bbox_inches="tight")
+        write_atomic(out / f"{name}.png", save)
     return {name: _image(out / f"{name}.png") for name in pictures}
 
 

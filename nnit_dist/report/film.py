@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from nnit_dist.artifacts import write_atomic
 from nnit_dist.envs.headless import has_render_device
 from nnit_dist.envs.sim import TEST_SEED, SimEnv
 from nnit_dist.evaluate.run import Evaluation
@@ -51,9 +52,12 @@ def film(clips: list[Clip], path: Path) -> Path:
     blank = np.full_like(shown[0], 255)
     shown += [blank] * (-len(shown) % COLUMNS)
     frames = rearrange(np.stack(shown), "(r k) t h w c -> t (r h) (k w) c", k=COLUMNS)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    imageio.mimwrite(path, list(frames), format="FFMPEG", fps=FPS, quality=6)
-    return path
+    return write_atomic(
+        path,
+        lambda partial: imageio.mimwrite(
+            partial, list(frames), format="FFMPEG", fps=FPS, quality=6
+        ),
+    )
 
 
 def film_unseen(run: "Run", task: str, path: Path) -> Path:
