@@ -1,0 +1,78 @@
+"""The files for `ray up`: what Ray's launcher checks, and what must hold for safety."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+
+from nnit_dist.storage import DEFAULT
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "cluster").glob("*.yaml"))
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def cluster(request, monkeypatch) -> dict:
+    """A file as Ray's launcher takes it: filled up with defaults and validated."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    monkeypatch.chdir(ROOT)
+    config = prepare_config(yaml.safe_load(request.param.read_text()))
+    validate_config(config)
+    return config
+
+
+def commands(cluster: dict) -> list[str]:
+    return [line for name, lines in cluster.items() if name.endswith("commands") for line in lines]
+
+
+def starts(cluster: dict) -> list[str]:
+    return [line for line in commands(cluster) if "ray start" in line]
+
+
+def test_every_node_asks_for_the_token(cluster):
+    assert len(starts(cluster)) == 2
+    assert all("RAY_AUTH_MODE=token" in line for line in starts(cluster))
+    assert any(path.endswith(".ray/auth_token") for path in cluster["file_mounts"])
+
+
+def test_dashboards_listen_to_their_own_machine_alone(cluster):
+    (head,) = (line for line in starts(cluster) if "--head" in line)
+    assert "--dashboard-host=127.0.0.1" in head
+    assert "0.0.0.0" not in yaml.dump(cluster)
+
+
+def test_what_is_installed_is_pinned(cluster):
+    text = yaml.dump(cluster)
+    images = re.findall(r"rayproject/ray:(\S+)", text)
+    assert all(image.startswith(f"{ray.__version__}-py311-") for image in images)
+    assert "ray-wheels" not in text  # the launcher's defaults install a nightly build
+    installs = [line for line in cluster["setup_commands"] if "pip install" in line]
+    assert installs
+    assert all("constraints.txt" in line for line in installs)
+
+
+def test_storage_is_shared_and_the_same_on_every_node(cluster):
+    places = {re.findall(rf"{DEFAULT}=(\S+?);?\s", f"{line} ")[0] for line in starts(cluster)}
+    assert len(places) == 1
+    assert re.match(r"s3://|gs://|/shared/", places.pop())
+
+
+def test_no_secret_is_in_a_file():
+    for path in FILES:
+        assert not re.search(r"AKIA|PRIVATE KEY|auth_token: [^~]", path.read_text())
+        assert os.stat(path).st_size < 5000
+
+
+def test_nodes_that_simulate_come_and_go_and_those_that_train_are_kept_from_simulators(cluster):
+    types = cluster["available_node_types"]
+    if cluster["provider"]["type"] == "local":
+        return
+    assert types["simulation"]["min_workers"] == types["training"]["min_workers"] == 0
+    assert "spot" in str(types["simulation"]["node_config"]).lower()
+    assert types["training"]["labels"] == {"nnit.dev/role": "training"}
+    assert types["training"]["resources"]["GPU"] == 1
+    assert types[cluster["head_node_type"]]["resources"]["CPU"] == 0
