@@ -26,6 +26,14 @@ _ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
 }
 
+# A local Ray has no dashboard. Ray Train asks one whether its controller lives, and would take that
+# of whatever Ray was started last on this machine, which knows no such controller: the workers are
+# then stopped. Nothing listens at this address, and no answer changes nothing.
+_NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
+# Nodes that are labelled `nnit.dev/role: training` have their cores for training: what simulates
+# on CPUs goes elsewhere. Where no node has a label, as on one machine, this means nothing.
+AWAY_FROM_TRAINING = {"nnit.dev/role": "!training"}
+
 
 @contextmanager
 def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
@@ -52,6 +60,8 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
     root = str(Path(__file__).resolve().parent.parent)
     env_vars = {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     local: dict[str, Any] = {} if address else {"num_cpus": num_cpus, "include_dashboard": False}
+    if not address:
+        env_vars |= _NO_DASHBOARD
     try:
         ray.init(
             address=address or "local",

@@ -227,6 +227,13 @@ def test_a_node_that_is_lost_loses_nothing(calm):
     assert {(p, s): tuple(v) for p, s, *v in found["episodes"]} == calm
 
 
+def test_no_simulator_goes_to_a_node_that_has_its_cores_for_training(calm):
+    found = run_script("two_nodes.py", "training")
+    assert found["nodes"] == 2
+    assert found["output"] == ""
+    assert {(p, s): tuple(v) for p, s, *v in found["episodes"]} == calm
+
+
 def test_a_node_without_a_working_simulator_is_named_once_and_the_rest_goes_on(calm):
     found = run_script("two_nodes.py", "broken")
     assert found["output"].count("no simulator works on node") == 1

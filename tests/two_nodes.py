@@ -1,6 +1,7 @@
 """Runs the pool on a Ray cluster of two nodes on this machine, one of which fails.
 
-`lost`: its raylet is killed in the middle. `broken`: SAPIEN cannot be imported there.
+`lost`: its raylet is killed in the middle. `broken`: SAPIEN cannot be imported there. `training`:
+nor there, and it is labelled to have its cores for training.
 """
 
 import contextlib
@@ -23,12 +24,13 @@ def main(fault: str) -> None:
     here = str(Path(__file__).parent)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     path = here
-    if fault == "broken":
+    if fault in ("broken", "training"):
         broken = Path(tempfile.mkdtemp()) / "sapien"
         broken.mkdir()
         (broken / "__init__.py").write_text("raise ImportError('libsapien.so is missing')\n")
         path = f"{broken.parent}:{here}"
-    second = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": path})
+    labels = {"nnit.dev/role": "training"} if fault == "training" else {}
+    second = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": path}, labels=labels)
     ray.init(address=cluster.address, log_to_driver=False)
     output, outcomes = io.StringIO(), []
     console.file = output

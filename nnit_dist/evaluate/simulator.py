@@ -10,6 +10,7 @@ import ray
 
 from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.rollout import Part, Rollouts, run_part
+from nnit_dist.ray_session import AWAY_FROM_TRAINING
 
 SimBackend = Literal["auto", "physx_cpu", "physx_cuda"]
 
@@ -150,7 +151,9 @@ class Simulators:
         if self._on_gpu:
             gpu: Any = ray.remote(BatchSimulator).options(num_gpus=1, max_restarts=0)
             return gpu.remote(*common, self.width, "physx_cuda")
-        cpu: Any = ray.remote(Simulator).options(num_cpus=1, max_restarts=0)
+        cpu: Any = ray.remote(Simulator).options(
+            num_cpus=1, max_restarts=0, label_selector=AWAY_FROM_TRAINING
+        )
         return cpu.remote(*common)
 
     def stop(self, actor: Any) -> None:

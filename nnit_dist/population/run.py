@@ -11,6 +11,7 @@ from nnit_dist.errors import NnitError
 from nnit_dist.population.ppo import RECIPES, Recipe
 from nnit_dist.population.trial import PROGRESS, TrialSpec, read_progress, train_trial
 from nnit_dist.progress import StageProgress
+from nnit_dist.ray_session import AWAY_FROM_TRAINING
 from nnit_dist.storage import beside
 from nnit_dist.zoo import Member, Zoo, best_of_trials
 
@@ -110,7 +111,7 @@ def _is_done(out: Path, spec: TrialSpec) -> bool:
 def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Path) -> None:
     with StageProgress("env steps") as view:
         tune.Tuner(
-            tune.with_resources(train_trial, {"cpu": config.cpus, "gpu": config.gpu}),
+            tune.with_resources(train_trial, _resources(config)),
             param_space={
                 "trial": tune.grid_search(
                     [
@@ -130,6 +131,13 @@ def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Path) -> 
                 callbacks=[_Watch(view, out, config, specs)],
             ),
         ).fit()
+
+
+def _resources(config: PopulationConfig) -> tune.PlacementGroupFactory:
+    bundle = {"CPU": config.cpus, "GPU": config.gpu}
+    if config.gpu:
+        return tune.PlacementGroupFactory([bundle])
+    return tune.PlacementGroupFactory([bundle], bundle_label_selector=[AWAY_FROM_TRAINING])
 
 
 class _Watch(tune.Callback):
