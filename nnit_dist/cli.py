@@ -3,7 +3,6 @@
 import sys
 import traceback
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +10,8 @@ import typer
 from rich.table import Column, Table
 
 from nnit_dist.bench.cli import bench_app
+from nnit_dist.cli_options import PLACE, Debug
+from nnit_dist.cli_zoo import zoo_app
 from nnit_dist.errors import NnitError
 from nnit_dist.progress import console, quiet_libraries
 from nnit_dist.storage import beside, path_of, runs
@@ -21,23 +22,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-zoo_app = typer.Typer(help="Look into a population.", no_args_is_help=True)
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(bench_app, name="bench")
 
 Config = Annotated[Path, typer.Argument(help="YAML configuration, e.g. configs/quickstart.yaml")]
 Out = Annotated[
     Path | None,
-    typer.Option(parser=path_of, metavar="PATH", help="run directory; runs/NAME by default"),
-]
-Files = Annotated[
-    Path, typer.Option(parser=path_of, metavar="PATH", help="directory for the policy files")
+    typer.Option(**PLACE, help="run directory; runs/NAME by default"),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="override a key, e.g. --set nnit.steps=500")
 ]
 Backend = Literal["auto", "physx_cpu", "physx_cuda"]
-Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 
 def main() -> None:
@@ -81,7 +77,9 @@ _stage_command("report", "Write the report of a finished run.")
 
 @app.command()
 def generate(
-    out: Files = Path("policies"),
+    out: Annotated[Path, typer.Option(**PLACE, help="directory for the policy files")] = Path(
+        "policies"
+    ),
     task: Annotated[str, typer.Option(help="ManiSkill3 task")] = "PushCube-v1",
     hidden: Annotated[str | None, typer.Option(help="hidden widths, e.g. 40x56")] = None,
     samples: Annotated[int, typer.Option(min=1)] = 1,
@@ -96,8 +94,7 @@ def generate(
     model: Annotated[
         Path | None,
         typer.Option(
-            parser=path_of,
-            metavar="PATH",
+            **PLACE,
             help="trained model, or a run directory; shipped one by default",
         ),
     ] = None,
@@ -135,8 +132,7 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            parser=path_of,
-            metavar="PATH",
+            **PLACE,
             help="where results are kept; POLICIES-evaluation by default",
         ),
     ] = None,
@@ -205,12 +201,10 @@ def evaluate(
 
 @app.command()
 def compare(
-    first: Annotated[
-        Path, typer.Argument(parser=path_of, metavar="PATH", help="results of `nnit evaluate`")
-    ],
+    first: Annotated[Path, typer.Argument(**PLACE, help="results of `nnit evaluate`")],
     second: Annotated[
         Path,
-        typer.Argument(parser=path_of, metavar="PATH", help="results that it is compared with"),
+        typer.Argument(**PLACE, help="results that it is compared with"),
     ],
     debug: Debug = False,
 ) -> None:
@@ -229,129 +223,6 @@ def doctor() -> None:
     for name, value in examine():
         table.add_row(f"[bold]{name}[/]", value)
     console.print(table)
-
-
-Zoo = Annotated[
-    Path,
-    typer.Argument(
-        parser=path_of, metavar="ZOO", help="a zoo, e.g. runs/quickstart/population/zoo"
-    ),
-]
-
-
-@zoo_app.command("ls")
-def zoo_ls(path: Zoo, debug: Debug = False) -> None:
-    """List the policies of a zoo."""
-    from nnit_dist.topology import hidden_name
-
-    table = Table(Column("id", no_wrap=True), "hidden", "env steps", "once", "at end", "return")
-    for row in _zoo(path).rows():
-        table.add_row(
-            row["id"],
-            hidden_name(row["hidden"]),
-            f"{row['env_steps']:,}",
-            f"{row['success_once']:.2f}",
-            f"{row['success_at_end']:.2f}",
-            f"{row['return']:.1f}",
-        )
-    console.print(table)
-
-
-@zoo_app.command("show")
-def zoo_show(path: Zoo, policy_id: str, debug: Debug = False) -> None:
-    """Show one policy of a zoo."""
-    row = _zoo(path).get(policy_id).row()
-    weights = row.pop("weights")
-    for name, value in row.items():
-        console.print(f"{name:>15}  {value}")
-    console.print(f"{'weights':>15}  {len(weights):,}, rms {float((weights**2).mean()) ** 0.5:.3f}")
-
-
-@zoo_app.command("stats")
-def zoo_stats(
-    path: Zoo,
-    out: Annotated[
-        Path | None,
-        typer.Option(parser=path_of, metavar="PATH", help="for the pictures; ZOO-stats by default"),
-    ] = None,
-    debug: Debug = False,
-) -> None:
-    """How diverse a population is: architectures, qualities, behaviour."""
-    from nnit_dist.artifacts import write_atomic
-    from nnit_dist.population.diversity import picture, population_stats
-
-    members, target = list(_zoo(path).members()), out or path.with_name(f"{path.name}-stats")
-    for task in dict.fromkeys(member.policy.task for member in members):
-        with quiet_libraries(beside(target, "stats.log")):
-            stats = population_stats([m for m in members if m.policy.task == task])
-        write_atomic(target / f"{task}.png", partial(picture(task, stats).savefig, dpi=110))
-        least, *_, most = stats["success"]
-        console.print(
-            f"[bold]{task}[/]: {stats['members']} snapshots of {stats['trials']} trials, "
-            f"{stats['architectures']} architectures, {stats['seeds']} seed"
-            f"{'s' * (stats['seeds'] > 1)}, "
-            f"{stats['env_steps']:,} env steps"
-        )
-        console.print(
-            f"  success_once {least:.2f} to {most:.2f}, quartiles "
-            f"{', '.join(f'{value:.2f}' for value in stats['success'][1:4])}; the best of every "
-            f"trial {stats['best_success']:.3f} on average"
-        )
-        apart = [stats["between_trials"], stats["between_snapshots"]]
-        trials, snapshots = ("-" if value is None else f"{value:.3f}" for value in apart)
-        console.print(
-            f"  difference of actions: {trials} between the best of trials, {snapshots} between "
-            "snapshots of one trial"
-        )
-    console.print(f"pictures in {target}")
-
-
-@zoo_app.command("verify")
-def zoo_verify(path: Zoo, debug: Debug = False) -> None:
-    """Check every file and row of a zoo."""
-    problems = _zoo(path).verify()
-    for problem in problems:
-        console.print(f"[red]•[/] {problem}")
-    if problems:
-        raise NnitError(f"{len(problems)} problems in {path}.")
-    console.print(f"{path}: {len(_zoo(path).rows())} policies, no problems")
-
-
-@zoo_app.command("compact")
-def zoo_compact(path: Zoo, debug: Debug = False) -> None:
-    """Put a zoo of many small files into one, which is read faster; not while a run writes it.
-
-    A later stage of a run takes it for another zoo.
-    """
-    zoo = _zoo(path)
-    files = len(zoo.files())
-    console.print(f"{path}: {zoo.compact():,} policies, in one file instead of {files:,}")
-
-
-@zoo_app.command("export")
-def zoo_export(
-    path: Zoo,
-    out: Files,
-    policy_id: Annotated[str | None, typer.Option("--id", help="one policy only")] = None,
-    debug: Debug = False,
-) -> None:
-    """Write policies of a zoo as policy files."""
-    from nnit_dist.policy import SUFFIX, save_policy
-
-    zoo = _zoo(path)
-    members = [zoo.get(policy_id)] if policy_id else list(zoo.members())
-    for member in members:
-        save_policy(member.policy, out / f"{member.policy.id}{SUFFIX}")
-    console.print(f"wrote {len(members)} policies to {out}")
-
-
-def _zoo(path: Path):
-    from nnit_dist.zoo import Zoo
-
-    zoo = Zoo(path)
-    if not zoo.files():
-        raise NnitError(f"{path} is no zoo: it holds no Parquet files.")
-    return zoo
 
 
 def _load(config: Path, out: Path | None, overrides: list[str] | None):

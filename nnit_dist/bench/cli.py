@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from nnit_dist.cli_options import Debug
 from nnit_dist.progress import console, quiet_libraries
 
 bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
 
-Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
+
 Run = Annotated[Path | None, typer.Option(help="a finished run; the shipped one by default")]
 Task = Annotated[str, typer.Option(help="one of the run's")]
 Episodes = Annotated[int, typer.Option(min=1, help="episodes a network")]
