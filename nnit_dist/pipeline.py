@@ -256,7 +256,7 @@ class Run:
             group=self.config.name,
             name=f"{self.config.name}-{stage}",
             mode=self.config.logging.wandb,
-            dir=str(beside(self.out, "wandb")),
+            dir=str(beside(self.out, "wandb").parent),  # it makes a directory of this name
             config=self.config.model_dump(mode="json"),
             settings=wandb.Settings(silent=True),
         )

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePath
-from typing import cast
+from typing import Any, cast
 
 from nnit_dist.errors import NnitError
 
@@ -68,8 +68,8 @@ def local_file(path: Path) -> Iterator[Path]:
 
 def upload(source: Path, path: Path) -> None:
     """Put a file of this disk into an object store, whole or not at all."""
-    store = cast("object", path)
-    store.fs.put_file(str(source), store.path)  # type: ignore[attr-defined]  # an UPath
+    stored: Any = path
+    stored.fs.put_file(str(source), stored.path)
 
 
 def append(path: Path, text: str) -> None:
@@ -86,12 +86,13 @@ def remove(directory: Path) -> None:
     if on_disk(directory):
         shutil.rmtree(directory, ignore_errors=True)
         return
+    stored: Any = directory
     with contextlib.suppress(OSError):
-        directory.rmdir(recursive=True)  # type: ignore[call-arg]  # an UPath's
+        stored.rmdir(recursive=True)
 
 
 def beside(run: Path, name: str) -> Path:
-    """A directory on this machine's disk for what need not outlive it: logs and the like.
+    """A place on this machine's disk for what need not outlive it: logs and the like.
 
     In the run's directory, or in the machine's temporary one if the run lies in an object store.
     """

@@ -1,6 +1,5 @@
 """The files for `ray up`: what Ray's launcher checks, and what must hold for safety."""
 
-import os
 import re
 from pathlib import Path
 
@@ -64,7 +63,6 @@ def test_storage_is_shared_and_the_same_on_every_node(cluster):
 def test_no_secret_is_in_a_file():
     for path in FILES:
         assert not re.search(r"AKIA|PRIVATE KEY|auth_token: [^~]", path.read_text())
-        assert os.stat(path).st_size < 5000
 
 
 def test_nodes_that_simulate_come_and_go_and_those_that_train_are_kept_from_simulators(cluster):

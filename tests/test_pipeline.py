@@ -63,15 +63,19 @@ def disturbed(tmp_path_factory) -> tuple[Path, str]:
     return out, log.read_text()
 
 
+@pytest.fixture(scope="module")
+def calm(bucket) -> Path:
+    """The same run, undisturbed, in an object store."""
+    out = path_of(f"{bucket}/calm")
+    result = subprocess.run([*RUN, str(out)], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return out
+
+
 @pytest.mark.timeout(1200)
-def test_a_run_that_is_killed_in_every_stage_ends_like_an_unbroken_one(disturbed, bucket):
+def test_a_run_that_is_killed_in_every_stage_ends_like_an_unbroken_one(disturbed, calm):
     """Every artefact is the same to the last bit, on a disk and in an object store."""
     out, _ = disturbed
-    calm = path_of(f"{bucket}/calm")
-    result = subprocess.run(
-        [*RUN, str(calm)], cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
     for artefact in (
         "population/zoo",
         "align/ghn.safetensors",
@@ -161,11 +165,11 @@ def test_a_task_is_added_to_a_finished_run(disturbed, tmp_path):
 
 
 @pytest.mark.timeout(600)
-def test_two_workers_align_along_the_curve_of_one(disturbed, tmp_path):
+def test_two_workers_align_along_the_curve_of_one(disturbed, calm, tmp_path):
     """The batch is shared. After a round of rollouts the last bits of the weights tell."""
     out, _ = disturbed
     shutil.copytree(out / "population", tmp_path / "population")
-    one = read_metrics(out / "align" / "metrics.jsonl")
+    one = read_metrics(calm / "align" / "metrics.jsonl")
     two = run_stage("align", tmp_path, "training.workers=2")
     assert [row["step"] for row in two] == [row["step"] for row in one]
     assert two[0]["action_mse"] == pytest.approx(one[0]["action_mse"], rel=0.002)

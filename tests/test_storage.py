@@ -1,7 +1,6 @@
 """Artefacts in an object store, spoken to over S3's own protocol, as on a disk."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from conftest import random_policy
 
@@ -115,7 +114,6 @@ def test_episodes_are_kept_and_what_a_killed_process_left_is_passed_over(place):
     (found,) = again.load([policy])
     assert sorted(found[1].seeds) == [7, 8]
     again.compact()
-    assert isinstance(again.table(), pa.Table)
     assert len(again.table()) == 2
 
 

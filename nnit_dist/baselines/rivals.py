@@ -31,6 +31,7 @@ from nnit_dist.nnit.trainer import Trainer
 from nnit_dist.policy import Policy
 from nnit_dist.randomness import generator_of
 from nnit_dist.topology import Hidden
+from nnit_dist.training import load_state
 
 Weights = Literal["independent", "matched", "mlp", "pointwise"]
 INDEPENDENT_STEPS = 3000
@@ -206,7 +207,7 @@ class Rivals:
         """Take all steps, from where a killed training of what becomes `path` stands."""
         saved, start = path.with_suffix(".partial.pt"), 0
         if saved.exists():
-            kept = torch.load(saved, weights_only=True, map_location="cpu")
+            kept = load_state(saved)
             start = kept.pop("step")
             for part, state in kept.items():
                 trainee.state()[part].load_state_dict(state)
