@@ -2,7 +2,7 @@
 
 State is everything with `state_dict` and `load_state_dict`. Randomness depends on the seed and
 the step (and on rank or example), so a resumed run takes the steps that an unbroken one would
-have taken.
+have taken. What is random in a step is drawn by `prepare`, if need be in processes that work ahead.
 """
 
 import contextlib
@@ -13,10 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset
 
 from nnit_dist.errors import NnitError
 from nnit_dist.progress import StageProgress
@@ -24,6 +25,7 @@ from nnit_dist.storage import append, path_of
 
 METRICS = "metrics.jsonl"
 _STATE = "state.pt"
+T = TypeVar("T")
 
 
 def fit(
@@ -35,11 +37,12 @@ def fit(
     workers: int,
     use_gpu: bool,
     threads: int,
+    loaders: int,
 ) -> None:
     """Run `train_fn` under Ray Train until it returns; the same `name` resumes.
 
-    Reads and writes Ray Train's checkpoints in `directory/name`, metrics in
-    `directory/metrics.jsonl`.
+    Every worker has `threads` CPUs, and `loaders` processes that prepare its batches. Reads and
+    writes Ray Train's checkpoints in `directory/name`, metrics in `directory/metrics.jsonl`.
 
     Raises:
         NnitError: training failed more often than its retries allow.
@@ -49,7 +52,8 @@ def fit(
 
     trainer = TorchTrainer(
         train_fn,
-        train_loop_config=config | {"metrics": str((directory / METRICS).absolute())},
+        train_loop_config=config
+        | {"metrics": str((directory / METRICS).absolute()), "loaders": loaders},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=use_gpu,
@@ -132,14 +136,21 @@ class Loop:
         self.rank = ray.train.get_context().get_world_rank()
         self.state, self.metrics_path = state, path_of(config["metrics"])
         self.log_every, self.save_every = log_every, save_every
+        self.loaders = config["loaders"]
         self.start = self._restore()
 
-    def run(self, total: int, step_fn: Callable[[int], dict[str, float]]) -> None:
-        """Call `step_fn(step)` up to `total`, from where the last checkpoint stands."""
+    def run(
+        self,
+        total: int,
+        prepare: Callable[[int], T],
+        descend: Callable[[int, T], dict[str, float]],
+    ) -> None:
+        """`descend(step, prepare(step))` up to `total`, from where the last checkpoint stands."""
         sums: dict[str, float] = {}
         count, began = 0, time.monotonic()
-        for step in range(self.start, total):
-            for name, value in step_fn(step).items():
+        steps = range(self.start, total)
+        for step, batch in zip(steps, prepared(prepare, steps, self.loaders), strict=True):
+            for name, value in descend(step, batch).items():
                 sums[name] = sums.get(name, 0.0) + value
             count += 1
             done = step + 1
@@ -176,6 +187,41 @@ class Loop:
         for name, part in self.state.items():
             part.load_state_dict(saved[name])
         return saved["step"]
+
+
+def prepared(prepare: Callable[[int], T], steps: range, loaders: int) -> Iterator[T]:
+    """`prepare(step)` of every step in turn, by so many processes that work ahead, if any.
+
+    They are forked: `prepare` must leave a GPU alone.
+    """
+    if loaders == 0 or not steps:
+        return map(prepare, steps)
+    return iter(
+        DataLoader(
+            _Steps(prepare, steps),
+            batch_size=None,
+            num_workers=min(loaders, len(steps)),
+            multiprocessing_context="fork",
+            collate_fn=_unchanged,
+        )
+    )
+
+
+class _Steps(Dataset[T]):
+    """What `prepare` makes of every step, as a map-style dataset."""
+
+    def __init__(self, prepare: Callable[[int], T], steps: range) -> None:
+        self.prepare, self.steps = prepare, steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> T:
+        return self.prepare(self.steps[index])
+
+
+def _unchanged(batch: T) -> T:
+    return batch
 
 
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:

@@ -6,11 +6,11 @@ import torch
 from conftest import random_policy
 
 from nnit_dist.align.decoders import smooth_noise
-from nnit_dist.align.distill import add_weight_noise, neighbour_difference
 from nnit_dist.align.ghn import GHN, GHNConfig, apply_layers
 from nnit_dist.align.latents import TeacherLatents, action_error, draw_mixes
 from nnit_dist.align.lessons import Lessons
 from nnit_dist.align.mixing import average
+from nnit_dist.align.padded import Padded
 from nnit_dist.align.sampler import AlignedSampler, Teacher
 from nnit_dist.align.told import Told, jitter, vary
 from nnit_dist.errors import NnitError
@@ -18,9 +18,10 @@ from nnit_dist.normalization import InputNorm
 from nnit_dist.topology import Topology
 
 CONFIG = GHNConfig(latent_dim=4, embed_dim=16, channels=[8, 8])
+HIDDEN = [(8,), (32, 8), (24, 16, 32), (13, 7)]
 
 
-@pytest.mark.parametrize("hidden", [(8,), (32, 8), (24, 16, 32), (13, 7)])
+@pytest.mark.parametrize("hidden", HIDDEN)
 def test_layers_have_the_shapes_of_the_topology(hidden):
     topology = Topology(35, hidden, 8)
     layers = GHN(CONFIG, 35, 8, 32)([(topology, torch.randn(3, 4))])[0]
@@ -90,12 +91,51 @@ def test_action_error_forgives_overshooting_the_clip_only():
     assert torch.equal(action_error(output, target), expected)
 
 
-def test_weight_noise_has_the_asked_size_and_repeats_by_seed():
-    layers = [(torch.randn(4, 64, 64) * 3, torch.randn(4, 64))]
-    noisy, again = (add_weight_noise(layers, 0.1, torch.Generator().manual_seed(1)) for _ in "ab")
-    assert torch.equal(noisy[0][0], again[0][0])
-    relative = (noisy[0][0] - layers[0][0]).std() / layers[0][0].std()
-    assert abs(relative - 0.1) < 0.01
+def padded(shapes: list[list[tuple[int, int]]], scale: float = 1.0) -> Padded:
+    """Random networks with layers of these (out, in)."""
+    return Padded.of(
+        [
+            [(scale * torch.randn(1, out, fan_in), torch.randn(1, out)) for out, fan_in in layers]
+            for layers in shapes
+        ]
+    )
+
+
+def test_padded_networks_act_as_each_does_alone():
+    layers = GHN(CONFIG, 35, 8, 32)([(Topology(35, h, 8), torch.randn(1, 4)) for h in HIDDEN])
+    obs = torch.randn(len(HIDDEN), 20, 35)
+    together = Padded.of(layers)
+    outputs = together.apply(obs, 8)
+    assert together.last.tolist() == [len(hidden) for hidden in HIDDEN]
+    for i, own in enumerate(layers):
+        assert torch.allclose(outputs[i], apply_layers(own, obs[i : i + 1])[0], atol=1e-6)
+    picked = together.pick(torch.tensor([2, 0, 2])).apply(obs[[2, 0, 2]], 8)
+    assert torch.allclose(picked, outputs[[2, 0, 2]], atol=1e-6)
+
+
+def test_a_field_decoded_whole_gives_the_same_networks():
+    """What a GPU does, where one large operation beats several small ones."""
+    ghn, z = GHN(CONFIG, 35, 8, 32), torch.randn(len(HIDDEN), 4)
+    topologies = [Topology(35, hidden, 8) for hidden in HIDDEN]
+    in_parts = ghn.write(ghn.plan(topologies), z)
+    ghn._part = lambda out, fan_in: (ghn.size, ghn.size)
+    plan = ghn.plan(topologies)
+    assert len(plan.groups) == 1
+    for one, other in zip(in_parts, ghn.write(plan, z), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_weight_noise_has_the_asked_size_and_none_is_beyond_a_network():
+    networks = padded([[(64, 64)], [(16, 30), (4, 16)]], scale=3.0)
+    noise = (torch.randn(networks.weights.shape), torch.randn(networks.biases.shape))
+    noise[0][networks.weights == 0] = 0
+    noisy = networks.noised(0.1, *noise)
+    for network, layer, (out, fan_in) in ((0, 0, (64, 64)), (1, 0, (16, 30)), (1, 1, (4, 16))):
+        clean = networks.weights[network, layer, :out, :fan_in]
+        moved = noisy.weights[network, layer, :out, :fan_in] - clean
+        assert moved.std() / clean.std() == pytest.approx(0.1, rel=0.3)
+    assert torch.equal(noisy.weights == 0, networks.weights == 0)
+    assert not torch.equal(noisy.biases, networks.biases)
 
 
 def test_varied_widths_are_those_nearby_and_none_is_too_wide():
@@ -125,11 +165,11 @@ def test_told_widths_move_the_weights_and_not_their_shapes():
 
 
 def test_neighbour_difference_is_two_for_white_noise_and_small_for_smooth_weights():
-    rough = [(torch.randn(8, 64, 64), torch.zeros(8, 64))] * 2
-    smooth_map = smooth_noise(8, 1, 64, 6.0)[:, 0]
-    smooth = [(smooth_map, torch.zeros(8, 64))] * 2
-    assert abs(neighbour_difference(rough) - 2) < 0.1
-    assert neighbour_difference(smooth) < 0.3
+    rough = padded([[(64, 48), (32, 64), (8, 32)], [(60, 64), (64, 60)]])
+    assert torch.allclose(rough.neighbour_difference(), torch.full((2,), 2.0), atol=0.2)
+    smooth_map = smooth_noise(1, 1, 64, 6.0)[0]
+    smooth = Padded.of([[(smooth_map, torch.zeros(1, 64))] * 2])
+    assert smooth.neighbour_difference() < 0.3
 
 
 def test_latents_sample_their_teacher():

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from nnit_dist.align.told import Told
 from nnit_dist.nnit import transformer
@@ -85,20 +84,7 @@ def test_a_sequence_does_not_depend_on_what_is_packed_beside_it(batch):
         assert torch.allclose(logits[packed.owner_A == i], alone[1], atol=1e-5)
 
 
-def padded_attention(q_THd, k_THd, v_THd, runs):
-    """What everyone writes: a dense batch, padded to the longest, and a mask."""
-    lengths = torch.tensor([length for count, length in runs for _ in range(count)])
-    inside = torch.arange(int(lengths.max())) < lengths[:, None]
-    padded = []
-    for part in (q_THd, k_THd, v_THd):
-        dense = torch.zeros(*inside.shape, *part.shape[1:])
-        dense[inside] = part
-        padded.append(dense.transpose(1, 2))
-    mask = inside[:, None, None, :].expand(-1, 1, inside.shape[1], -1)
-    return F.scaled_dot_product_attention(*padded, attn_mask=mask).transpose(1, 2)[inside]
-
-
-def test_the_loss_is_that_of_the_padded_computation(sampler, monkeypatch):
+def test_the_loss_and_its_gradient_are_those_of_the_padded_computation(sampler, monkeypatch):
     from nnit_dist.nnit.source import AlignedSource
     from nnit_dist.nnit.train import NNiTConfig
     from nnit_dist.nnit.trainer import Trainer
@@ -108,11 +94,23 @@ def test_the_loss_is_that_of_the_padded_computation(sampler, monkeypatch):
     for step in range(5):
         trainer.step(step)
     batch = trainer.corrupted(5, range(64))
-    packed = torch.stack(trainer.losses(batch))
-    monkeypatch.setattr(transformer, "attention", padded_attention)
-    padded = torch.stack(trainer.losses(batch))
+    parameters = list(trainer.network.parameters())
+
+    def losses_and_gradients():
+        losses = torch.stack(trainer.losses(batch))
+        gradients = torch.autograd.grad(losses.sum(), parameters)
+        return losses, torch.cat([gradient.flatten() for gradient in gradients])
+
+    by_runs = losses_and_gradients()
+    monkeypatch.setattr(
+        transformer,
+        "attention",
+        lambda q, k, v, runs: transformer.attention_table(q, k, v, batch.packed),
+    )
+    in_a_table = losses_and_gradients()
     assert len(batch.packed.runs) > 2
-    assert torch.allclose(packed, padded, atol=1e-5)
+    for one, other in zip(by_runs, in_a_table, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_padding_within_a_patch_never_leaks():

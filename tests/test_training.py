@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from nnit_dist.config import load_config
 from nnit_dist.pipeline import Run
 from nnit_dist.randomness import generator_of
-from nnit_dist.training import average_gradients, read_metrics
+from nnit_dist.training import average_gradients, prepared, read_metrics
 
 SMOKE = Path(__file__).parent.parent / "configs" / "smoke.yaml"
 
@@ -44,6 +44,28 @@ def test_randomness_depends_on_its_key():
     draw = lambda *key: torch.rand(4, generator=generator_of(*key)).tolist()  # noqa: E731
     assert draw(0, 5, 1) == draw(0, 5, 1)
     assert len({tuple(draw(*key)) for key in [(0, 5, 1), (1, 5, 1), (0, 6, 1), (0, 5, 0)]}) == 4
+
+
+@pytest.mark.parametrize("loaders", [0, 1, 3])
+def test_batches_come_in_order_whoever_prepares_them(loaders, sampler):
+    from nnit_dist.nnit.source import AlignedSource
+    from nnit_dist.nnit.train import NNiTConfig
+    from nnit_dist.nnit.trainer import Trainer
+
+    config = NNiTConfig(topologies=2, networks=2, architectures=3, accumulate=2)
+    trainer = Trainer(config, AlignedSource([sampler], config, 0), torch.device("cpu"), 0)
+    steps = range(5, 12)
+    for step, batch in zip(steps, prepared(trainer.prepare, steps, loaders), strict=True):
+        for one, other in zip(batch, trainer.prepare(step), strict=True):
+            assert torch.allclose(one.x_t, other.x_t, atol=1e-5)  # sums by one thread, or two
+            assert torch.equal(one.packed.ids_A, other.packed.ids_A)
+
+
+def test_what_fails_in_a_loader_fails_the_training():
+    batches = prepared(lambda step: 1 // (step - 2), range(4), 2)
+    assert [next(batches), next(batches)] == [-1, -1]
+    with pytest.raises(ZeroDivisionError, match="by zero"):
+        next(batches)
 
 
 def test_metrics_survive_a_half_written_line_and_repeated_steps(tmp_path):

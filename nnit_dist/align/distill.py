@@ -6,6 +6,11 @@ must act as its teachers do on average, on states that teachers and generated ne
 Gaussian noise on the generated weights during training makes the function flat around them, so that
 the small errors of a generative model cost little success. Widths are varied, and the sizes and the
 depth that the hypernetwork is told are jittered (`told.py`).
+
+What is random is drawn ahead of a step, in processes of its own if a worker has some
+(`training.py`); the step itself is a few large operations.
+
+Shapes: B networks, T teachers of all tasks, S states, L layers at most, W units at most.
 """
 
 import json
@@ -17,13 +22,15 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from nnit_dist.align.ghn import GHN, GHNConfig, Layers, apply_layers
+from nnit_dist.align.ghn import GHN, GHNConfig, Layers, Plan
 from nnit_dist.align.grow import grow
 from nnit_dist.align.latents import TeacherLatents, action_error, draw_mixes
-from nnit_dist.align.lessons import Lessons
+from nnit_dist.align.lessons import Lessons, draw_states
+from nnit_dist.align.padded import Padded
 from nnit_dist.align.sampler import AlignedSampler, load_samplers
-from nnit_dist.align.told import jitter, vary
+from nnit_dist.align.told import Told, jitter, vary
 from nnit_dist.artifacts import write_atomic
 from nnit_dist.errors import NnitError
 from nnit_dist.randomness import generator_of
@@ -75,32 +82,55 @@ def distill_worker(config: dict) -> None:
         loop.start = trainer.load(path_of(start))
     elif loop.start == 0 and known:
         trainer.take_over(load_samplers(path_of(known)))
-    loop.run(config["until"], trainer.step)
+    loop.run(config["until"], trainer.prepare, trainer.descend)
     if rank == 0:
         trainer.save(path_of(config["result"]), config["until"])
 
 
 @dataclass(frozen=True)
 class Course:
-    """One task: what its teachers (by id) teach, which are the best (bool [T]), and topologies.
+    """One task: its teachers (by id), which are the best (bool [T]), and topologies.
 
-    Both teachers of a pair in `unmixable` are never taught at once.
+    Its teachers and their states follow those of the tasks before: `first_teacher` and
+    `first_state` are theirs among all, and `states` counts each teacher's own. Both teachers of a
+    pair in `unmixable` are never taught at once.
     """
 
     task: str
-    lessons: Lessons
     teachers: list[str]
     best: Tensor
     topologies: list[Topology]
     unmixable: list[tuple[int, int]]
+    states: Tensor
+    first_teacher: int
+    first_state: int
 
-    @classmethod
-    def of(cls, about: dict[str, Any], hidden: list[Hidden], device: torch.device) -> "Course":
-        lessons = Lessons.load(path_of(about["states"])).to(device)
-        topologies = [Topology(lessons.obs_dim, tuple(h), lessons.act_dim) for h in hidden]
-        ids, best = zip(*about["teachers"], strict=True)
-        pairs = [(i, j) for i, j in about.get("unmixable", [])]
-        return cls(about["task"], lessons, list(ids), torch.tensor(best), topologies, pairs)
+    def draw_states(self, mixes: Tensor, count: int, rng: torch.Generator) -> Tensor:
+        """Indices int64 [B, count] of states, each a teacher's by its share in mixes [B, own T]."""
+        first = self.first_state + self.states.cumsum(0) - self.states
+        owners, places = draw_states(mixes, self.states, count, rng)
+        return first[owners] + places
+
+
+@dataclass
+class Exercise:
+    """What a worker needs for a step: the networks, what they are after and where they must act.
+
+    `mixes` float32 [B, T], `latent_noise` [B, latent_dim], `states` int64 [B, S] of all states;
+    `noise` standard normal, weights and biases as `Padded` has them.
+    """
+
+    plan: Plan
+    mixes: Tensor
+    latent_noise: Tensor
+    states: Tensor
+    noise: tuple[Tensor, Tensor]
+
+    def to(self, device: torch.device) -> "Exercise":
+        mixes, latent_noise, states, *noise = (
+            x.to(device) for x in (self.mixes, self.latent_noise, self.states, *self.noise)
+        )
+        return Exercise(self.plan.to(device), mixes, latent_noise, states, (noise[0], noise[1]))
 
 
 class Distiller:
@@ -113,15 +143,21 @@ class Distiller:
         self.config = DistillConfig(**config["distill"])
         self.device, self.seed, self.share = device, config["seed"], share
         torch.manual_seed(self.seed)
-        hidden = json.loads(config["topologies"])
-        self.courses = [Course.of(about, hidden, device) for about in config["tasks"]]
         self.variation, self.max_width = config["variation"], config["max_width"]
-        ghn_config = GHNConfig(**config["ghn"])
-        obs_dim, act_dim = (
-            max(getattr(course.lessons, size) for course in self.courses)
-            for size in ("obs_dim", "act_dim")
-        )
-        self.ghn = GHN(ghn_config, obs_dim, act_dim, self.max_width, len(self.courses)).to(device)
+        lessons = [Lessons.load(path_of(about["states"])) for about in config["tasks"]]
+        self.obs_dim = max(lesson.obs_dim for lesson in lessons)
+        self.act_dim = max(lesson.act_dim for lesson in lessons)
+        self.courses = _courses(config["tasks"], lessons, json.loads(config["topologies"]))
+        padding = [self.obs_dim - lesson.obs_dim for lesson in lessons]
+        self.states = torch.cat(
+            [
+                F.pad(torch.cat(lesson.obs), (0, zeros))
+                for lesson, zeros in zip(lessons, padding, strict=True)
+            ]
+        ).to(device)
+        self.teachers = Padded.of([t for lesson in lessons for t in lesson.teachers]).to(device)
+        ghn_config, tasks = GHNConfig(**config["ghn"]), len(self.courses)
+        self.ghn = GHN(ghn_config, self.obs_dim, self.act_dim, self.max_width, tasks).to(device)
         self.latents = nn.ModuleList(
             TeacherLatents(len(course.best), ghn_config.latent_dim) for course in self.courses
         ).to(device)
@@ -135,35 +171,75 @@ class Distiller:
 
     def step(self, step: int) -> dict[str, float]:
         """Take step number `step`; returns the mean losses."""
+        return self.descend(step, self.prepare(step))
+
+    def prepare(self, step: int) -> Exercise:
+        """Draw this worker's share of step number `step`; on the CPU, whatever the device."""
         cfg, (rank, workers) = self.config, self.share
-        self._set_lr(step)
         numbers = range(rank, cfg.meta_batch, workers)
-        rngs = [generator_of(self.seed, step, number) for number in numbers]
         tasks = [(step + number) % len(self.courses) for number in numbers]
-        courses = [self.courses[task] for task in tasks]
-        topologies = [self._draw_topology(c, rng) for c, rng in zip(courses, rngs, strict=True)]
-        mixes = [
-            draw_mixes(course.best, cfg.latents, cfg.best_share, cfg.blended, rng, course.unmixable)
-            for course, rng in zip(courses, rngs, strict=True)
+        drawn = [
+            self._draw(self.courses[task], generator_of(self.seed, step, number))
+            for task, number in zip(tasks, numbers, strict=True)
         ]
-        z = [self._draw_latents(*drawn) for drawn in zip(tasks, mixes, rngs, strict=True)]
-        told = [
-            jitter(topology, cfg.width_jitter, cfg.depth_jitter, rng)
-            for topology, rng in zip(topologies, rngs, strict=True)
-        ]
-        networks = self.ghn(list(zip(topologies, z, strict=True)), told, tasks)
-        errors, roughness = [], []
-        for course, layers, mix, rng in zip(courses, networks, mixes, rngs, strict=True):
-            obs, target = course.lessons.draw(mix, cfg.states, rng)
-            noisy = add_weight_noise(layers, cfg.weight_noise, rng)
-            errors.append(action_error(apply_layers(noisy, obs), target).mean())
-            if cfg.smoothness_weight:
-                roughness.append(neighbour_difference(layers))
-        weight = workers / cfg.meta_batch  # of a topology: gradients are averaged over workers
-        error = weight * torch.stack(errors).sum()
+        topologies, told = [one.topology for one in drawn], [one.told for one in drawn]
+        plan = self.ghn.plan(topologies, told, tasks, [cfg.latents] * len(drawn))
+        size, length = self.ghn.size, plan.shapes.shape[1]
+        weights = torch.zeros(len(drawn), cfg.latents, length, size, size)
+        biases = torch.zeros(len(drawn), cfg.latents, length, size)
+        mixes = torch.zeros(len(drawn), cfg.latents, len(self.teachers.weights))
+        for row, (one, task) in enumerate(zip(drawn, tasks, strict=True)):
+            first = self.courses[task].first_teacher
+            mixes[row, :, first : first + one.mixes.shape[1]] = one.mixes
+            for layer, (weight, bias) in enumerate(one.noise):
+                _, out, fan_in = weight.shape
+                weights[row, :, layer, :out, :fan_in] = weight
+                biases[row, :, layer, :out] = bias
+        return Exercise(
+            plan,
+            mixes.flatten(0, 1),
+            torch.cat([one.latent_noise for one in drawn]),
+            torch.cat([one.states for one in drawn]),
+            (weights.flatten(0, 1), biases.flatten(0, 1)),
+        )
+
+    def _draw(self, course: Course, rng: torch.Generator) -> "_Drawn":
+        cfg, dim = self.config, self.ghn.config.latent_dim
+        picked = int(torch.randint(len(course.topologies), (), generator=rng))
+        topology = vary(course.topologies[picked], self.variation, self.max_width, rng)
+        mixes = draw_mixes(
+            course.best, cfg.latents, cfg.best_share, cfg.blended, rng, course.unmixable
+        )
+        return _Drawn(
+            topology,
+            mixes,
+            torch.randn(cfg.latents, dim, generator=rng),
+            jitter(topology, cfg.width_jitter, cfg.depth_jitter, rng),
+            course.draw_states(mixes, cfg.states, rng),
+            [
+                (
+                    torch.randn(cfg.latents, out, fan_in, generator=rng),
+                    torch.randn(cfg.latents, out, generator=rng),
+                )
+                for out, fan_in in (topology.shapes if cfg.weight_noise else [])
+            ],
+        )
+
+    def descend(self, step: int, exercise: Exercise) -> dict[str, float]:
+        """Take step number `step` with its prepared exercise; returns the mean losses."""
+        cfg, exercise = self.config, exercise.to(self.device)
+        self._set_lr(step)
+        networks = self._written(exercise)
+        obs = self.states[exercise.states]
+        target = self._targets(exercise.mixes, obs)
+        output = networks.noised(cfg.weight_noise, *exercise.noise).apply(obs, self.act_dim)
+        own = networks.shapes[torch.arange(len(obs), device=obs.device), networks.last, 0]
+        errors = action_error(output, target).mean(1).sum(1) / own  # actions it lacks are zero
+        weight = self.share[1] / (cfg.meta_batch * cfg.latents)  # gradients are averaged
+        error = weight * errors.sum()
         loss = error + cfg.kl_weight * self._kl()
-        if roughness:
-            loss = loss + cfg.smoothness_weight * weight * torch.stack(roughness).sum()
+        if cfg.smoothness_weight:
+            loss = loss + cfg.smoothness_weight * weight * networks.neighbour_difference().sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         # The error travels with the gradients, so that every worker reports that of all.
@@ -173,6 +249,21 @@ class Distiller:
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         return {"action_mse": float(meter.grad), "kl": float(self._kl().detach())}
+
+    def _written(self, exercise: Exercise) -> Padded:
+        latents = [self.latents_of(task) for task in range(len(self.courses))]
+        spread = torch.cat([own.log_std for own in latents])
+        z = exercise.mixes @ torch.cat([own.mean for own in latents])
+        z = z + (exercise.mixes @ spread).exp() * exercise.latent_noise
+        return Padded(*self.ghn.write(exercise.plan, z), exercise.plan.shapes)
+
+    @torch.no_grad()
+    def _targets(self, mixes: Tensor, obs: Tensor) -> Tensor:
+        """What the teachers of each mix do on average, in [-1, 1]: [B, S, act_dim]."""
+        networks, teachers = mixes.nonzero(as_tuple=True)
+        actions = self.teachers.pick(teachers).apply(obs[networks], self.act_dim).clamp(-1, 1)
+        shares = mixes[networks, teachers][:, None, None]
+        return obs.new_zeros(*obs.shape[:2], self.act_dim).index_add(0, networks, shares * actions)
 
     @torch.no_grad()
     def take_over(self, samplers: list[AlignedSampler]) -> None:
@@ -195,14 +286,6 @@ class Distiller:
                 if teacher in places:
                     latents.mean[i] = sampler.latents.mean[places[teacher]]
                     latents.log_std[i] = sampler.latents.log_std[places[teacher]]
-
-    def _draw_topology(self, course: Course, rng: torch.Generator) -> Topology:
-        picked = int(torch.randint(len(course.topologies), (), generator=rng))
-        return vary(course.topologies[picked], self.variation, self.max_width, rng)
-
-    def _draw_latents(self, task: int, mixes: Tensor, rng: torch.Generator) -> Tensor:
-        noise = torch.randn(len(mixes), self.ghn.config.latent_dim, generator=rng)
-        return self.latents_of(task).sample(mixes.to(self.device), noise.to(self.device))
 
     def _kl(self) -> Tensor:
         tasks = range(len(self.courses))
@@ -232,28 +315,37 @@ class Distiller:
         return saved["step"]
 
 
-def add_weight_noise(layers: Layers, scale: float, rng: torch.Generator) -> Layers:
-    """Gaussian noise of `scale` times the rms of each matrix; biases likewise."""
-    if scale == 0:
-        return layers
-    return [
-        (_noised(weight, scale, rng, (1, 2)), _noised(bias, scale, rng, (1,)))
-        for weight, bias in layers
-    ]
+@dataclass(frozen=True)
+class _Drawn:
+    """Networks of one topology, `latents` of them; noise as layers, [latents, out, in]."""
+
+    topology: Topology
+    mixes: Tensor
+    latent_noise: Tensor
+    told: Told
+    states: Tensor
+    noise: Layers
 
 
-def _noised(value: Tensor, scale: float, rng: torch.Generator, dims: tuple[int, ...]) -> Tensor:
-    rms = value.detach().square().mean(dims, keepdim=True).sqrt()
-    return value + scale * rms * torch.randn(value.shape, generator=rng).to(value)
-
-
-def neighbour_difference(layers: Layers) -> Tensor:
-    """Mean squared difference of neighbouring neurons' weights, relative to the mean square."""
-    terms = []
-    for i, (weight, _) in enumerate(layers):
-        scale = weight.square().mean((1, 2)) + 1e-8
-        if i < len(layers) - 1:
-            terms.append((weight.diff(dim=1).square().mean((1, 2)) / scale).mean())
-        if i > 0:
-            terms.append((weight.diff(dim=2).square().mean((1, 2)) / scale).mean())
-    return torch.stack(terms).mean()
+def _courses(
+    tasks: list[dict[str, Any]], lessons: list[Lessons], hidden: list[Hidden]
+) -> list[Course]:
+    courses: list[Course] = []
+    teachers = states = 0
+    for about, lesson in zip(tasks, lessons, strict=True):
+        ids, best = zip(*about["teachers"], strict=True)
+        counts = torch.tensor([len(obs) for obs in lesson.obs])
+        courses.append(
+            Course(
+                about["task"],
+                list(ids),
+                torch.tensor(best),
+                [Topology(lesson.obs_dim, tuple(h), lesson.act_dim) for h in hidden],
+                [(i, j) for i, j in about.get("unmixable", [])],
+                counts,
+                teachers,
+                states,
+            )
+        )
+        teachers, states = teachers + len(ids), states + int(counts.sum())
+    return courses

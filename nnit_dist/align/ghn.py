@@ -9,11 +9,12 @@ neurons have similar weights: that is what "aligned" means here.
 After GHN-2 (arXiv 2110.13100) and HyperPPO (arXiv 2309.16663), whose decoders use
 1x1 convolutions only; the spatial decoder is what NNiT (arXiv 2603.00180) adds.
 
-Shapes: B latents, L layers of the policy, D embedding, C channels, H x W field.
+Shapes: B networks, L layers at most, D embedding, C channels, W side of the field.
 """
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -88,54 +89,118 @@ class GHN(nn.Module):
         """For each (topology, z [B, latent_dim]): weights [B, out, in] and biases [B, out].
 
         `told` is what the nodes hear of sizes and depth, the truth by default; `tasks` are the
-        numbers of their tasks, the first by default. All layers that need a part of the field of
-        the same size, of whatever task, topology and depth, are decoded together.
+        numbers of their tasks, the first by default.
         """
-        nodes = self.embed(batch, told or [Told.of(topology) for topology, _ in batch])
-        tasks = tasks or [0] * len(batch)
-        groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for number, (topology, _) in enumerate(batch):
-            for layer, shape in enumerate(topology.shapes):
-                groups.setdefault(self.decoder.part(*shape), []).append((number, layer))
-        found: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in batch]
-        for part, members in groups.items():
-            embeddings = [nodes[number][:, layer] for number, layer in members]
-            counts = [len(e) for e in embeddings]
-            kinds = [
-                field_kind(batch[number][0].layer_kind(layer), tasks[number])
-                for number, layer in members
-            ]
-            kind = F.one_hot(torch.tensor(kinds), self.kinds).repeat_interleave(
-                torch.tensor(counts), dim=0
-            )
-            fields = self.decoder(torch.cat(embeddings), kind, *part).split(counts)
-            for (number, layer), field in zip(members, fields, strict=True):
-                out, fan_in = batch[number][0].shapes[layer]
-                weight, bias = field[:, :, :out, :fan_in].unbind(1)
-                # A bias belongs to a neuron: the second channel, averaged over the inputs.
-                found[number][layer] = weight / math.sqrt(fan_in), bias.mean(-1)
-        return [[layers[i] for i in range(len(layers))] for layers in found]
-
-    def embed(self, batch: list[tuple[Topology, Tensor]], told: list[Told]) -> list[Tensor]:
-        """Node embeddings [B, L, D] of each (topology, z [B, latent_dim]).
-
-        One pass of messages in each direction along the chain of layers, for all topologies
-        at once.
-        """
-        counts = torch.tensor([len(z) for _, z in batch])
-        lengths = [topology.num_layers for topology, _ in batch]
+        topologies, counts = [topology for topology, _ in batch], [len(z) for _, z in batch]
         z = torch.cat([z for _, z in batch])
+        plan = self.plan(topologies, told, tasks, counts).to(z.device)
+        weights, biases = self.write(plan, z)
+        return [
+            [
+                (weight[:, layer, :out, :fan_in], bias[:, layer, :out])
+                for layer, (out, fan_in) in enumerate(topology.shapes)
+            ]
+            for topology, weight, bias in zip(
+                topologies, weights.split(counts), biases.split(counts), strict=True
+            )
+        ]
+
+    def plan(
+        self,
+        topologies: list[Topology],
+        told: list[Told] | None = None,
+        tasks: list[int] | None = None,
+        counts: list[int] | None = None,
+    ) -> "Plan":
+        """What `write` has to know of `counts` networks of each topology, one by default."""
+        told = told or [Told.of(topology) for topology in topologies]
+        tasks, counts = tasks or [0] * len(topologies), counts or [1] * len(topologies)
         features = nn.utils.rnn.pad_sequence([node_features(t) for t in told], batch_first=True)
-        features = features.to(z).repeat_interleave(counts.to(z.device), dim=0)
-        last = torch.tensor(lengths).repeat_interleave(counts).to(z.device)[:, None] - 1
-        nodes = list((self.embed_node(features) + self.embed_latent(z)[:, None]).unbind(1))
+        shapes = torch.zeros(*features.shape[:2], 2, dtype=torch.int64)
+        kinds = torch.zeros(features.shape[:2], dtype=torch.int64)
+        for row, (topology, task) in enumerate(zip(topologies, tasks, strict=True)):
+            layers = range(topology.num_layers)
+            shapes[row, : len(layers)] = torch.tensor(topology.shapes)
+            kinds[row, : len(layers)] = torch.tensor(
+                [field_kind(topology.layer_kind(layer), task) for layer in layers]
+            )
+        repeats = torch.tensor(counts)
+        shapes = shapes.repeat_interleave(repeats, 0)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, (out, fan_in) in enumerate(shapes.flatten(0, 1).tolist()):
+            if out:
+                groups.setdefault(self._part(out, fan_in), []).append(index)
+        return Plan(
+            features.repeat_interleave(repeats, 0),
+            shapes,
+            kinds.repeat_interleave(repeats, 0),
+            [(part, torch.tensor(members)) for part, members in groups.items()],
+        )
+
+    def _part(self, out: int, fan_in: int) -> tuple[int, int]:
+        """The part of the field to decode for a layer; on a GPU one pass for all is the fastest."""
+        on_cpu = next(self.parameters()).device.type == "cpu"
+        return self.decoder.part(out, fan_in) if on_cpu else (self.size, self.size)
+
+    def write(self, plan: "Plan", z: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights [B, L, W, W] and biases [B, L, W] for z [B, latent_dim], zero beyond a network.
+
+        All layers that need a part of the field of the same size, of whatever task, topology and
+        depth, are decoded together.
+        """
+        nodes = self.embed(plan, z)
+        batch, length = nodes.shape[:2]
+        weights = nodes.new_zeros(batch * length, self.size, self.size)
+        biases = nodes.new_zeros(batch * length, self.size)
+        nodes, shapes, kinds = (x.flatten(0, 1) for x in (nodes, plan.shapes, plan.kinds))
+        for (rows, cols), members in plan.groups:
+            out, fan_in = shapes[members].unbind(-1)
+            kind = F.one_hot(kinds[members], self.kinds)
+            field = self.decoder(nodes.index_select(0, members), kind, rows, cols)
+            neurons = torch.arange(rows, device=z.device) < out[:, None]
+            inputs = torch.arange(cols, device=z.device) < fan_in[:, None]
+            weight, bias = (field * inputs[:, None, None] * neurons[:, None, :, None]).unbind(1)
+            weights[members, :rows, :cols] = weight / fan_in[:, None, None].sqrt()
+            # A bias belongs to a neuron: the second channel, averaged over the inputs.
+            biases[members, :rows] = bias.sum(-1) / fan_in[:, None]
+        return weights.unflatten(0, (batch, length)), biases.unflatten(0, (batch, length))
+
+    def embed(self, plan: "Plan", z: Tensor) -> Tensor:
+        """Node embeddings [B, L, D] for z [B, latent_dim].
+
+        One pass of messages in each direction along the chain of layers, for all networks at once.
+        """
+        last = (plan.shapes[..., 0] > 0).sum(1, keepdim=True) - 1
+        nodes = list((self.embed_node(plan.features) + self.embed_latent(z)[:, None]).unbind(1))
         for i in range(1, len(nodes)):
             nodes[i] = self.cell(self.message(nodes[i - 1]), nodes[i])
         for i in reversed(range(len(nodes) - 1)):
             heard = self.cell(self.message(nodes[i + 1]), nodes[i])
             nodes[i] = torch.where(i < last, heard, nodes[i])
-        joined = self.norm(torch.stack(nodes, 1)).split(counts.tolist())
-        return [part[:, :length] for part, length in zip(joined, lengths, strict=True)]
+        return self.norm(torch.stack(nodes, 1))
+
+
+@dataclass
+class Plan:
+    """Networks to write: what their nodes hear, and which part of a field each layer is.
+
+    `features` float32 [B, L, 7], `shapes` int64 [B, L, 2] of (out, in), zero where a network has no
+    such layer, `kinds` int64 [B, L], and for every size of a part the layers that need it, as
+    indices int64 into [B * L].
+    """
+
+    features: Tensor
+    shapes: Tensor
+    kinds: Tensor
+    groups: list[tuple[tuple[int, int], Tensor]]
+
+    def to(self, device: torch.device) -> "Plan":
+        return Plan(
+            self.features.to(device),
+            self.shapes.to(device),
+            self.kinds.to(device),
+            [(part, members.to(device)) for part, members in self.groups],
+        )
 
 
 def node_features(told: Told) -> Tensor:

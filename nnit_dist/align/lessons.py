@@ -45,37 +45,29 @@ class Lessons:
         ]
         return cls(norm, [torch.from_numpy(states) for states in obs], layers)
 
-    def to(self, device: torch.device) -> "Lessons":
-        return Lessons(
-            self.norm,
-            [states.to(device) for states in self.obs],
-            [[(w.to(device), b.to(device)) for w, b in layers] for layers in self.teachers],
-        )
-
     def draw(self, mixes: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """States [B, S, obs_dim] and the actions there [B, S, act_dim] for mixes [B, T].
 
         Each state is one of a teacher's, by its share in the mix.
         """
-        owners = torch.multinomial(mixes, count, replacement=True, generator=rng)
         lengths = torch.tensor([len(states) for states in self.obs])
-        places = (torch.rand(owners.shape, generator=rng) * lengths[owners]).long()
-        obs = torch.empty(*owners.shape, self.obs_dim, device=self.obs[0].device)
+        owners, places = draw_states(mixes, lengths, count, rng)
+        obs = torch.empty(*owners.shape, self.obs_dim)
         for owner in owners.unique().tolist():
             rows, cols = (owners == owner).nonzero(as_tuple=True)
-            obs[rows, cols] = self.obs[owner][places[rows, cols].to(obs.device)]
+            obs[rows, cols] = self.obs[owner][places[rows, cols]]
         return obs, self.actions(mixes, obs)
 
     @torch.no_grad()
     def actions(self, mixes: Tensor, obs: Tensor) -> Tensor:
         """The teachers' actions, in [-1, 1], averaged by the mixes [B, T]: [B, S, act_dim]."""
-        actions = torch.zeros(*obs.shape[:2], self.act_dim, device=obs.device)
+        actions = torch.zeros(*obs.shape[:2], self.act_dim)
         for teacher in mixes.any(0).nonzero().flatten().tolist():
             rows = mixes[:, teacher].nonzero().flatten()
-            states = obs[rows.to(obs.device)].flatten(0, 1)[None]
+            states = obs[rows].flatten(0, 1)[None]
             own = apply_layers(self.teachers[teacher], states)[0].clamp(-1, 1)
-            shares = mixes[rows, teacher, None, None].to(obs.device)
-            actions[rows.to(obs.device)] += shares * own.unflatten(0, (len(rows), -1))
+            shares = mixes[rows, teacher, None, None]
+            actions[rows] += shares * own.unflatten(0, (len(rows), -1))
         return actions
 
     def save(self, path: Path) -> None:
@@ -97,6 +89,17 @@ class Lessons:
         obs = [torch.from_numpy(arrays[f"obs.{i}"].astype(np.float32)) for i in range(count)]
         teachers = [_layers(arrays, f"teacher.{i}") for i in range(count)]
         return cls(InputNorm(arrays["norm.mean"], arrays["norm.std"]), obs, teachers)
+
+
+def draw_states(
+    mixes: Tensor, lengths: Tensor, count: int, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Whose states, and which of them, for mixes [B, T] of teachers with `lengths` [T] states.
+
+    Both int64 [B, count]; a teacher's share of the states is its share in the mix.
+    """
+    owners = torch.multinomial(mixes, count, replacement=True, generator=rng)
+    return owners, (torch.rand(owners.shape, generator=rng) * lengths[owners]).long()
 
 
 def _layers(arrays: dict[str, np.ndarray], prefix: str) -> Layers:

@@ -78,6 +78,19 @@ class Placement(BaseModel):
     workers: int = Field(1, gt=0)
     gpu: bool = Field(False, description="one GPU a worker")
     cpus: int = Field(2, gt=0, description="CPUs a worker")
+    loaders: int | None = Field(
+        None,
+        ge=0,
+        description="processes a worker that prepare batches ahead; by default none on a CPU, and "
+        "beside a GPU one for each of its CPUs but one",
+    )
+
+    @property
+    def loaders_a_worker(self) -> int:
+        """`loaders`, or their default."""
+        if self.loaders is not None:
+            return self.loaders
+        return self.cpus - 1 if self.gpu else 0
 
 
 class Alignment:
@@ -328,6 +341,7 @@ class Alignment:
             self.placement.workers,
             self.placement.gpu,
             self.placement.cpus,
+            self.placement.loaders_a_worker,
         )
 
     def _samplers(self, index: int) -> list[AlignedSampler]:

@@ -89,7 +89,9 @@ def bench_train(size: Size, device: torch.device, steps: int) -> dict[str, float
     whole, network, rates, tokens, slots = [], [], [], 0, 0
     for step in range(steps + 2):
         started = time.perf_counter()
-        batch = trainer.corrupted(step, range(size.topologies * size.networks + size.architectures))
+        batch = trainer.corrupted(
+            step, range(size.topologies * size.networks + size.architectures)
+        ).to(device)
         _wait(device)
         drawn = time.perf_counter()
         trainer.descend(step, [batch])

@@ -47,6 +47,7 @@ def run_nnit(
             placement.workers,
             placement.gpu,
             placement.cpus,
+            placement.loaders_a_worker,
         )
     rows = read_metrics(out / METRICS)
     return {

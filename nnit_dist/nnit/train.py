@@ -1,5 +1,6 @@
 """The configuration of NNiT and its training under Ray Train: one worker."""
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from nnit_dist.align.grow import grow
@@ -48,14 +49,15 @@ def nnit_worker(config: dict) -> None:
     """Ray Train loop: train to the configured number of steps, then write the model."""
     device, rank, workers = worker_setup()
     settings, seed = NNiTConfig(**config["nnit"]), config["seed"]
-    samplers = [sampler.to(device) for sampler in load_samplers(path_of(config["ghn"]))]
+    writes_on = torch.device("cpu") if config["loaders"] else device
+    samplers = [sampler.to(writes_on) for sampler in load_samplers(path_of(config["ghn"]))]
     known = config["continue_from"] and NNiTModel.load(path_of(config["continue_from"]))
     source = AlignedSource(samplers, settings, seed, known.whitening if known else None)
     trainer = Trainer(settings, source, device, seed, (rank, workers), average_gradients)
     if known:
         begin_with(trainer, known)
     loop = Loop(trainer.state(), config, log_every=20, save_every=settings.checkpoint_every)
-    loop.run(settings.steps, trainer.step)
+    loop.run(settings.steps, trainer.prepare, trainer.descend)
     if rank == 0:
         NNiTModel.of(trainer, source).save(path_of(config["result"]))
 

@@ -127,9 +127,13 @@ class Trainer:
 
     def step(self, step: int) -> dict[str, float]:
         """Take step number `step`; returns the mean losses and the norm of the gradient."""
+        return self.descend(step, self.prepare(step))
+
+    def prepare(self, step: int) -> list[Corrupted]:
+        """This worker's share of step number `step`, in its parts; on the CPU."""
         rank, workers = self.share
         mine = range(rank, self._networks + self.config.architectures, workers)
-        return self.descend(step, (self.corrupted(step, part) for part in self._parts(mine)))
+        return [self.corrupted(step, part) for part in self._parts(mine)]
 
     def descend(self, step: int, parts: Iterable[Corrupted]) -> dict[str, float]:
         """Descend along the gradient of the batch, of which `parts` are this worker's share."""
@@ -138,7 +142,7 @@ class Trainer:
         _, workers = self.share
         measured = torch.zeros(2, device=self.device)
         for part in parts:
-            losses = torch.stack(self.losses(part))
+            losses = torch.stack(self.losses(part.to(self.device)))
             (workers * (losses[0] + self.config.architecture_weight * losses[1])).backward()
             measured += workers * losses.detach()
         parameters = list(self.network.parameters())
@@ -179,7 +183,7 @@ class Trainer:
             self.source.vocabulary,
             self.config.mask_rate,
             self.config.drop_rate,
-        ).to(self.device)
+        )
 
     @property
     def _networks(self) -> int:
