@@ -43,6 +43,7 @@ class Run:
 
     def all(self) -> dict[str, Any]:
         """Every stage, in one session of Ray; returns the manifests by stage."""
+        self._check_gpus("train")
         with contextlib.ExitStack() as self._shared:
             return {stage: getattr(self, stage)() for stage in STAGES}
 
@@ -68,6 +69,7 @@ class Run:
         from nnit_dist.envs.sim import task_info
         from nnit_dist.zoo import Zoo
 
+        self._check_gpus("align")
         c, zoo, known = self.config, self._of("population", "zoo"), self._known(ALIGNED)
         config = self._about("tasks", "control_mode", "align", "topologies", "seed")
         return self._stage(
@@ -92,6 +94,7 @@ class Run:
     def train(self) -> dict[str, Any]:
         from nnit_dist.nnit.run import run_nnit
 
+        self._check_gpus("train")
         c, ghn, known = self.config, self._of("align", "ghn.safetensors"), self._known(TRAINED)
         return self._stage(
             "train",
@@ -185,12 +188,26 @@ class Run:
 
     def measured_topologies(self) -> list[Hidden]:
         """Unseen topologies of every kind, and an even choice of seen ones beside them."""
-        seen, count = self.split.seen, self.config.evaluate.seen_topologies
-        chosen = spread(seen, count)
-        return [hidden for held in self.split.unseen.values() for hidden in held] + chosen
+        evaluate, unseen = self.config.evaluate, self.split.unseen.values()
+        chosen = [spread(held, evaluate.unseen_topologies or len(held)) for held in unseen]
+        chosen.append(spread(self.split.seen, evaluate.seen_topologies))
+        return [hidden for some in chosen for hidden in some]
 
     def manifest(self, stage: str) -> dict[str, Any]:
         return read_json(self.out / stage / "manifest.json")
+
+    def _check_gpus(self, stage: str) -> None:
+        """NnitError where a local Ray would wait forever for GPUs that `stage` is to have."""
+        wanted = self.config.training.workers if self.config.training.gpu else 0
+        if self.config.ray.address or (self.out / stage / "manifest.json").exists():
+            return
+        import torch
+
+        if (found := torch.cuda.device_count()) < wanted:
+            raise NnitError(
+                f"training.gpu asks for {wanted} GPU(s), a worker each, and torch finds {found} on "
+                "this machine. Set training.gpu=false, or ray.address to a cluster that has some."
+            )
 
     def _known(self, artefact: str) -> Path | None:
         """An artefact of the finished run that this one continues from."""

@@ -121,6 +121,21 @@ def test_doctor_tells_what_is_here():
             ["run", "configs/smoke.yaml", "--set", "ray.address=127.0.0.1:1"],
             "Ray could not be reached",
         ),
+        (
+            [
+                "run",
+                "configs/smoke.yaml",
+                "--out",
+                "/tmp/nnit-none",
+                "--set",
+                "align.distill.meta_batch=99",
+                "--set",
+                "training.workers=99",
+                "--set",
+                "training.gpu=true",
+            ],
+            "training.gpu asks for 99 GPU(s)",
+        ),
     ],
 )
 def test_mistakes_get_one_readable_message(words, expected, tmp_path):
