@@ -133,14 +133,14 @@ class Alignment:
         """Every round that is left; returns the stage's figures. NnitError if training fails."""
         distill = self.config.distill
         rounds = distill.dagger_rounds + 1
+        finished = [index for index in range(rounds) if self._result(index).exists()]
         self.lost = [self._lost_by_averages(faculty) for faculty in self.faculties]
         with StageProgress("") as view:
             view.add(BAR, distill.steps, steps_logged(self.out / METRICS))
-            for index in range(rounds):
+            for index in range(max(finished, default=-1) + 1, rounds):
                 for faculty in self.faculties:
                     self._ensure_states(index, faculty, view)
-                if not self._result(index).exists():
-                    self._train(index, distill.steps * (index + 1) // rounds, (view, BAR))
+                self._train(index, distill.steps * (index + 1) // rounds, (view, BAR))
         samplers = self._samplers(rounds - 1)
         for sampler in samplers:
             sampler.success = self._measure(sampler)
