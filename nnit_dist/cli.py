@@ -60,6 +60,25 @@ def run(config: Config, out: Out = None, set_: Overrides = None, debug: Debug = 
     _summary(the_run)
 
 
+@app.command()
+def submit(
+    config: Config,
+    address: Annotated[
+        str,
+        typer.Option(help="the cluster's dashboard; `ray dashboard CLUSTER.yaml` tunnels to it"),
+    ] = "http://127.0.0.1:8265",
+    out: Out = None,
+    set_: Overrides = None,
+    wait: Annotated[bool, typer.Option(help="print the job's log until it ends")] = True,
+    cpus: Annotated[float, typer.Option(min=0, help="CPUs that the driver itself reserves")] = 0,
+    debug: Debug = False,
+) -> None:
+    """The whole chain as a job on a Ray cluster; the same command again goes on with it."""
+    from nnit_dist.submit import submit as submit_job
+
+    sys.exit(submit_job(config, address, out, set_, wait, cpus))
+
+
 def _stage_command(name: str, text: str) -> None:
     def command(
         config: Config, out: Out = None, set_: Overrides = None, debug: Debug = False

@@ -60,8 +60,48 @@ def test_storage_is_shared_and_the_same_on_every_node(cluster):
     assert re.match(r"s3://|gs://|/shared/", places.pop())
 
 
+def pods(name: str) -> dict[str, dict]:
+    """The groups of a RayCluster, by name."""
+    documents = yaml.safe_load_all((ROOT / "cluster" / "kuberay" / name).read_text())
+    (spec,) = (one["spec"] for one in documents if one["kind"] == "RayCluster")
+    return {"head": spec["headGroupSpec"]} | {g["groupName"]: g for g in spec["workerGroupSpecs"]}
+
+
+def test_pods_are_as_the_nodes_of_other_clusters():
+    groups = pods("raycluster.yaml")
+    text = (ROOT / "cluster" / "kuberay" / "raycluster.yaml").read_text()
+    assert f"rayVersion: {ray.__version__}" in text
+    assert "authOptions: {mode: token}" in text
+    assert groups["head"]["serviceType"] == "ClusterIP"
+    assert groups["head"]["rayStartParams"] == {"num-cpus": "0"}
+    assert groups["training"]["rayStartParams"] == {"labels": "nnit.dev/role=training"}
+    assert groups["simulation"]["minReplicas"] == groups["training"]["minReplicas"] == 0
+    for name, group in groups.items():
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["envFrom"] == [{"configMapRef": {"name": "nnit"}}]
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (name == "training")
+
+
+def test_a_job_selects_the_cluster_beside_it():
+    job = yaml.safe_load((ROOT / "cluster" / "kuberay" / "rayjob.yaml").read_text())
+    assert job["kind"] == "RayJob"
+    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": "nnit"}
+    config = re.search(r"configs/\S+\.yaml", job["spec"]["entrypoint"])
+    assert (ROOT / config.group()).exists()
+
+
+def test_the_image_has_what_is_pinned_here():
+    import sapien.physx
+
+    text = (ROOT / "cluster" / "Dockerfile").read_text()
+    assert f"FROM rayproject/ray:{ray.__version__}-py311-" in text
+    assert f"ARG PHYSX_VERSION={sapien.physx.version()}\n" in text
+    assert "sha256sum -c" in text
+
+
 def test_no_secret_is_in_a_file():
-    for path in FILES:
+    for path in filter(Path.is_file, (ROOT / "cluster").rglob("*")):
         assert not re.search(r"AKIA|PRIVATE KEY|auth_token: [^~]", path.read_text())
 
 
