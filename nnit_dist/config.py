@@ -43,8 +43,8 @@ class EvaluateConfig(_Model):
     samples: int = Field(2, gt=0, description="networks a topology, all of them counted")
     episodes: int = Field(20, gt=0, description="episodes a network")
     seen_topologies: int = Field(12, ge=0, description="seen topologies measured for comparison")
-    unseen_topologies: int | None = Field(
-        None, gt=0, description="unseen topologies measured of each kind; all by default"
+    unseen_topologies: dict[UnseenKind, int] | None = Field(
+        None, description="how many of each kind are measured; all by default"
     )
     sampler_steps: int = Field(DEFAULT_STEPS, gt=0)
     studies: bool = Field(

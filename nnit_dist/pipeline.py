@@ -188,8 +188,9 @@ class Run:
 
     def measured_topologies(self) -> list[Hidden]:
         """Unseen topologies of every kind, and an even choice of seen ones beside them."""
-        evaluate, unseen = self.config.evaluate, self.split.unseen.values()
-        chosen = [spread(held, evaluate.unseen_topologies or len(held)) for held in unseen]
+        evaluate, unseen = self.config.evaluate, self.split.unseen
+        counts = evaluate.unseen_topologies or {kind: len(held) for kind, held in unseen.items()}
+        chosen = [spread(held, counts.get(kind, 0)) for kind, held in unseen.items()]
         chosen.append(spread(self.split.seen, evaluate.seen_topologies))
         return [hidden for some in chosen for hidden in some]
 
