@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nnit_dist.align.run import AlignConfig, Placement
+from nnit_dist.align.run import AlignConfig
 from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE
 from nnit_dist.errors import NnitError, nearest
 from nnit_dist.evaluate.simulator import SimBackend
@@ -17,6 +17,7 @@ from nnit_dist.nnit.model import DEFAULT_STEPS
 from nnit_dist.nnit.train import NNiTConfig
 from nnit_dist.population.run import PopulationConfig
 from nnit_dist.topology import Hidden, TopologySplit, UnseenKind, split_topologies
+from nnit_dist.training import Placement
 
 
 class _Model(BaseModel):

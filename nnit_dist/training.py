@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch.utils.data import DataLoader, Dataset
 
 from nnit_dist.errors import NnitError
@@ -28,21 +29,53 @@ _STATE = "state.pt"
 T = TypeVar("T")
 
 
+class Placement(BaseModel):
+    """Where training runs: workers of Ray Train and what each of them gets."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    workers: int = Field(1, gt=0)
+    min_workers: int | None = Field(
+        None,
+        gt=0,
+        description="go on with as few where nodes are lost or do not come, and grow again; by "
+        "default only with all workers",
+    )
+    gpu: bool = Field(False, description="one GPU a worker")
+    cpus: int = Field(2, gt=0, description="CPUs a worker")
+    loaders: int | None = Field(
+        None,
+        ge=0,
+        description="processes a worker that prepare batches ahead; by default none on a CPU, and "
+        "beside a GPU one for each of its CPUs but one",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Placement":
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers={self.min_workers} are more than workers={self.workers}")
+        return self
+
+    @property
+    def loaders_a_worker(self) -> int:
+        """`loaders`, or their default."""
+        if self.loaders is not None:
+            return self.loaders
+        return self.cpus - 1 if self.gpu else 0
+
+
 def fit(
     train_fn: Callable[[dict], None],
     config: dict[str, Any],
     directory: Path,
     name: str,
     view: tuple[StageProgress, str],
-    workers: int,
-    use_gpu: bool,
-    threads: int,
-    loaders: int,
+    placement: Placement,
 ) -> None:
     """Run `train_fn` under Ray Train until it returns; the same `name` resumes.
 
-    Every worker has `threads` CPUs, and `loaders` processes that prepare its batches. Reads and
-    writes Ray Train's checkpoints in `directory/name`, metrics in `directory/metrics.jsonl`.
+    Reads and writes Ray Train's checkpoints in `directory/name`, metrics in
+    `directory/metrics.jsonl`.
 
     Raises:
         NnitError: training failed more often than its retries allow.
@@ -50,14 +83,18 @@ def fit(
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    least, most = placement.min_workers, placement.workers
     trainer = TorchTrainer(
         train_fn,
         train_loop_config=config
-        | {"metrics": str((directory / METRICS).absolute()), "loaders": loaders},
+        | {
+            "metrics": str((directory / METRICS).absolute()),
+            "loaders": placement.loaders_a_worker,
+        },
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": threads, **({"GPU": 1} if use_gpu else {})},
+            num_workers=(least, most) if least else most,  # type: ignore[arg-type]
+            use_gpu=placement.gpu,
+            resources_per_worker={"CPU": placement.cpus} | ({"GPU": 1} if placement.gpu else {}),
         ),
         run_config=ray.train.RunConfig(
             name=name,

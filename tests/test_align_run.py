@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import random_policy
 
-from nnit_dist.align.run import AlignConfig, Alignment, Placement
+from nnit_dist.align.run import AlignConfig, Alignment
 from nnit_dist.errors import NnitError
+from nnit_dist.training import Placement
 from nnit_dist.zoo import Member
 
 TRIALS = {"a": [0.1, 0.5, 0.7, 0.95, 0.6], "b": [0.3, 0.92], "c": [0.2, 0.8]}

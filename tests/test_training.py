@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -6,11 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from pydantic import ValidationError
 
 from nnit_dist.config import load_config
 from nnit_dist.pipeline import Run
 from nnit_dist.randomness import generator_of
-from nnit_dist.training import average_gradients, prepared, read_metrics
+from nnit_dist.training import Placement, average_gradients, prepared, read_metrics
 
 SMOKE = Path(__file__).parent.parent / "configs" / "smoke.yaml"
 
@@ -66,6 +69,23 @@ def test_what_fails_in_a_loader_fails_the_training():
     assert [next(batches), next(batches)] == [-1, -1]
     with pytest.raises(ZeroDivisionError, match="by zero"):
         next(batches)
+
+
+@pytest.mark.timeout(300)
+def test_training_goes_on_with_fewer_workers_where_a_node_dies():
+    script = Path(__file__).with_name("losing_a_node.py")
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["workers"][0] == 2
+    assert found["workers"][-1] == 1
+    assert found["steps"] == list(range(1, found["total"] + 1))
+    assert found["sums"] == pytest.approx([sum(range(step)) for step in found["steps"]])
+
+
+def test_fewer_workers_than_none_are_refused():
+    with pytest.raises(ValidationError, match="min_workers=3 are more than workers=2"):
+        Placement(workers=2, min_workers=3)
 
 
 def test_metrics_survive_a_half_written_line_and_repeated_steps(tmp_path):

@@ -30,7 +30,14 @@ from nnit_dist.normalization import InputNorm
 from nnit_dist.progress import StageProgress
 from nnit_dist.randomness import generator_of
 from nnit_dist.topology import Hidden, spread
-from nnit_dist.training import METRICS, fit, load_state, read_metrics, steps_logged
+from nnit_dist.training import (
+    METRICS,
+    Placement,
+    fit,
+    load_state,
+    read_metrics,
+    steps_logged,
+)
 from nnit_dist.zoo import Member
 
 MODEL = "ghn.safetensors"
@@ -68,29 +75,6 @@ class AlignConfig(BaseModel):
     )
     ghn: GHNConfig = GHNConfig()
     distill: DistillConfig = DistillConfig()
-
-
-class Placement(BaseModel):
-    """Where training runs: workers of Ray Train and what each of them gets."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    workers: int = Field(1, gt=0)
-    gpu: bool = Field(False, description="one GPU a worker")
-    cpus: int = Field(2, gt=0, description="CPUs a worker")
-    loaders: int | None = Field(
-        None,
-        ge=0,
-        description="processes a worker that prepare batches ahead; by default none on a CPU, and "
-        "beside a GPU one for each of its CPUs but one",
-    )
-
-    @property
-    def loaders_a_worker(self) -> int:
-        """`loaders`, or their default."""
-        if self.loaders is not None:
-            return self.loaders
-        return self.cpus - 1 if self.gpu else 0
 
 
 class Alignment:
@@ -338,10 +322,7 @@ class Alignment:
             self.out,
             f"round-{index}",
             view,
-            self.placement.workers,
-            self.placement.gpu,
-            self.placement.cpus,
-            self.placement.loaders_a_worker,
+            self.placement,
         )
 
     def _samplers(self, index: int) -> list[AlignedSampler]:

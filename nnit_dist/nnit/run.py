@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nnit_dist.align.run import Placement
 from nnit_dist.errors import NnitError
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.nnit.studies import study_size, write_studies
@@ -12,7 +11,7 @@ from nnit_dist.nnit.train import NNiTConfig, nnit_worker
 from nnit_dist.policy import SUFFIX, save_policy
 from nnit_dist.progress import StageProgress
 from nnit_dist.topology import Hidden
-from nnit_dist.training import METRICS, fit, read_metrics, steps_logged
+from nnit_dist.training import METRICS, Placement, fit, read_metrics, steps_logged
 
 MODEL = "nnit.safetensors"
 
@@ -44,10 +43,7 @@ def run_nnit(
             out,
             "train",
             (view, "nnit"),
-            placement.workers,
-            placement.gpu,
-            placement.cpus,
-            placement.loaders_a_worker,
+            placement,
         )
     rows = read_metrics(out / METRICS)
     return {

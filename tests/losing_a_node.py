@@ -1,0 +1,86 @@
+"""Trains on a Ray cluster of two nodes with a worker each, one of which is killed in the middle."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from nnit_dist.progress import StageProgress
+from nnit_dist.training import (
+    METRICS,
+    Loop,
+    Placement,
+    average_gradients,
+    fit,
+    read_metrics,
+    worker_setup,
+)
+
+TOTAL, FATAL = 40, 12  # steps, and the one after which a node is killed
+
+
+class Sum(torch.nn.Module):
+    """The sum of all steps so far: wrong if one is left out or taken twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.zeros(1))
+
+
+def worker(config: dict) -> None:
+    _, _, workers = worker_setup()
+    total = Sum()
+
+    def descend(step: int, number: int) -> dict[str, float]:
+        time.sleep(0.1)
+        meter = torch.nn.Parameter(torch.zeros(1))
+        meter.grad = torch.full((1,), float(number))
+        average_gradients([meter])
+        total.value += meter.grad
+        return {"sum": float(total.value), "workers": workers}
+
+    Loop({"total": total}, config, log_every=1, save_every=4).run(TOTAL, lambda n: n, descend)
+
+
+def main() -> None:
+    here = str(Path(__file__).parent)
+    out = Path(tempfile.mkdtemp())
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": here}) for _ in range(2)]
+    ray.init(address=cluster.address, log_to_driver=False)
+
+    def kill_one() -> None:
+        while not (rows := read_metrics(out / METRICS)) or rows[-1]["step"] < FATAL:
+            time.sleep(0.05)
+        (raylet,) = [info.process.pid for info in nodes[1].all_processes["raylet"]]
+        os.kill(raylet, signal.SIGKILL)
+
+    threading.Thread(target=kill_one, daemon=True).start()
+    with StageProgress("") as view:
+        view.add("steps", TOTAL)
+        placement = Placement(workers=2, min_workers=1, cpus=1)
+        fit(worker, {}, out, "train", (view, "steps"), placement)
+    rows = read_metrics(out / METRICS)
+    found = {
+        "total": TOTAL,
+        "steps": [int(row["step"]) for row in rows],
+        "sums": [row["sum"] for row in rows],
+        "workers": [int(row["workers"]) for row in rows],
+    }
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        ray.shutdown()
+        cluster.shutdown()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
