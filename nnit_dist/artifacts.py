@@ -116,7 +116,7 @@ class Stage:
             NnitError: the directory belongs to another config or other inputs.
         """
         for path in (self.directory / MANIFEST, self.directory / ".key.json"):
-            if path.exists() and read_json(path)["key"] != self.key:
+            if path.exists() and _told(read_json(path)["key"]) != _told(self.key):
                 raise NnitError(
                     f"{self.directory} holds the {self.name} stage of another run "
                     f"({_difference(read_json(path)['key'], self.key)}). Choose another output "
@@ -155,6 +155,13 @@ def _last_write(directory: Path) -> float:
         with contextlib.suppress(FileNotFoundError):  # a process that is ending cleans up
             newest = max(newest, path.stat().st_mtime)
     return newest
+
+
+def _told(key: Any) -> Any:
+    """A key without what is None: a setting that an older run did not know yet."""
+    if not isinstance(key, dict):
+        return key
+    return {name: _told(value) for name, value in key.items() if value is not None}
 
 
 def _difference(old: dict, new: dict, path: str = "") -> str:

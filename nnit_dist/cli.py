@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Column, Table
 
 from nnit_dist.bench.cli import bench_app
@@ -45,7 +46,7 @@ def main() -> None:
     except NnitError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        console.print(f"[bold red]error:[/] {error}", markup=True)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", markup=True)
         sys.exit(1)
     except KeyboardInterrupt:
         console.print("\ninterrupted; run the same command to go on.")
@@ -70,13 +71,12 @@ def submit(
     out: Out = None,
     set_: Overrides = None,
     wait: Annotated[bool, typer.Option(help="print the job's log until it ends")] = True,
-    cpus: Annotated[float, typer.Option(min=0, help="CPUs that the driver itself reserves")] = 0,
     debug: Debug = False,
 ) -> None:
     """The whole chain as a job on a Ray cluster; the same command again goes on with it."""
     from nnit_dist.submit import submit as submit_job
 
-    sys.exit(submit_job(config, address, out, set_, wait, cpus))
+    sys.exit(submit_job(config, address, out, set_, wait))
 
 
 def _stage_command(name: str, text: str) -> None:

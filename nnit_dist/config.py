@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from nnit_dist.align.run import AlignConfig
 from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE
@@ -44,7 +44,7 @@ class EvaluateConfig(_Model):
     samples: int = Field(2, gt=0, description="networks a topology, all of them counted")
     episodes: int = Field(20, gt=0, description="episodes a network")
     seen_topologies: int = Field(12, ge=0, description="seen topologies measured for comparison")
-    unseen_topologies: dict[UnseenKind, int] | None = Field(
+    unseen_topologies: dict[UnseenKind, NonNegativeInt] | None = Field(
         None, description="how many of each kind are measured; all by default"
     )
     sampler_steps: int = Field(DEFAULT_STEPS, gt=0)
@@ -115,6 +115,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     _check_tasks(config, path)
     _check_widths(config, path)
     _check_workers(config, path)
+    _check_measured(config, path)
     return config
 
 
@@ -169,6 +170,16 @@ def _check_tasks(config: RunConfig, path: Path) -> None:
             # Each value was in range by itself: only together they do not fit.
             reasons = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
             raise NnitError(f"{path}: the recipe of {task}: {reasons}.") from None
+
+
+def _check_measured(config: RunConfig, path: Path) -> None:
+    held = config.topologies.unseen
+    for kind, count in (config.evaluate.unseen_topologies or {}).items():
+        if count > held.get(kind, 0):
+            raise NnitError(
+                f"{path}: evaluate.unseen_topologies asks for {count} of kind {kind}, and "
+                f"topologies.unseen keeps {held.get(kind, 0)}."
+            )
 
 
 def _check_workers(config: RunConfig, path: Path) -> None:

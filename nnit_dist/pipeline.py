@@ -189,8 +189,11 @@ class Run:
     def measured_topologies(self) -> list[Hidden]:
         """Unseen topologies of every kind, and an even choice of seen ones beside them."""
         evaluate, unseen = self.config.evaluate, self.split.unseen
-        counts = evaluate.unseen_topologies or {kind: len(held) for kind, held in unseen.items()}
-        chosen = [spread(held, counts.get(kind, 0)) for kind, held in unseen.items()]
+        counts = evaluate.unseen_topologies
+        chosen = [
+            held if counts is None else spread(held, counts.get(kind, 0))
+            for kind, held in unseen.items()
+        ]
         chosen.append(spread(self.split.seen, evaluate.seen_topologies))
         return [hidden for some in chosen for hidden in some]
 
@@ -199,7 +202,8 @@ class Run:
 
     def _check_gpus(self, stage: str) -> None:
         """NnitError where a local Ray would wait forever for GPUs that `stage` is to have."""
-        wanted = self.config.training.workers if self.config.training.gpu else 0
+        training = self.config.training
+        wanted = (training.min_workers or training.workers) if training.gpu else 0
         if self.config.ray.address or (self.out / stage / "manifest.json").exists():
             return
         import torch

@@ -15,6 +15,7 @@ from typing import Any, cast
 from nnit_dist.errors import NnitError
 
 DEFAULT = "NNIT_STORAGE"  # names where runs go that are not told
+IN_JOB = "NNIT_JOB"  # is set in a job, whose current directory Ray deletes
 _EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs"}
 
 
@@ -41,7 +42,16 @@ def path_of(address: str | Path) -> Path:
 
 
 def runs() -> Path:
-    """Where runs go: what NNIT_STORAGE names, else `runs` in the current directory."""
+    """Where runs go: what NNIT_STORAGE names, else `runs` in the current directory.
+
+    Raises:
+        NnitError: it names nothing, and this is a job.
+    """
+    if IN_JOB in os.environ and DEFAULT not in os.environ:
+        raise NnitError(
+            f"the nodes have no {DEFAULT}, which says where runs go. Set it where Ray is started, "
+            "or name a place with --out."
+        )
     return path_of(os.environ.get(DEFAULT, "runs"))
 
 

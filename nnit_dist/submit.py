@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -15,9 +16,10 @@ from typing import Any
 from nnit_dist.config import load_config
 from nnit_dist.errors import NnitError
 from nnit_dist.progress import console
+from nnit_dist.storage import IN_JOB
 
 DASHBOARD = "http://127.0.0.1:8265"  # where `ray dashboard cluster.yaml` tunnels to
-_RUN = "nnit_run"  # in a job's metadata: which run it is
+RUN = "nnit_run"  # in a job's metadata: which run it is
 _POLL_S = 1.0
 
 
@@ -27,68 +29,94 @@ def submit(
     out: Path | None = None,
     overrides: list[str] | None = None,
     wait: bool = True,
-    entrypoint_cpus: float = 0,
 ) -> int:
     """Start `nnit run config` on the cluster's head node; returns the job's exit code.
 
-    Without `wait` it returns 0 as soon as the job is there. A job that was stopped, or died, is
-    continued by the next submission of the same run. `entrypoint_cpus` is what the driver reserves.
+    Without `wait` it returns 0 as soon as the job is there. A run whose job was stopped, or died,
+    is continued by the next submission.
 
     Raises:
-        NnitError: the configuration is wrong, the cluster is not reached or asks for another
-            token, or a job of this run is at work.
+        NnitError: the configuration is wrong, `out` is not the same place on every node, the
+            cluster is not reached or refuses the token, or a job of this run is at work.
     """
-    from ray.job_submission import JobStatus
-
     name = load_config(config, overrides).name
-    client, place = _connect(address), str(out or name)
-    for job in client.list_jobs():
-        own = (job.metadata or {}).get(_RUN) == place
-        if own and job.status in (JobStatus.PENDING, JobStatus.RUNNING):
+    if out and not ("://" in str(out) or out.is_absolute()):
+        raise NnitError(
+            f"--out {out} would lie in the job's own directory, which Ray deletes. Name an "
+            "absolute path that all nodes share, or an address such as s3://bucket/runs/x."
+        )
+    place = str(out or name).rstrip("/")
+    client = _connect(address)
+    try:
+        job_id = _start(client, place, _entrypoint(config, out, overrides), config)
+    except RuntimeError as error:
+        raise NnitError(f"{address} takes no job: {_first_line(error)}") from None
+    follow = f"ray job logs --follow --address {address} {job_id}"
+    console.print(f"job {job_id}", markup=False)
+    if not wait:
+        console.print(f"follow it with RAY_AUTH_MODE=token {follow}", markup=False)
+        return 0
+    try:
+        return _follow(client, job_id)
+    except (KeyboardInterrupt, RuntimeError, OSError) as error:
+        reason = _first_line(error) if str(error) else "interrupted"
+        console.print(f"{reason}; the job goes on: RAY_AUTH_MODE=token {follow}", markup=False)
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _start(client: Any, place: str, entrypoint: str, config: Path) -> str:
+    """Submit under a name that Ray gives once, so that a run is not started beside itself."""
+    earlier = [job for job in client.list_jobs() if (job.metadata or {}).get(RUN) == place]
+    for job in earlier:
+        if not job.status.is_terminal():
             raise NnitError(
-                f"{place} is at work as job {job.submission_id}: `ray job logs --follow` with its "
-                "name follows it, `ray job stop` ends it."
+                f"{place} is at work as job {job.submission_id}. `ray job stop` ends it, and then "
+                "the same command goes on with it."
             )
+    job_id = f"nnit-{re.sub(r'[^A-Za-z0-9]+', '-', place).strip('-')}-{len(earlier) + 1}"
+    with _package(config) as directory:
+        return client.submit_job(
+            entrypoint=entrypoint,
+            submission_id=job_id,
+            runtime_env={
+                "working_dir": str(directory),
+                "env_vars": {"PYTHONUNBUFFERED": "1", IN_JOB: "1"},
+            },
+            metadata={RUN: place},
+        )
+
+
+def _entrypoint(config: Path, out: Path | None, overrides: list[str] | None) -> str:
     words = ["python", "-m", "nnit_dist", "run", f"configs/{config.name}"]
     words += ["--out", str(out)] if out else []
     for override in ["ray.address=auto", *(overrides or [])]:
         words += ["--set", override]
-    with _package(config) as directory:
-        job_id = client.submit_job(
-            entrypoint=shlex.join(words),
-            submission_id=f"nnit-{name}-{time.strftime('%Y%m%d-%H%M%S')}",
-            runtime_env={"working_dir": str(directory), "env_vars": {"PYTHONUNBUFFERED": "1"}},
-            metadata={_RUN: place},
-            entrypoint_num_cpus=entrypoint_cpus,
-        )
-    console.print(f"job {job_id}; `ray job logs --follow {job_id}`, `ray job stop {job_id}`")
-    if not wait:
-        return 0
-    try:
-        return _follow(client, job_id)
-    except KeyboardInterrupt:
-        console.print(f"\nthe job goes on; `ray job stop {job_id}` ends it.")
-        return 130
+    return shlex.join(words)
 
 
 def _connect(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray.dashboard.modules.job").setLevel(logging.WARNING)
-    if os.environ.get("RAY_AUTH_TOKEN") or _token_file().exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    token = _token()
     try:
-        return JobSubmissionClient(address)
+        return JobSubmissionClient(
+            address, headers={"Authorization": f"Bearer {token}"} if token else None
+        )
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise NnitError(
-            f"no cluster takes jobs at {address}: {reason[0]} Is `ray dashboard CLUSTER.yaml` "
-            "running, and is the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN?"
+            f"no cluster takes jobs at {address}: {_first_line(error)} Is `ray dashboard "
+            "CLUSTER.yaml` running, and is the cluster's token in ~/.ray/auth_token or "
+            "RAY_AUTH_TOKEN?"
         ) from None
 
 
-def _token_file() -> Path:
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+def _token() -> str | None:
+    """The cluster's token, from where Ray looks for it."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    return file.read_text().strip() if file.is_file() else None
 
 
 @contextmanager
@@ -118,5 +146,10 @@ def _follow(client: Any, job_id: str) -> int:
     info = client.get_job_info(job_id)
     if info.status == JobStatus.SUCCEEDED:
         return 0
-    console.print(f"[bold red]{info.status}[/]: {info.message}", markup=True)
+    console.print(f"job {job_id}: {info.status}", markup=False)
     return info.driver_exit_code or 1
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

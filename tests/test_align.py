@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_policy
+from test_golden import distiller_of
 
 from nnit_dist.align.decoders import smooth_noise
 from nnit_dist.align.ghn import GHN, GHNConfig, apply_layers
@@ -125,17 +126,30 @@ def test_a_field_decoded_whole_gives_the_same_networks():
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_weight_noise_has_the_asked_size_and_none_is_beyond_a_network():
-    networks = padded([[(64, 64)], [(16, 30), (4, 16)]], scale=3.0)
+def test_weight_noise_has_the_asked_size():
+    torch.manual_seed(0)
+    networks = padded([[(64, 64)], [(16, 30), (20, 16)]], scale=3.0)
     noise = (torch.randn(networks.weights.shape), torch.randn(networks.biases.shape))
-    noise[0][networks.weights == 0] = 0
     noisy = networks.noised(0.1, *noise)
-    for network, layer, (out, fan_in) in ((0, 0, (64, 64)), (1, 0, (16, 30)), (1, 1, (4, 16))):
+    for network, layer, (out, fan_in) in ((0, 0, (64, 64)), (1, 0, (16, 30)), (1, 1, (20, 16))):
         clean = networks.weights[network, layer, :out, :fan_in]
         moved = noisy.weights[network, layer, :out, :fan_in] - clean
-        assert moved.std() / clean.std() == pytest.approx(0.1, rel=0.3)
-    assert torch.equal(noisy.weights == 0, networks.weights == 0)
-    assert not torch.equal(noisy.biases, networks.biases)
+        assert moved.std() / clean.std() == pytest.approx(0.1, rel=0.15)
+        rms = networks.biases[network, layer, :out].square().mean().sqrt()
+        moved = (noisy.biases - networks.biases)[network, layer, :out]
+        assert torch.allclose(moved, 0.1 * rms * noise[1][network, layer, :out], atol=1e-6)
+
+
+def test_noise_is_drawn_for_what_a_network_has_and_nothing_else(tmp_path):
+    exercise = distiller_of(tmp_path).prepare(0)
+    out, fan_in = (size[..., None] for size in exercise.plan.shapes.unbind(-1))
+    units = torch.arange(exercise.noise[1].shape[-1])
+    neurons, inputs = units < out, units < fan_in
+    has = neurons[..., None] & inputs[..., None, :]
+    weights, biases = exercise.noise
+    assert torch.equal(weights != 0, has)
+    assert torch.equal(biases != 0, neurons)
+    assert weights[has].std() == pytest.approx(1, rel=0.1)
 
 
 def test_varied_widths_are_those_nearby_and_none_is_too_wide():
@@ -166,7 +180,12 @@ def test_told_widths_move_the_weights_and_not_their_shapes():
 
 def test_neighbour_difference_is_two_for_white_noise_and_small_for_smooth_weights():
     rough = padded([[(64, 48), (32, 64), (8, 32)], [(60, 64), (64, 60)]])
-    assert torch.allclose(rough.neighbour_difference(), torch.full((2,), 2.0), atol=0.2)
+    rough.weights.requires_grad_()
+    difference = rough.neighbour_difference()
+    assert torch.allclose(difference, torch.full((2,), 2.0), atol=0.2)
+    difference.sum().backward()
+    size = (rough.weights.grad * rough.weights).sum() / rough.weights.grad.norm()
+    assert abs(size) < 1e-4  # smoother weights are asked for, not smaller ones
     smooth_map = smooth_noise(1, 1, 64, 6.0)[0]
     smooth = Padded.of([[(smooth_map, torch.zeros(1, 64))] * 2])
     assert smooth.neighbour_difference() < 0.3

@@ -74,9 +74,11 @@ def test_pods_are_as_the_nodes_of_other_clusters():
     assert "authOptions: {mode: token}" in text
     assert groups["head"]["serviceType"] == "ClusterIP"
     assert groups["head"]["rayStartParams"] == {"num-cpus": "0"}
-    assert groups["training"]["rayStartParams"] == {"labels": "nnit.dev/role=training"}
+    assert groups["training"]["labels"] == {"nnit.dev/role": "training"}
+    assert "labels" not in groups["simulation"]
     assert groups["simulation"]["minReplicas"] == groups["training"]["minReplicas"] == 0
     for name, group in groups.items():
+        assert "labels" not in group["rayStartParams"]  # the operator refuses them there
         (container,) = group["template"]["spec"]["containers"]
         assert container["envFrom"] == [{"configMapRef": {"name": "nnit"}}]
         assert container["resources"]["requests"] == container["resources"]["limits"]

@@ -108,7 +108,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_padded_computation(sampler, 
         lambda q, k, v, runs: transformer.attention_table(q, k, v, batch.packed),
     )
     in_a_table = losses_and_gradients()
-    assert len(batch.packed.runs) > 2
+    assert len(batch.packed.runs) > len(batch.packed.tables) > 1
     for one, other in zip(by_runs, in_a_table, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 

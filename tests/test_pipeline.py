@@ -170,7 +170,7 @@ def test_two_workers_align_along_the_curve_of_one(disturbed, calm, tmp_path):
     out, _ = disturbed
     shutil.copytree(out / "population", tmp_path / "population")
     one = read_metrics(calm / "align" / "metrics.jsonl")
-    two = run_stage("align", tmp_path, "training.workers=2")
+    two = run_stage("align", tmp_path, "training.workers=2", "training.loaders=1")
     assert [row["step"] for row in two] == [row["step"] for row in one]
     assert two[0]["action_mse"] == pytest.approx(one[0]["action_mse"], rel=0.002)
 

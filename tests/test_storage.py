@@ -62,6 +62,15 @@ def test_an_object_store_that_refuses_is_named(bucket):
         write_json(path, 1)
 
 
+def test_a_job_is_told_where_runs_go(monkeypatch, tmp_path):
+    monkeypatch.setenv("NNIT_JOB", "1")
+    monkeypatch.delenv("NNIT_STORAGE", raising=False)
+    with pytest.raises(NnitError, match="the nodes have no NNIT_STORAGE"):
+        runs()
+    monkeypatch.setenv("NNIT_STORAGE", str(tmp_path))
+    assert runs() == tmp_path
+
+
 def test_lines_are_added(place):
     path = write_atomic(place / "metrics.jsonl", lambda partial: partial.write_text(""))
     for step in (1, 2):

@@ -6,12 +6,22 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import time
+import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.job_submission import JobStatus
+
+from nnit_dist.submit import _follow
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "configs" / "smoke.yaml"
+RAY = str(Path(sys.executable).with_name("ray"))
+# A run that fails as soon as it begins.
+FAILS = ("--set", "continue_from=runs/none")
 
 
 def free_ports(count: int) -> list[int]:
@@ -24,28 +34,44 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory):
+def head():
     """A head node with a token: the environment of its users, and its dashboard."""
-    home = tmp_path_factory.mktemp("head")
+    place = Path(tempfile.mkdtemp(prefix="nnit-", dir="/tmp"))  # short: Ray's sockets lie there
     gcs, dashboard, agent, client = free_ports(4)
     env = os.environ | {
-        "HOME": str(home),
+        "HOME": str(place / "home"),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
-        "NNIT_STORAGE": str(home / "runs"),
-        "RAY_TMPDIR": "/tmp/nnit-head",
     }
-    shutil.rmtree("/tmp/nnit-head", ignore_errors=True)  # a short path: Ray's sockets lie there
-    ray = Path(sys.executable).with_name("ray")
-    start = [ray, "start", "--head", "--num-cpus=2", f"--port={gcs}", "--dashboard-host=127.0.0.1"]
+    env.pop("RAY_AUTH_MODE", None)
+    start = [RAY, "start", "--head", "--num-cpus=2", f"--port={gcs}", "--dashboard-host=127.0.0.1"]
     start += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
-    start += [f"--ray-client-server-port={client}", "--temp-dir=/tmp/nnit-head", "--block"]
-    process = subprocess.Popen(start, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    yield env, f"http://127.0.0.1:{dashboard}"
+    start += [f"--ray-client-server-port={client}", f"--temp-dir={place}", "--block"]
+    process = subprocess.Popen(
+        start,
+        env={**env, "RAY_AUTH_MODE": "token", "NNIT_STORAGE": str(place / "runs")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{dashboard}"
+    await_dashboard(address, env["RAY_AUTH_TOKEN"])
+    yield env, address
     process.terminate()
     process.wait(90)
-    shutil.rmtree("/tmp/nnit-head", ignore_errors=True)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def await_dashboard(address: str, token: str) -> None:
+    request = urllib.request.Request(
+        f"{address}/api/version", headers={"Authorization": f"Bearer {token}"}
+    )
+    for _ in range(120):
+        try:
+            with urllib.request.urlopen(request, timeout=5):
+                return
+        except OSError:
+            time.sleep(1)
+    raise TimeoutError(f"no dashboard answers at {address}")
 
 
 def submit(head, *words, **changed) -> subprocess.CompletedProcess:
@@ -61,44 +87,68 @@ def submit(head, *words, **changed) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.timeout(400)
-def test_a_job_streams_its_log_and_gives_its_exit_code(head):
-    result = wait_for_head(head)
-    assert result.returncode == 1, result.stdout + result.stderr
-    assert "runs/none lacks population" in " ".join(result.stdout.split())
-    assert "FAILED" in result.stdout
-
-
-def wait_for_head(head) -> subprocess.CompletedProcess:
-    """The first submission that is not refused for want of a dashboard."""
-    for _ in range(20):
-        result = submit(head, "--set", "continue_from=runs/none")
-        if "no cluster takes jobs" not in result.stdout:
-            return result
-    return result
+def said(result: subprocess.CompletedProcess) -> str:
+    assert "Traceback" not in result.stdout + result.stderr
+    return " ".join(result.stdout.split())
 
 
 @pytest.mark.timeout(400)
-def test_who_has_no_token_is_refused(head):
-    wait_for_head(head)
+def test_a_job_streams_its_log_and_tells_how_it_ended(head):
+    result = submit(head, *FAILS)
+    assert result.returncode == 1
+    log, _, verdict = said(result).rpartition("job nnit-smoke-1: ")
+    assert log.count("runs/none lacks population") == 1
+    assert verdict == "FAILED"
+
+
+@pytest.mark.parametrize(("status", "code", "expected"), [("SUCCEEDED", 0, 0), ("FAILED", 3, 3)])
+def test_the_exit_code_is_the_jobs(status, code, expected):
+    async def lines(job_id):
+        yield "a line\n"
+
+    info = SimpleNamespace(status=JobStatus(status), driver_exit_code=code)
+    client = SimpleNamespace(
+        tail_job_logs=lines,
+        get_job_status=lambda job_id: info.status,
+        get_job_info=lambda job_id: info,
+    )
+    assert _follow(client, "job") == expected
+
+
+@pytest.mark.timeout(400)
+def test_who_has_no_token_is_refused_and_one_in_a_file_will_do(head):
+    env, _ = head
     for token in ("", secrets.token_hex(16)):
         result = submit(head, "--no-wait", RAY_AUTH_TOKEN=token)
         assert result.returncode == 1
-        assert "no cluster takes jobs at" in " ".join(result.stdout.split())
-        assert "Traceback" not in result.stdout + result.stderr
+        assert "no cluster takes jobs at" in said(result)
+        assert "Authentication" in said(result)
+    file = Path(env["HOME"]) / ".ray" / "auth_token"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(env["RAY_AUTH_TOKEN"] + "\n")
+    result = submit(head, "--no-wait", "--out", "/tmp/nnit-none", *FAILS, RAY_AUTH_TOKEN="")
+    file.unlink()
+    assert result.returncode == 0, said(result)
 
 
 @pytest.mark.timeout(400)
 def test_a_run_is_not_submitted_beside_itself(head):
-    wait_for_head(head)
+    env, address = head
     first = submit(head, "--no-wait")
-    assert first.returncode == 0, first.stdout
+    assert first.returncode == 0, said(first)
     second = submit(head, "--no-wait")
     assert second.returncode == 1
-    assert "is at work as job nnit-smoke-" in " ".join(second.stdout.split())
-    other = submit(head, "--no-wait", "--out", "elsewhere", "--set", "continue_from=runs/none")
-    assert other.returncode == 0
-    env, address = head
-    job = first.stdout.split()[1].rstrip(";")
-    stop = [Path(sys.executable).with_name("ray"), "job", "stop", "--address", address, job]
-    assert "was stopped" in subprocess.run(stop, env=env, capture_output=True, text=True).stdout
+    assert "smoke is at work as job nnit-smoke-" in said(second)
+    stop = [RAY, "job", "stop", "--address", address, said(first).split()[1]]
+    stopped = subprocess.run(
+        stop, env={**env, "RAY_AUTH_MODE": "token"}, capture_output=True, text=True
+    )
+    assert "was stopped" in stopped.stdout
+    third = submit(head, "--no-wait", *FAILS)
+    assert third.returncode == 0, said(third)
+
+
+def test_a_place_that_other_nodes_do_not_have_is_refused(head):
+    result = submit(head, "--out", "runs/x")
+    assert result.returncode == 1
+    assert "which Ray deletes" in said(result)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from pydantic import ValidationError
+from test_golden import distiller_of
 
 from nnit_dist.config import load_config
 from nnit_dist.pipeline import Run
@@ -47,6 +48,16 @@ def test_randomness_depends_on_its_key():
     draw = lambda *key: torch.rand(4, generator=generator_of(*key)).tolist()  # noqa: E731
     assert draw(0, 5, 1) == draw(0, 5, 1)
     assert len({tuple(draw(*key)) for key in [(0, 5, 1), (1, 5, 1), (0, 6, 1), (0, 5, 0)]}) == 4
+
+
+@pytest.mark.parametrize("loaders", [1, 2])
+def test_the_hypernetworks_batches_are_the_same_from_loaders(loaders, tmp_path):
+    distiller = distiller_of(tmp_path)
+    for step, batch in enumerate(prepared(distiller.prepare, range(4), loaders)):
+        known = distiller.prepare(step)
+        for name in ("mixes", "latent_noise", "states"):
+            assert torch.equal(getattr(batch, name), getattr(known, name))
+        assert torch.equal(batch.plan.features, known.plan.features)
 
 
 @pytest.mark.parametrize("loaders", [0, 1, 3])

@@ -42,7 +42,7 @@ class SpatialDecoder(nn.Module):
     At every scale: upsample, 3x3 convolution, a learned positional map added, FiLM by the
     node's embedding. Without the maps and the FiLM, upsampling and convolutions cannot place
     detail. The maps start as band-limited noise, so that the field starts smooth.
-    Only the part of the field that a layer needs is decoded, exactly as the whole would be.
+    A part of the field is decoded exactly as the whole would be.
 
     `pointwise` takes away all that makes neighbours alike: 1x1 convolutions, maps of white noise,
     upsampling by repetition.

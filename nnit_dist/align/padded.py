@@ -70,12 +70,12 @@ class Padded:
     def apply(self, obs: Tensor, outputs: int) -> Tensor:
         """Outputs [B, S, outputs] on observations [B, S, <= W], padded with zeros likewise."""
         hidden = F.pad(obs, (0, self.weights.shape[-1] - obs.shape[-1]))
-        found = torch.zeros_like(hidden)
+        found, last = torch.zeros_like(hidden), self.last[:, None, None]
         for layer, (weight, bias) in enumerate(
             zip(self.weights.unbind(1), self.biases.unbind(1), strict=True)
         ):
             values = torch.baddbmm(bias[:, None], hidden, weight.transpose(1, 2))
-            found = torch.where((self.last == layer)[:, None, None], values, found)
+            found = torch.where(last == layer, values, found)
             hidden = torch.tanh(values)
         return found[..., :outputs]
 
@@ -86,7 +86,7 @@ class Padded:
         """
         out, fan_in = self.shapes.unbind(-1)
         place = torch.arange(self.shapes.shape[1], device=out.device)
-        scale = _rms(self.weights, out * fan_in, (2, 3)).square() + 1e-8
+        scale = self.weights.square().sum((2, 3)) / (out * fan_in).clamp(min=1) + 1e-8
         terms, counts = torch.zeros_like(scale), torch.zeros_like(scale)
         for axis, size, other, counted in (
             (2, out, fan_in, place < self.last[:, None]),

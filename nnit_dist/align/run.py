@@ -339,7 +339,7 @@ class Alignment:
             AlignedSampler(
                 ghn.eval(),
                 own.eval(),  # type: ignore[arg-type]  # a ModuleList of these
-                Lessons.load(self._states(0, faculty)).norm,
+                Lessons.load(self._states(index, faculty)).norm,
                 faculty.task,
                 self.max_width,
                 self.seen,

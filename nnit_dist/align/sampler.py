@@ -177,7 +177,8 @@ def write_networks(
 ) -> list[Layers]:
     """A network of each topology from each latent [B, latent_dim], layers [1, ...] on the CPU."""
     networks = ghn(list(zip(topologies, z[:, None], strict=True)), told, tasks)
-    return [[(weight.cpu(), bias.cpu()) for weight, bias in layers] for layers in networks]
+    # Copies: the hypernetwork's are views of the padded batch.
+    return [[(w.clone().cpu(), b.clone().cpu()) for w, b in layers] for layers in networks]
 
 
 def save_samplers(samplers: Sequence[AlignedSampler], path: Path) -> Path:

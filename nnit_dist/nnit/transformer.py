@@ -168,16 +168,19 @@ def attention(q_THd: Tensor, k_THd: Tensor, v_THd: Tensor, runs: list[tuple[int,
 
 
 def attention_table(q_THd: Tensor, k_THd: Tensor, v_THd: Tensor, packed: Packed) -> Tensor:
-    """The same in one padded product of all sequences, where launches cost more than arithmetic."""
-    rows = sum(count for count, _ in packed.runs)
-    qkv = torch.stack([q_THd, k_THd, v_THd], 1)
-    table = qkv.new_zeros(rows * packed.longest, *qkv.shape[1:])
-    table = table.index_copy(0, packed.table_T, qkv).unflatten(0, (rows, packed.longest))
-    q, k, v = table.permute(2, 0, 3, 1, 4)
-    real = torch.zeros(rows * packed.longest, dtype=torch.bool, device=q.device)
-    real = real.index_fill(0, packed.table_T, True).view(rows, 1, 1, packed.longest)
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=real)
-    return attended.transpose(1, 2).flatten(0, 1).index_select(0, packed.table_T)
+    """The same in a few padded products, where launches cost more than arithmetic."""
+    qkv, sizes = torch.stack([q_THd, k_THd, v_THd], 1), [n * side for n, side in packed.tables]
+    padded = qkv.new_zeros(sum(sizes), *qkv.shape[1:]).index_copy(0, packed.table_T, qkv)
+    real = torch.zeros(sum(sizes), dtype=torch.bool, device=qkv.device)
+    real = real.index_fill(0, packed.table_T, True)
+    done = []
+    for (count, side), part, mask in zip(
+        packed.tables, padded.split(sizes), real.split(sizes), strict=True
+    ):
+        q, k, v = part.unflatten(0, (count, side)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.view(count, 1, 1, side))
+        done.append(attended.transpose(1, 2).flatten(0, 1))
+    return torch.cat(done).index_select(0, packed.table_T)
 
 
 def modulate(h_TD: Tensor, shift_TD: Tensor, scale_TD: Tensor) -> Tensor:
