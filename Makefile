@@ -28,11 +28,12 @@ lint: setup
 	$(BIN)/mypy
 
 # Put the artefacts of a finished run into the package: make ship RUN=runs/pushcube
+# (with STATES= without the states that its hypernetwork learnt on, which `nnit bench` wants)
+STATES := align/states-*-$$(ls align/round-*.pt | sort -V | tail -n 1 | tr -dc 0-9).safetensors
 SHIPPED := population/zoo population/trials/*/progress.json align/ghn.safetensors train/nnit.safetensors \
-	evaluate/results.json evaluate/results.parquet evaluate/*/episodes {population,align,train,evaluate}/manifest.json \
-	align/states-*-$$(ls align/round-*.pt | wc -l | awk '{print $$1 - 1}').safetensors
+	evaluate/results.json evaluate/results.parquet evaluate/*/episodes {population,align,train,evaluate}/manifest.json
 ship: SHELL := bash
 ship:
 	rm -rf nnit_dist/pretrained/$(notdir $(RUN))
 	mkdir -p nnit_dist/pretrained/$(notdir $(RUN))
-	cd $(RUN) && cp --parents -r $(SHIPPED) $(CURDIR)/nnit_dist/pretrained/$(notdir $(RUN))
+	cd $(RUN) && cp --parents -r $(SHIPPED) $(STATES) $(CURDIR)/nnit_dist/pretrained/$(notdir $(RUN))
