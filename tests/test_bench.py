@@ -108,7 +108,7 @@ def test_networks_that_novelty_is_measured_from_are_those_that_training_had(samp
     for step in range(6):
         for example in source.examples(step, range(8)):
             if example.layout.topology.hidden == (16, 8) and example.success > 0.5:
-                values = source.whitening.colour(example.x[None], example.layout)
+                values = source.whitenings[0].colour(example.x[None], example.layout)
                 expected.append(detokenize(values, example.layout))
     assert len(expected) > 3
     found = memorization._networks(source, 0, [(16, 8)], range(6), 99)[16, 8]

@@ -103,10 +103,42 @@ def test_training_networks_of_tasks_take_turns_and_are_those_of_their_samplers()
     for example, drawn in zip(examples[:6], source.drawn(1, range(6)), strict=True):
         sampler = samplers[drawn.task]
         (layers,) = sampler.networks([drawn.topology], drawn.mix[None], [drawn.rng], [drawn.told])
-        values = source.whitening.colour(example.x[None], example.layout)
+        values = source.whitenings[drawn.task].colour(example.x[None], example.layout)
         for (weight, _), (own, _) in zip(detokenize(values, example.layout), layers, strict=True):
             assert torch.allclose(weight, own, atol=1e-4)
         assert example.success == pytest.approx(float(drawn.mix @ sampler.success))
+
+
+def test_weights_of_every_task_are_of_unit_spread(tmp_path):
+    first, second = two_samplers()
+    with torch.no_grad():  # a task whose first layer's weights are ten times as large
+        for block in second.ghn.decoder.blocks[-1:]:
+            block.maps[3] *= 10
+    source = AlignedSource([first, second], CONFIG, 0)
+    for task in range(2):
+        values: dict[int, list[torch.Tensor]] = {}
+        for example in source.examples(0, range(6)) + source.examples(1, range(6)):
+            if example.layout.topology.obs_dim != source.samplers[task].task.obs_dim:
+                continue
+            for kind in example.layout.kind.unique().tolist():
+                mine = example.layout.kind == kind
+                values.setdefault(kind, []).append(example.x[mine][example.layout.mask[mine] > 0])
+        for kind, parts in values.items():
+            assert torch.cat(parts).std() == pytest.approx(1, abs=0.5), (task, kind)
+
+
+def test_a_model_with_one_whitening_for_all_tasks_is_read(tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = trained(two_samplers()).save(tmp_path / "nnit.safetensors")
+    with safe_open(str(path), framework="pt") as file:
+        state, metadata = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
+    for name in ("whitening.mean", "whitening.std"):
+        state[name] = state[name][0].contiguous()
+    save_file(state, tmp_path / "old.safetensors", metadata)
+    one, other = NNiTModel.load(tmp_path / "old.safetensors").whitenings
+    assert torch.equal(one.std, other.std)
 
 
 def test_a_model_writes_policies_of_every_task_that_it_serves(tmp_path):
@@ -125,7 +157,7 @@ def test_a_model_writes_policies_of_every_task_that_it_serves(tmp_path):
 
 def test_an_nnit_that_grew_a_task_begins_with_what_it_could():
     one = trained([small_sampler()])
-    source = AlignedSource(two_samplers(), CONFIG, 0, one.whitening)
+    source = AlignedSource(two_samplers(), CONFIG, 0, one.whitenings)
     trainer = Trainer(CONFIG, source, torch.device("cpu"), 0)
     begin_with(trainer, one)
     grown = NNiTModel.of(trainer, source)

@@ -51,14 +51,14 @@ class Served:
 class NNiTModel:
     """The network with all that turns its samples into policies of one of its tasks.
 
-    `guidable` says whether training left task and success out at times; `number` is the task's
-    place among those that it serves.
+    Each task has a whitening. `guidable` says whether training left task and success out at times;
+    `number` is the task's place among those that it serves.
     """
 
     network: NNiT
     config: TransformerConfig
     vocabulary: ArchitectureVocabulary
-    whitening: Whitening
+    whitenings: list[Whitening]
     serves: list[Served]
     seen: list[Hidden]
     guidable: bool
@@ -77,7 +77,7 @@ class NNiTModel:
             network.eval(),
             trainer.config.transformer,
             source.vocabulary,
-            source.whitening,
+            source.whitenings,
             [
                 Served(sampler.task, sampler.norm, best)
                 for sampler, best in zip(source.samplers, source.best_success, strict=True)
@@ -162,7 +162,7 @@ class NNiTModel:
         for number in range(first, first + samples):
             noise = self._noise(topology, seed, number, layout)
             values = integrate(predict, noise * layout.mask, steps)[None]
-            layers = detokenize(self.whitening.colour(values, layout), layout)
+            layers = detokenize(self.whitenings[self.number].colour(values, layout), layout)
             about = {"seed": seed, "sample": number, "steps": steps, "asked_success": asked}
             policies.append(
                 Policy(
@@ -248,8 +248,8 @@ class NNiTModel:
         network = self.network.state_dict().items()
         state = {f"network.{k}": v.half().contiguous() for k, v in network}
         state |= {
-            "whitening.mean": self.whitening.mean,
-            "whitening.std": self.whitening.std,
+            "whitening.mean": torch.stack([own.mean for own in self.whitenings]),
+            "whitening.std": torch.stack([own.std for own in self.whitenings]),
         }
         for i, served in enumerate(self.serves):
             state[f"norm.{i}.mean"] = torch.from_numpy(served.norm.mean)
@@ -291,7 +291,7 @@ class NNiTModel:
             network.eval(),
             config,
             vocabulary,
-            Whitening(state["whitening.mean"], state["whitening.std"]),
+            _whitenings(state["whitening.mean"], state["whitening.std"], len(vocabulary.tasks)),
             [
                 Served(
                     TaskInfo(**about["task"]),
@@ -303,3 +303,10 @@ class NNiTModel:
             [tuple(hidden) for hidden in json.loads(metadata["seen"])],
             json.loads(metadata["guidable"]),
         )
+
+
+def _whitenings(mean: Tensor, std: Tensor, tasks: int) -> list[Whitening]:
+    """One a task, of [tasks, KINDS]; of [KINDS] in older files, which have one for all."""
+    if mean.dim() == 1:
+        mean, std = mean.expand(tasks, -1), std.expand(tasks, -1)
+    return [Whitening(*own) for own in zip(mean.clone(), std.clone(), strict=True)]

@@ -52,8 +52,10 @@ class Drawn:
 class AlignedSource:
     """A step has `topologies` topologies, `networks` networks of each, then architectures alone.
 
-    Tasks, each with a sampler of the same hypernetwork, take turns. `whitening` is that of a model
-    that is trained further; of the samplers' networks by default.
+    Tasks, each with a sampler of the same hypernetwork, take turns. Each has a whitening: those of
+    a model that is trained further come first, and the others are of the samplers' networks. (With
+    one for all, a task whose weights are seven times as large asked for four times the sampler's
+    steps.)
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class AlignedSource:
         samplers: list[AlignedSampler],
         config: SourceConfig,
         seed: int,
-        whitening: Whitening | None = None,
+        whitenings: Sequence[Whitening] = (),
     ) -> None:
         self.samplers, self.config, self.seed = samplers, config, seed
         self.seen, first = samplers[0].seen, samplers[0]
@@ -72,7 +74,8 @@ class AlignedSource:
             max(len(hidden) for hidden in self.seen),
         )
         self.best_success = [float(s.success[s.best].max()) for s in samplers]
-        self.whitening = whitening or self._fit_whitening()
+        unknown = samplers[len(whitenings) :]
+        self.whitenings = [*whitenings, *(self._fit_whitening(sampler) for sampler in unknown)]
 
     def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
         """Examples of these numbers: networks below topologies * networks, else architectures."""
@@ -127,7 +130,7 @@ class AlignedSource:
                     float(one.mix @ sampler.success),
                     layout,
                     one.told,
-                    self.whitening.whiten(tokenize(layers, layout), layout)[0],
+                    self.whitenings[one.task].whiten(tokenize(layers, layout), layout)[0],
                 )
             )
         return examples
@@ -142,18 +145,17 @@ class AlignedSource:
         (mix,) = sampler.mixes(1, self.config.best_share, rng)
         return Example(self.vocabulary.filled(ids), float(mix @ sampler.success))
 
-    def _fit_whitening(self) -> Whitening:
+    def _fit_whitening(self, sampler: AlignedSampler) -> Whitening:
         """Statistics of tokens of seen topologies, per kind of token."""
-        share, pairs = self.config.best_share, []
         seen = [i * len(self.seen) // WHITENING_NETWORKS for i in range(WHITENING_NETWORKS)]
-        for sampler in self.samplers:
-            generators = [generator_of(self.seed, -1, i) for i in range(WHITENING_NETWORKS)]
-            topologies = [sampler.topology(self.seen[index]) for index in seen]
-            mixes = torch.cat([sampler.mixes(1, share, rng) for rng in generators])
-            networks = sampler.networks(topologies, mixes, generators)
-            layouts = [token_layout(topology, self.config.patch) for topology in topologies]
-            pairs += [(tokenize(n, lay), lay) for n, lay in zip(networks, layouts, strict=True)]
-        return Whitening.fit(pairs)
+        generators = [generator_of(self.seed, -1, i) for i in range(WHITENING_NETWORKS)]
+        topologies = [sampler.topology(self.seen[index]) for index in seen]
+        mixes = torch.cat([sampler.mixes(1, self.config.best_share, rng) for rng in generators])
+        networks = sampler.networks(topologies, mixes, generators)
+        layouts = [token_layout(topology, self.config.patch) for topology in topologies]
+        return Whitening.fit(
+            [(tokenize(n, lay), lay) for n, lay in zip(networks, layouts, strict=True)]
+        )
 
 
 def tell(
@@ -202,8 +204,8 @@ class ListedSource:
         pairs = [
             (tokenize(n.layers, lay), lay) for n, lay in zip(networks, self._layouts, strict=True)
         ]
-        self.whitening = Whitening.fit(pairs)
-        self._patches = [self.whitening.whiten(*pair)[0] for pair in pairs]
+        self.whitenings = [Whitening.fit(pairs)]
+        self._patches = [self.whitenings[0].whiten(*pair)[0] for pair in pairs]
 
     def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
         """As `AlignedSource`, but every network is picked on its own."""

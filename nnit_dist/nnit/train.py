@@ -52,7 +52,7 @@ def nnit_worker(config: dict) -> None:
     writes_on = torch.device("cpu") if config["loaders"] else device
     samplers = [sampler.to(writes_on) for sampler in load_samplers(path_of(config["ghn"]))]
     known = config["continue_from"] and NNiTModel.load(path_of(config["continue_from"]))
-    source = AlignedSource(samplers, settings, seed, known.whitening if known else None)
+    source = AlignedSource(samplers, settings, seed, known.whitenings if known else ())
     trainer = Trainer(settings, source, device, seed, (rank, workers), average_gradients)
     if known:
         begin_with(trainer, known)
