@@ -141,12 +141,12 @@ def test_weight_noise_has_the_asked_size():
 
 
 def test_noise_is_drawn_for_what_a_network_has_and_nothing_else(tmp_path):
-    exercise = distiller_of(tmp_path).prepare(0)
-    out, fan_in = (size[..., None] for size in exercise.plan.shapes.unbind(-1))
-    units = torch.arange(exercise.noise[1].shape[-1])
+    batch = distiller_of(tmp_path).prepare(0)
+    out, fan_in = (size[..., None] for size in batch.plan.shapes.unbind(-1))
+    units = torch.arange(batch.noise[1].shape[-1])
     neurons, inputs = units < out, units < fan_in
     has = neurons[..., None] & inputs[..., None, :]
-    weights, biases = exercise.noise
+    weights, biases = batch.noise
     assert torch.equal(weights != 0, has)
     assert torch.equal(biases != 0, neurons)
     assert weights[has].std() == pytest.approx(1, rel=0.1)

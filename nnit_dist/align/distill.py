@@ -113,7 +113,7 @@ class Course:
 
 
 @dataclass
-class Exercise:
+class Batch:
     """What a worker needs for a step: the networks, what they are after and where they must act.
 
     `mixes` float32 [B, T], `latent_noise` [B, latent_dim], `states` int64 [B, S] of all states;
@@ -126,11 +126,11 @@ class Exercise:
     states: Tensor
     noise: tuple[Tensor, Tensor]
 
-    def to(self, device: torch.device) -> "Exercise":
+    def to(self, device: torch.device) -> "Batch":
         mixes, latent_noise, states, *noise = (
             x.to(device) for x in (self.mixes, self.latent_noise, self.states, *self.noise)
         )
-        return Exercise(self.plan.to(device), mixes, latent_noise, states, (noise[0], noise[1]))
+        return Batch(self.plan.to(device), mixes, latent_noise, states, (noise[0], noise[1]))
 
 
 class Distiller:
@@ -173,7 +173,7 @@ class Distiller:
         """Take step number `step`; returns the mean losses."""
         return self.descend(step, self.prepare(step))
 
-    def prepare(self, step: int) -> Exercise:
+    def prepare(self, step: int) -> Batch:
         """Draw this worker's share of step number `step`; on the CPU, whatever the device."""
         cfg, (rank, workers) = self.config, self.share
         numbers = range(rank, cfg.meta_batch, workers)
@@ -195,7 +195,7 @@ class Distiller:
                 _, out, fan_in = weight.shape
                 weights[row, :, layer, :out, :fan_in] = weight
                 biases[row, :, layer, :out] = bias
-        return Exercise(
+        return Batch(
             plan,
             mixes.flatten(0, 1),
             torch.cat([one.latent_noise for one in drawn]),
@@ -225,14 +225,14 @@ class Distiller:
             ],
         )
 
-    def descend(self, step: int, exercise: Exercise) -> dict[str, float]:
-        """Take step number `step` with its prepared exercise; returns the mean losses."""
-        cfg, exercise = self.config, exercise.to(self.device)
+    def descend(self, step: int, batch: Batch) -> dict[str, float]:
+        """Take step number `step` with its prepared batch; returns the mean losses."""
+        cfg, batch = self.config, batch.to(self.device)
         self._set_lr(step)
-        networks = self._written(exercise)
-        obs = self.states[exercise.states]
-        target = self._targets(exercise.mixes, obs)
-        output = networks.noised(cfg.weight_noise, *exercise.noise).apply(obs, self.act_dim)
+        networks = self._written(batch)
+        obs = self.states[batch.states]
+        target = self._targets(batch.mixes, obs)
+        output = networks.noised(cfg.weight_noise, *batch.noise).apply(obs, self.act_dim)
         own = networks.shapes[torch.arange(len(obs), device=obs.device), networks.last, 0]
         errors = action_error(output, target).mean(1).sum(1) / own  # actions it lacks are zero
         weight = self.share[1] / (cfg.meta_batch * cfg.latents)  # gradients are averaged
@@ -250,12 +250,12 @@ class Distiller:
         self.optimizer.step()
         return {"action_mse": float(meter.grad), "kl": float(self._kl().detach())}
 
-    def _written(self, exercise: Exercise) -> Padded:
+    def _written(self, batch: Batch) -> Padded:
         latents = [self.latents_of(task) for task in range(len(self.courses))]
         spread = torch.cat([own.log_std for own in latents])
-        z = exercise.mixes @ torch.cat([own.mean for own in latents])
-        z = z + (exercise.mixes @ spread).exp() * exercise.latent_noise
-        return Padded(*self.ghn.write(exercise.plan, z), exercise.plan.shapes)
+        z = batch.mixes @ torch.cat([own.mean for own in latents])
+        z = z + (batch.mixes @ spread).exp() * batch.latent_noise
+        return Padded(*self.ghn.write(batch.plan, z), batch.plan.shapes)
 
     @torch.no_grad()
     def _targets(self, mixes: Tensor, obs: Tensor) -> Tensor:
