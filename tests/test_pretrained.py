@@ -1,6 +1,7 @@
 """The shipped model is what its manifests say, and reached what the README says."""
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -10,9 +11,10 @@ from nnit_dist.errors import NnitError
 from nnit_dist.pretrained import load_model, shipped
 from nnit_dist.topology import UNSEEN_KINDS, WITHIN
 
-RUN = shipped("PushCube-v1")
+RUN, TABLETOP = shipped("PushCube-v1"), shipped("PickCube-v1")
 
 
+@pytest.mark.parametrize("run", [RUN, TABLETOP], ids=lambda run: run.name)
 @pytest.mark.parametrize(
     ("stage", "name", "artefact"),
     [
@@ -22,9 +24,9 @@ RUN = shipped("PushCube-v1")
         ("evaluate", "zoo", "population/zoo"),
     ],
 )
-def test_every_artefact_is_the_one_that_the_next_stage_read(stage, name, artefact):
-    manifest = read_json(RUN / stage / "manifest.json")
-    assert manifest["key"]["inputs"][name] == content_hash(RUN / artefact)
+def test_every_artefact_is_the_one_that_the_next_stage_read(run, stage, name, artefact):
+    manifest = read_json(run / stage / "manifest.json")
+    assert manifest["key"]["inputs"][name] == content_hash(run / artefact)
 
 
 def test_unseen_topologies_reach_the_bar():
@@ -37,6 +39,36 @@ def test_unseen_topologies_reach_the_bar():
         assert row["topologies"] == len(split_of(RUN).unseen[kind]) >= 22
         assert row["episodes"] == 100 * row["networks"] == 200 * row["topologies"]
     assert unseen["success_once"] >= 0.95 * teachers["success_once"]
+
+
+@pytest.mark.parametrize(
+    ("task", "absolute", "of_teachers"),
+    [("PushCube-v1", 0.9, 0.95), ("PullCube-v1", 0.9, 0.95), ("PickCube-v1", 0.85, 0.92)],
+)
+def test_a_model_of_four_tasks_reaches_what_is_told_of_it(task, absolute, of_teachers):
+    """(LiftPegUpright-v1 is not learnt well enough yet: docs/results/tabletop.md.)"""
+    summaries = read_json(TABLETOP / "evaluate" / "results.json")["tasks"][task]["summaries"]
+    found = {(row["method"], row["kind"]): row for row in summaries}
+    for kind in ("combination", "width"):
+        row = found["NNiT", kind]
+        assert row["episodes"] == 100 * row["networks"] == 200 * row["topologies"] >= 3200
+        assert row["success_once"] >= absolute
+        assert row["success_once"] >= of_teachers * found["teachers", "teacher"]["success_once"]
+
+
+def test_a_task_that_was_learnt_before_loses_little():
+    """PushCube-v1 in the model of four tasks, on the same topologies and start states."""
+    before, after = (
+        pq.read_table(
+            run / "evaluate" / "results.parquet",
+            filters=[("source", "=", "nnit"), ("task", "=", "PushCube-v1")],
+        ).to_pandas()
+        for run in (RUN, TABLETOP)
+    )
+    kinds = after["kind"].isin(["combination", "width"])
+    both = after[kinds].merge(before, on="policy_id")
+    assert len(both) == 64
+    assert (both["success_once_y"] - both["success_once_x"]).mean() <= 0.02
 
 
 def test_measured_topologies_were_not_trained_on():

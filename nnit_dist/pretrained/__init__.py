@@ -10,7 +10,12 @@ from nnit_dist.errors import NnitError
 from nnit_dist.nnit.model import NNiTModel
 
 _HERE = Path(__file__).resolve().parent
-_SHIPPED = {"PushCube-v1": "pushcube"}
+_SHIPPED = {
+    "PushCube-v1": "pushcube",
+    "PullCube-v1": "tabletop",
+    "LiftPegUpright-v1": "tabletop",
+    "PickCube-v1": "tabletop",
+}
 
 
 def load_model(task: str, path: Path | None = None) -> NNiTModel:
