@@ -38,6 +38,14 @@ def test_generate_writes_policies_in_the_contract(generated):
     assert {p.source for p in policies} == {"nnit"}
 
 
+@pytest.mark.parametrize("task", ["PullCube-v1", "LiftPegUpright-v1", "PickCube-v1"])
+def test_networks_of_other_tasks_are_written_too(task, tmp_path):
+    result = nnit("generate", "--task", task, "--hidden", "48x96", "--out", tmp_path)
+    assert result.returncode == 0, result.stdout
+    (policy,) = load_policies(tmp_path)
+    assert (policy.task, policy.topology.hidden) == (task, (48, 96))
+
+
 def test_generate_draws_architectures_when_none_is_named(tmp_path):
     result = nnit("generate", "--samples", 3, "--seed", 1, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -105,7 +113,7 @@ def test_doctor_tells_what_is_here():
         (["generate", "--hidden", "32", "--success", "2", "--out", "x"], "between 0 and 1"),
         (["generate", "--hidden", "32", "--guidance", "-1", "--out", "x"], "at least 0"),
         (["generate", "--hidden", "wide", "--out", "x"], "write them as 64 or 40x56"),
-        (["generate", "--task", "PickCube-v1", "--out", "x"], "no trained model for PickCube-v1"),
+        (["generate", "--task", "StackCube-v1", "--out", "x"], "no trained model for StackCube-v1"),
         (["generate", "--model", "none.safetensors", "--out", "x"], "there is no model file"),
         (["bench", "generalization", "--kind", "deep"], "no kind 'deep'"),
         (["run", "configs/none.yaml"], "there is no configuration"),
