@@ -18,14 +18,13 @@ from nnit_dist.errors import NnitError
 from nnit_dist.progress import console
 from nnit_dist.storage import IN_JOB
 
-DASHBOARD = "http://127.0.0.1:8265"  # where `ray dashboard cluster.yaml` tunnels to
 RUN = "nnit_run"  # in a job's metadata: which run it is
 _POLL_S = 1.0
 
 
 def submit(
     config: Path,
-    address: str = DASHBOARD,
+    address: str,
     out: Path | None = None,
     overrides: list[str] | None = None,
     wait: bool = True,

@@ -109,7 +109,7 @@ def test_training_networks_of_tasks_take_turns_and_are_those_of_their_samplers()
         assert example.success == pytest.approx(float(drawn.mix @ sampler.success))
 
 
-def test_weights_of_every_task_are_of_unit_spread(tmp_path):
+def test_weights_of_every_task_are_of_unit_spread():
     first, second = two_samplers()
     with torch.no_grad():  # a task whose first layer's weights are ten times as large
         for block in second.ghn.decoder.blocks[-1:]:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from nnit_dist.align.ghn import GHN, GHNConfig, Layers, Plan
 from nnit_dist.align.grow import grow
-from nnit_dist.align.latents import TeacherLatents, action_error, draw_mixes
+from nnit_dist.align.latents import TeacherLatents, action_error, draw_mixes, sample_latents
 from nnit_dist.align.lessons import Lessons, draw_states
 from nnit_dist.align.padded import Padded
 from nnit_dist.align.sampler import AlignedSampler, load_samplers
@@ -252,9 +252,10 @@ class Distiller:
 
     def _written(self, batch: Batch) -> Padded:
         latents = [self.latents_of(task) for task in range(len(self.courses))]
-        spread = torch.cat([own.log_std for own in latents])
-        z = batch.mixes @ torch.cat([own.mean for own in latents])
-        z = z + (batch.mixes @ spread).exp() * batch.latent_noise
+        mean, log_std = (
+            torch.cat([getattr(own, n) for own in latents]) for n in ("mean", "log_std")
+        )
+        z = sample_latents(batch.mixes, mean, log_std, batch.latent_noise)
         return Padded(*self.ghn.write(batch.plan, z), batch.plan.shapes)
 
     @torch.no_grad()

@@ -22,12 +22,17 @@ class TeacherLatents(nn.Module):
 
     def sample(self, mixes: Tensor, noise: Tensor) -> Tensor:
         """z [B, latent_dim] for mixes [B, T] and standard normal noise [B, latent_dim]."""
-        return mixes @ self.mean + (mixes @ self.log_std).exp() * noise
+        return sample_latents(mixes, self.mean, self.log_std, noise)
 
     def kl(self) -> Tensor:
         """KL divergence to a unit Gaussian, averaged over teachers and dimensions."""
         variance = (2 * self.log_std).exp()
         return 0.5 * (self.mean**2 + variance - 1 - 2 * self.log_std).mean()
+
+
+def sample_latents(mixes: Tensor, mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
+    """As `TeacherLatents.sample`, of means and spreads [T, latent_dim] of whichever teachers."""
+    return mixes @ mean + (mixes @ log_std).exp() * noise
 
 
 def action_error(output: Tensor, target: Tensor) -> Tensor:
