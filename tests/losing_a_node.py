@@ -3,13 +3,12 @@
 import contextlib
 import io
 import json
-import os
-import signal
 import tempfile
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import ray
 import torch
 from ray.cluster_utils import Cluster
@@ -62,7 +61,10 @@ def main() -> None:
         while not (rows := read_metrics(out / METRICS)) or rows[-1]["step"] < FATAL:
             time.sleep(0.05)
         (raylet,) = [info.process.pid for info in nodes[1].all_processes["raylet"]]
-        os.kill(raylet, signal.SIGKILL)
+        node = psutil.Process(raylet)
+        for process in [node, *node.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     threading.Thread(target=kill_one, daemon=True).start()
     with StageProgress("") as view:
