@@ -233,6 +233,25 @@ def test_teachers_that_do_not_go_together_are_never_in_one_mix():
     assert torch.allclose(mixes.sum(1), torch.ones(500))
 
 
+def test_one_mode_keeps_the_largest_company_of_teachers_and_their_earlier_snapshots(sampler):
+    names = [("a_9", True), ("b_9", True), ("c_9", True), ("d_9", True), ("a_1", False)]
+    teachers = [Teacher(*name) for name in [*names, ("c_1", False)]]
+    latents = TeacherLatents(6, 4)
+    success = torch.arange(6) / 10
+    whole = replace(sampler, teachers=teachers, latents=latents, success=success, blended=4)
+    assert whole.of_one_mode() is whole
+    pairs = {(0, 1), (0, 2), (0, 3)}  # a goes with nobody
+    one = replace(whole, unmixable=sorted(pairs)).of_one_mode()
+    assert [teacher.id for teacher in one.teachers] == ["b_9", "c_9", "d_9", "c_1"]
+    assert one.success.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.5])
+    assert torch.equal(one.latents.mean, latents.mean[[1, 2, 3, 5]])
+    assert one.unmixable == []
+    two = replace(whole, unmixable=[(0, 2), (0, 3), (1, 2), (1, 3)]).of_one_mode()
+    assert [teacher.id for teacher in two.teachers] == ["a_9", "b_9", "a_1"]  # as large: the first
+    both = one.policies((16, 8), 1, 3, torch.tensor([0.0, 1.0, 0.0, 0.0]))
+    assert both[0].fingerprint() == whole.policies((16, 8), 1, 3, whole.pure(2))[0].fingerprint()
+
+
 def test_an_average_acts_as_two_do_on_average_and_is_known_by_their_weights():
     one, other, third = (random_policy((8,), seed) for seed in range(3))
     obs = np.random.default_rng(0).normal(size=35).astype(np.float32)

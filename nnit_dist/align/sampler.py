@@ -3,11 +3,13 @@
 One hypernetwork serves several tasks, and a sampler one of them.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import networkx
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -34,6 +36,11 @@ class Teacher:
 
     id: str
     best: bool
+
+    @property
+    def trial(self) -> str:
+        """The trial that it is a snapshot of: its id ends in the environment steps."""
+        return self.id.rpartition("_")[0]
 
 
 @dataclass
@@ -82,6 +89,37 @@ class AlignedSampler:
         """Mixes of teachers as training has them, float32 [count, teachers]."""
         best = torch.tensor([teacher.best for teacher in self.teachers])
         return draw_mixes(best, count, best_share, self.blended, rng, self.unmixable)
+
+    def of_one_mode(self) -> "AlignedSampler":
+        """The same with fewer teachers: the most best ones any two of which can be mixed.
+
+        Beside them stay the earlier snapshots of their trials. So all networks do the task in one
+        way, and what lies between two of them does it as well.
+        """
+        if not self.unmixable:
+            return self
+        graph = networkx.Graph()
+        graph.add_nodes_from(self.best)
+        graph.add_edges_from(
+            pair for pair in itertools.combinations(self.best, 2) if pair not in self.unmixable
+        )
+        companies = (sorted(company) for company in networkx.find_cliques(graph))
+        best = max(companies, key=lambda company: (len(company), [-i for i in company]))
+        trials = {self.teachers[i].trial for i in best}
+        kept = [
+            i
+            for i, teacher in enumerate(self.teachers)
+            if i in best or (not teacher.best and teacher.trial in trials)
+        ]
+        latents = TeacherLatents(len(kept), self.latents.mean.shape[1]).to(self.latents.mean.device)
+        latents.load_state_dict({k: v[kept] for k, v in self.latents.state_dict().items()})
+        return replace(
+            self,
+            latents=latents.eval(),
+            teachers=[self.teachers[i] for i in kept],
+            success=self.success[kept],
+            unmixable=[],
+        )
 
     def pure(self, teacher: int) -> Tensor:
         """The mix that is one teacher alone, float32 [teachers]."""

@@ -56,6 +56,10 @@ class AlignedSource:
     a model that is trained further come first, and the others are of the samplers' networks. (With
     one for all, a task whose weights are seven times as large asked for four times the sampler's
     steps.)
+
+    Networks are after teachers of one mode (`AlignedSampler.of_one_mode`): between two teachers
+    that cannot be mixed lie networks that act like neither, and a quarter of what was generated
+    from both did.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class AlignedSource:
         seed: int,
         whitenings: Sequence[Whitening] = (),
     ) -> None:
+        samplers = [sampler.of_one_mode() for sampler in samplers]
         self.samplers, self.config, self.seed = samplers, config, seed
         self.seen, first = samplers[0].seen, samplers[0]
         self.vocabulary = ArchitectureVocabulary(
