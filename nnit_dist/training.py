@@ -83,6 +83,8 @@ def fit(
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from nnit_dist.process_group import NodeNetwork
+
     least, most = placement.min_workers, placement.workers
     trainer = TorchTrainer(
         train_fn,
@@ -91,6 +93,7 @@ def fit(
             "metrics": str((directory / METRICS).absolute()),
             "loaders": placement.loaders_a_worker,
         },
+        torch_config=NodeNetwork(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(least, most) if least else most,  # type: ignore[arg-type]
             use_gpu=placement.gpu,

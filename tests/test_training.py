@@ -13,6 +13,7 @@ from test_golden import distiller_of
 
 from nnit_dist.config import load_config
 from nnit_dist.pipeline import Run
+from nnit_dist.process_group import interface_of
 from nnit_dist.randomness import generator_of
 from nnit_dist.training import Placement, average_gradients, prepared, read_metrics
 
@@ -92,6 +93,11 @@ def test_training_goes_on_with_fewer_workers_where_a_node_dies():
     assert found["workers"][-1] == 1
     assert found["steps"] == list(range(1, found["total"] + 1))
     assert found["sums"] == pytest.approx([sum(range(step)) for step in found["steps"]])
+
+
+def test_the_interface_of_an_address_is_found():
+    assert interface_of("127.0.0.1").startswith("lo")
+    assert interface_of("203.0.113.9") is None
 
 
 def test_fewer_workers_than_none_are_refused():
