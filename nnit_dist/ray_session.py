@@ -32,7 +32,8 @@ _ENVIRONMENT = {
 _NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
 # Nodes that are labelled `nnit.dev/role: training` have their cores for training: what simulates
 # on CPUs goes elsewhere. Where no node has a label, as on one machine, this means nothing.
-AWAY_FROM_TRAINING = {"nnit.dev/role": "!training"}
+ROLE, TRAINING = "nnit.dev/role", "training"
+AWAY_FROM_TRAINING = {ROLE: f"!{TRAINING}"}
 
 
 @contextmanager

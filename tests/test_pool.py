@@ -227,6 +227,14 @@ def test_a_node_that_is_lost_loses_nothing(calm):
     assert {(p, s): tuple(v) for p, s, *v in found["episodes"]} == calm
 
 
+def test_a_node_that_joins_is_used(calm):
+    found = run_script("two_nodes.py", "joins")
+    assert (found["nodes"], found["alive"], found["replaced"]) == (1, 2, 0)
+    assert len(found["episodes"]) == 600
+    episodes = {(p, s): tuple(v) for p, s, *v in found["episodes"]}
+    assert {key: episodes[key] for key in calm} == calm
+
+
 def test_no_simulator_goes_to_a_node_that_has_its_cores_for_training(calm):
     found = run_script("two_nodes.py", "training")
     assert found["nodes"] == 2

@@ -1,7 +1,7 @@
 """Runs the pool on a Ray cluster of two nodes on this machine, one of which fails.
 
 `lost`: its raylet is killed in the middle. `broken`: SAPIEN cannot be imported there. `training`:
-nor there, and it is labelled to have its cores for training.
+nor there, and it is labelled to have its cores for training. `joins`: it comes in the middle.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
@@ -30,15 +31,23 @@ def main(fault: str) -> None:
         (broken / "__init__.py").write_text("raise ImportError('libsapien.so is missing')\n")
         path = f"{broken.parent}:{here}"
     labels = {"nnit.dev/role": "training"} if fault == "training" else {}
-    second = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": path}, labels=labels)
+
+    def join() -> Any:
+        return cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": path}, labels=labels)
+
+    second = join() if fault != "joins" else None
     ray.init(address=cluster.address, log_to_driver=False)
     output, outcomes = io.StringIO(), []
     console.file = output
-    with new_pool(actors=2) as pool:
+    alive = 0
+    with new_pool(actors=None if fault == "joins" else 2) as pool:
         if fault == "lost":
             pool.await_simulators(2)
         nodes = len(ray.nodes())
-        for outcome in pool.run(jobs()):
+        for outcome in pool.run(jobs(episodes=150 if fault == "joins" else 4)):
+            if fault == "joins" and second is None:
+                second = join()
+            alive = max(alive, pool.alive)
             if fault == "lost" and not outcomes:
                 (raylet,) = [info.process.pid for info in second.all_processes["raylet"]]
                 os.kill(raylet, signal.SIGKILL)
@@ -51,7 +60,7 @@ def main(fault: str) -> None:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ray.shutdown()
         cluster.shutdown()
-    found = {"episodes": episodes, "replaced": replaced, "nodes": nodes}
+    found = {"episodes": episodes, "replaced": replaced, "nodes": nodes, "alive": alive}
     print(json.dumps(found | {"output": output.getvalue()}))
 
 

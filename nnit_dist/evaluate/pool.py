@@ -106,8 +106,8 @@ class SimulatorPool:
 
     Args:
         simulators: what to start (`evaluate.simulator.Simulators`).
-        actors: how many; as many as the cluster has room for by default. Those that find no
-            room join when there is some.
+        actors: how many; by default as many as the cluster has room for, and more where nodes
+            join it. Those that find no room join when there is some.
         max_attempts: how often an episode is tried before its job is given up.
         deadline_s: a call that takes this much longer than expected counts as hung; its actor
             is replaced.
@@ -126,6 +126,7 @@ class SimulatorPool:
         deadline_s: float = 120.0,
     ) -> None:
         self.simulators, self.size = simulators, actors or simulators.default_count()
+        self._grows = actors is None
         self.max_attempts, self.deadline_s = max_attempts, deadline_s
         self.replaced = self.calls = 0
         self._arrivals: queue.SimpleQueue[tuple[_Actor | _Call, Future]] = queue.SimpleQueue()
@@ -282,6 +283,7 @@ class SimulatorPool:
                 yield from self._fail(subject, error)
         if time.monotonic() - self._checked > TICK_S:
             self._checked = time.monotonic()
+            self._grow()
             for call in [call for call in self._calls if call.deadline < self._checked]:
                 waited = self._checked - call.started
                 yield from self._fail(call, TimeoutError(f"no result within {waited:.0f} s"))
@@ -365,6 +367,12 @@ class SimulatorPool:
         actor = _Actor(self.simulators.start(), starts)
         self._actors.add(actor)
         self._watch(actor.handle.ready.remote(), actor)
+
+    def _grow(self) -> None:
+        """Use nodes that have joined."""
+        while self._grows and self.size < self.simulators.default_count():
+            self.size += 1
+            self._start()
 
     def _settle_start(self, actor: _Actor, future: Future, error: BaseException | None) -> None:
         if actor not in self._actors:

@@ -10,7 +10,7 @@ import ray
 
 from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.rollout import Part, Rollouts, run_part
-from nnit_dist.ray_session import AWAY_FROM_TRAINING
+from nnit_dist.ray_session import AWAY_FROM_TRAINING, ROLE, TRAINING
 
 SimBackend = Literal["auto", "physx_cpu", "physx_cuda"]
 
@@ -160,9 +160,14 @@ class Simulators:
         ray.kill(actor)
 
     def default_count(self) -> int:
-        """One for every GPU or CPU of the cluster."""
+        """One for every GPU of the cluster, or for every CPU of nodes that do not train."""
         kind = "GPU" if self._on_gpu else "CPU"
-        return max(1, int(ray.cluster_resources().get(kind, 1)))
+        nodes = [
+            node
+            for node in ray.nodes()
+            if node["Alive"] and (self._on_gpu or node["Labels"].get(ROLE) != TRAINING)
+        ]
+        return max(1, int(sum(node["Resources"].get(kind, 0) for node in nodes)))
 
     @property
     def _on_gpu(self) -> bool:
