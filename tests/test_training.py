@@ -83,12 +83,20 @@ def test_what_fails_in_a_loader_fails_the_training():
         next(batches)
 
 
-@pytest.mark.timeout(300)
-def test_training_goes_on_with_fewer_workers_where_a_node_dies():
-    script = Path(__file__).with_name("losing_a_node.py")
-    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=280)
+def losing_a_node(stage: str) -> dict:
+    """What the script says of a stage in whose middle a node of its cluster was killed."""
+    command = [sys.executable, Path(__file__).with_name("losing_a_node.py"), stage]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
+    assert found["killed"]
+    assert found["alive"] == 2  # the head and one of two
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_training_goes_on_with_fewer_workers_where_a_node_dies():
+    found = losing_a_node("training")
     assert found["workers"][0] == 2
     assert found["workers"][-1] == 1
     assert found["steps"] == list(range(1, found["total"] + 1))
@@ -98,6 +106,15 @@ def test_training_goes_on_with_fewer_workers_where_a_node_dies():
 def test_the_interface_of_an_address_is_found():
     assert interface_of("127.0.0.1").startswith("lo")
     assert interface_of("203.0.113.9") is None
+
+
+@pytest.mark.timeout(300)
+def test_a_population_is_complete_where_a_node_dies():
+    found = losing_a_node("population")
+    assert len(found["trials"]) == 3
+    assert found["snapshots"] == [
+        [trial, steps] for trial in found["trials"] for steps in (2048, 4096)
+    ]
 
 
 def test_fewer_workers_than_none_are_refused():
