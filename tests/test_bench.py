@@ -13,6 +13,7 @@ from nnit_dist.bench.alignment import bench_alignment
 from nnit_dist.bench.generalization import bench_generalization
 from nnit_dist.bench.memorization import bench_memorization
 from nnit_dist.bench.pool import bench_scale
+from nnit_dist.bench.scaling import Driver, measure_driver, simulate_pool, step_over_network
 from nnit_dist.nnit.source import AlignedSource
 from nnit_dist.nnit.tokens import detokenize
 from nnit_dist.nnit.train import NNiTConfig
@@ -135,3 +136,28 @@ def test_the_training_step_is_measured_beside_the_peak():
     assert found["real"] > 0.95
     assert found["flops"] > 0
     assert found["network_ms"] <= found["step_ms"]
+
+
+def test_a_pool_that_is_simulated_is_bound_by_its_simulators_or_by_its_driver():
+    idle = simulate_pool(100, 0.05, Driver(0.0, 0.0, 0.0))
+    assert 0.85 < idle["simulators"] <= 1
+    assert idle["driver"] == 0
+    assert idle["rollouts_s"] == pytest.approx(idle["simulators"] * 100 / 0.05, rel=0.05)
+    busy = simulate_pool(100, 0.05, Driver(0.0, 0.01, 0.0))
+    assert busy["driver"] > 0.9
+    assert busy["rollouts_s"] == pytest.approx(100, rel=0.1)
+    assert busy["simulators"] < 0.1
+
+
+def test_gradients_take_their_time_on_the_network():
+    assert step_over_network(0.5, 1, 10**6, 1e6) == 0.5
+    two, many = (step_over_network(0.5, workers, 10**6, 1e6) for workers in (2, 1000))
+    assert two == pytest.approx(1.5, rel=0.01)
+    assert many == pytest.approx(2.5, rel=0.01)
+
+
+def test_the_drivers_cost_is_split_into_calls_and_rollouts(ray_local):
+    driver = measure_driver(((4, 0.02), (8, 0.1)))
+    assert 0 <= driver.call_s < 0.1
+    assert 0 < driver.call_s + driver.rollout_s < 0.1
+    assert driver.stored_bytes > 0

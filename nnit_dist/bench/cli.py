@@ -39,6 +39,22 @@ def bench_pool(
             console.print(line)
 
 
+@bench_app.command("scaling")
+def bench_scaling(
+    task: Task = "PushCube-v1",
+    seconds: Annotated[float, typer.Option(help="of measuring, a stage and setting")] = 10.0,
+    steps: Annotated[int, typer.Option(min=1, help="of training, a setting")] = 10,
+    debug: Debug = False,
+) -> None:
+    """What each stage costs with 1, 2, ... workers here, and what a cluster makes of it."""
+    from nnit_dist.bench.scaling import lines
+    from nnit_dist.ray_session import ray_session
+
+    with quiet_libraries(BENCH / "scaling.log"), ray_session():
+        for line in lines(task, os.cpu_count() or 1, seconds, steps):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 @bench_app.command("population")
 def bench_population(
     task: Task = "PushCube-v1",

@@ -69,7 +69,7 @@ def bench_speed(task: str, episodes: int, cores: int) -> dict[str, float]:
     bare_rate, ours_rate = (float(np.median(steps[name][1:])) for name in ("bare", "ours"))
     rates: dict[int, list[float]] = {1: [], cores: []}
     for actors in [1, cores] * REPEATS:
-        rate, overhead = _pool_rate(policy, info.max_episode_steps, episodes * cores, actors)
+        rate, overhead = pool_rate(policy, info.max_episode_steps, episodes * cores, actors)
         rates[actors].append(rate)
     one, every = float(np.median(rates[1])), float(np.median(rates[cores]))
     return {
@@ -122,7 +122,7 @@ def _time_physics(env: SimEnv) -> dict[str, float]:
     return spent
 
 
-def _pool_rate(policy: Policy, steps: int, episodes: int, actors: int) -> tuple[float, float]:
+def pool_rate(policy: Policy, steps: int, episodes: int, actors: int) -> tuple[float, float]:
     """Env steps a second of a warm pool, and milliseconds a call beyond the simulator's work."""
     seeds = tuple(range(TEST_SEED, TEST_SEED + episodes))
     with SimulatorPool(Simulators(policy.task, policy.control_mode), actors) as pool:

@@ -95,7 +95,7 @@ class Meter:
 
 def bench_population(task: str, seconds: float, cores: int, recipe: Recipe) -> dict[Kind, float]:
     """Env steps a second of every kind, all cores together; medians of several turns."""
-    meters = {kind: [_start(kind, task, recipe, i) for i in range(cores)] for kind in ABOUT}
+    meters = {kind: [start_meter(kind, task, recipe, i) for i in range(cores)] for kind in ABOUT}
     rates: dict[Kind, list[float]] = {kind: [] for kind in ABOUT}
     for _ in range(REPEATS):
         for kind, own in meters.items():
@@ -111,7 +111,7 @@ def bench_curves(task: str, recipe: Recipe, seeds: int) -> dict[Kind, list[float
     """Success after the recipe's steps from every seed, with RLlib's own parts and with ours."""
     found: dict[Kind, list[float]] = {}
     for kind in ("rllib", "trial"):
-        meters = [_start(kind, task, recipe, seed) for seed in range(seeds)]
+        meters = [start_meter(kind, task, recipe, seed) for seed in range(seeds)]
         found[kind] = ray.get([meter.learn.remote() for meter in meters])
         for meter in meters:
             ray.kill(meter)
@@ -134,7 +134,7 @@ def lines(task: str, seconds: float, cores: int, env_steps: int, seeds: int) -> 
             yield f"  {ABOUT[kind]}: mean {np.mean(successes):.3f} ({each})"
 
 
-def _start(kind: Kind, task: str, recipe: Recipe, seed: int) -> Any:
+def start_meter(kind: Kind, task: str, recipe: Recipe, seed: int) -> Any:
     return ray.remote(Meter).options(num_cpus=0).remote(kind, task, recipe, seed)
 
 

@@ -1,0 +1,184 @@
+"""`nnit bench scaling`: each stage with 1, 2, ... workers here, and what more would make of it.
+
+Measured: the rates of evaluation and PPO by processes, a training step by the share of its batch
+that a worker has, what the pool's driver spends on a call and on a rollout, and what an episode
+takes of storage. Simulated from that: one driver before up to 10,000 simulators, event by event.
+Calculated: a training step of many workers, with the gradients' way over a network.
+"""
+
+import heapq
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+
+from nnit_dist.bench.pool import StandIns, pool_rate, random_policy
+from nnit_dist.bench.population import start_meter
+from nnit_dist.bench.train import SIZES, RandomNetworks
+from nnit_dist.envs.sim import task_info
+from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE, TaskInfo
+from nnit_dist.evaluate.pool import CALL_S, CALLS_PER_S, Failure, Job, SimulatorPool
+from nnit_dist.evaluate.store import EpisodeStore
+from nnit_dist.nnit.trainer import Trainer
+from nnit_dist.population.ppo import Recipe
+
+SIMULATORS = (10, 100, 300, 1000, 3000, 10_000)
+WORKERS = (1, 2, 4, 8, 16, 32, 64)
+NETWORKS = {"10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}
+ALL_REDUCE_S = 2e-4  # of latency, before a byte has travelled
+EPISODES_A_SIMULATOR = 40
+
+
+@dataclass(frozen=True)
+class Driver:
+    """CPU seconds of the process that hands work out, a call and a rollout; bytes an episode."""
+
+    call_s: float
+    rollout_s: float
+    stored_bytes: float
+
+
+def measure_rates(task: str, cores: int, seconds: float) -> dict[str, dict[int, float]]:
+    """Env steps a second of evaluation and of PPO, by processes: 1 to `cores`."""
+    info = task_info(task)
+    policy, episodes = random_policy(info, 0), max(10, int(10 * seconds))
+    rates: dict[str, dict[int, float]] = {"evaluation": {}, "PPO": {}}
+    for count in range(1, cores + 1):
+        rate, _ = pool_rate(policy, info.max_episode_steps, episodes * count, count)
+        rates["evaluation"][count] = rate
+        meters = [start_meter("trial", task, Recipe(), seed) for seed in range(count)]
+        ray.get([one.rate.remote(0) for one in meters])
+        rates["PPO"][count] = sum(ray.get([one.rate.remote(seconds) for one in meters]))
+        for one in meters:
+            ray.kill(one)
+    return rates
+
+
+def measure_step(name: str, steps: int, workers: Sequence[int] = WORKERS) -> dict[int, float]:
+    """Median seconds of NNiT's step on this CPU with one of so many workers' share of its batch."""
+    size, found = SIZES[name], {}
+    for count in workers:
+        trainer = Trainer(size, RandomNetworks(size), torch.device("cpu"), 0, (0, count))
+        spent = []
+        for step in range(steps + 1):
+            started = time.perf_counter()
+            trainer.step(step)
+            spent.append(time.perf_counter() - started)
+        found[count] = float(np.median(spent[1:]))
+    return found
+
+
+def gradient_bytes(name: str) -> int:
+    """What the workers of a training tell each other in a step."""
+    size = SIZES[name]
+    trainer = Trainer(size, RandomNetworks(size), torch.device("cpu"), 0)
+    return sum(4 * p.numel() for p in trainer.network.parameters())
+
+
+def measure_driver(settings: Sequence[tuple[int, float]] = ((20, 0.1), (100, 0.5))) -> Driver:
+    """From runs of stand-in simulators, (how many, seconds an episode): short calls and long."""
+    info = TaskInfo("stand-in", DEFAULT_CONTROL_MODE, 35, 8, 50)
+    rows, spent, stored = [], [], 0.0
+    for actors, episode_s in settings:
+        subjects = [random_policy(info, seed) for seed in range(4 * actors)]
+        jobs = [Job(subject, tuple(range(100))) for subject in subjects]
+        with tempfile.TemporaryDirectory() as name:
+            store = EpisodeStore(Path(name))
+            with SimulatorPool(StandIns(actors, episode_s), actors) as pool:
+                pool.await_simulators(actors)
+                began, calls = time.process_time(), pool.calls
+                for outcome in pool.run(jobs):
+                    assert not isinstance(outcome, Failure)
+                    store.add(outcome[0].policy, outcome[1])
+                spent.append(time.process_time() - began)
+            store.flush()
+            rollouts = 100 * len(subjects)
+            rows.append([pool.calls - calls, rollouts])
+            stored = sum(file.stat().st_size for file in Path(name).iterdir()) / rollouts
+    call_s, rollout_s = np.linalg.solve(np.array(rows, float), np.array(spent))
+    return Driver(max(0.0, float(call_s)), max(0.0, float(rollout_s)), stored)
+
+
+def simulate_pool(
+    simulators: int, episode_s: float, driver: Driver, spread: float = 0.1, seed: int = 0
+) -> dict[str, float]:
+    """A pool's run, event by event: the driver serves one call at a time, in their order.
+
+    Episodes take `episode_s`, with a relative `spread` a call; calls are as long as the pool makes
+    them. Returns the share of time that simulators work, that the driver does, and rollouts/s.
+    """
+    rng = np.random.default_rng(seed)
+    left = simulators * EPISODES_A_SIMULATOR
+    total, free, works, busy, ended = left, 0.0, 0.0, 0.0, 0.0
+    wanted = max(1, int(max(CALL_S, simulators / CALLS_PER_S) / episode_s))
+    ready = [(0.0, number) for number in range(simulators)]
+    while left:
+        arrived, number = heapq.heappop(ready)
+        count = min(left, max(1, min(wanted, left // (2 * (simulators + 1)))))
+        left -= count
+        served = driver.call_s + count * driver.rollout_s
+        free, busy = max(free, arrived) + served, busy + served
+        worked = count * episode_s * max(0.1, 1 + spread * rng.standard_normal())
+        works += worked
+        ended = max(ended, free + worked)
+        heapq.heappush(ready, (free + worked, number))
+    return {
+        "simulators": works / simulators / ended,
+        "driver": busy / ended,
+        "rollouts_s": total / ended,
+    }
+
+
+def step_over_network(share_s: float, workers: int, size: int, bytes_s: float) -> float:
+    """Seconds of a step whose gradients, of `size` bytes, go round a ring of workers."""
+    if workers == 1:
+        return share_s
+    return share_s + ALL_REDUCE_S + 2 * (workers - 1) / workers * size / bytes_s
+
+
+def lines(task: str, cores: int, seconds: float, steps: int) -> Iterator[str]:
+    """Run everything; the page, a line at a time."""
+    info = task_info(task)
+    yield "**Measured**\n"
+    rates = measure_rates(task, cores, seconds)
+    counts = " | ".join(str(count) for count in range(1, cores + 1))
+    yield f"| {task}, env steps/s by processes | {counts} |"
+    yield "| --- |" + " --- |" * cores
+    for stage, by_count in rates.items():
+        yield f"| {stage} | " + " | ".join(f"{rate:,.0f}" for rate in by_count.values()) + " |"
+    driver = measure_driver()
+    yield (
+        f"\nThe driver spends {1000 * driver.call_s:.2f} ms of CPU a call and "
+        f"{1000 * driver.rollout_s:.3f} ms a rollout; an episode takes {driver.stored_bytes:.0f} "
+        "bytes of storage.\n"
+    )
+    share = measure_step("pushcube", steps)
+    size = gradient_bytes("pushcube")
+    yield "**Simulated: one driver, a pool of many simulators**\n"
+    episode_s = info.max_episode_steps / rates["evaluation"][1]
+    yield (
+        f"{episode_s * 1000:.0f} ms an episode, {EPISODES_A_SIMULATOR} episodes a simulator, as "
+        "`bench pool` has them for one actor.\n"
+    )
+    yield "| simulators | at work | driver busy | rollouts/s |\n| --- | --- | --- | --- |"
+    for simulators in SIMULATORS:
+        found = simulate_pool(simulators, episode_s, driver)
+        yield (
+            f"| {simulators:,} | {found['simulators']:.0%} | {found['driver']:.0%} | "
+            f"{found['rollouts_s']:,.0f} |"
+        )
+    yield "\n**NNiT's step: measured shares of a batch, calculated network**\n"
+    yield "| workers | share of the batch | " + " | ".join(NETWORKS) + " | speedup |"
+    yield "| --- |" + " --- |" * (len(NETWORKS) + 2)
+    for workers, share_s in share.items():
+        times = [step_over_network(share_s, workers, size, rate) for rate in NETWORKS.values()]
+        yield (
+            f"| {workers} | {1000 * share_s:.0f} ms | "
+            + " | ".join(f"{1000 * t:.0f} ms" for t in times)
+            + f" | {share[1] / times[-1]:.1f} |"
+        )
