@@ -142,11 +142,11 @@ def _await_ssh(host: Host, key: Path) -> None:
 
 
 def _remove(count: int) -> None:
-    for number in range(count):
+    commands = [("netns", "delete", f"nnit-{number}") for number in range(count)]
+    commands += [("link", "delete", f"nnit-out{number}") for number in range(count)]
+    for command in [*commands, ("link", "delete", BRIDGE)]:
         with suppress(subprocess.CalledProcessError):
-            _run("ip", "netns", "delete", f"nnit-{number}")
-    with suppress(subprocess.CalledProcessError):
-        _run("ip", "link", "delete", BRIDGE)
+            _run("ip", *command)
 
 
 def _run(*command: str) -> str:

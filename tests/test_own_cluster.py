@@ -17,11 +17,11 @@ from test_submit import await_dashboard, free_ports
 
 ROOT = Path(__file__).parent.parent
 VENV = Path(sys.executable).parent.parent
-# The smallest chain, whose two training workers need a host each.
+# The smallest chain, whose three training workers need a host each.
 SMALL = (
     "tasks=[PushCube-v1]",
     "population.recipe.env_steps=2048",
-    "training.workers=2",
+    "training.workers=3",
     "training.cpus=2",
 )
 
@@ -105,7 +105,7 @@ def test_ray_up_job_submit_and_ray_down_on_hosts_of_this_machine(place):
             submit = ("ray", "job", "submit", "--address", address, "--working-dir", ".", "--")
             job = run(*submit, *words, env=env)
             assert job.returncode == 0, job.stdout + job.stderr
-            assert len(nodes_of("actors", address, token)) >= 2
+            assert len(nodes_of("actors", address, token)) == 3
         finally:
             os.killpg(tunnel.pid, 15)
             tunnel.wait(30)
