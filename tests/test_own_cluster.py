@@ -41,7 +41,8 @@ def filled_in(place: Path, hosts, key: Path) -> Path:
     head, *workers = [host.address for host in hosts]
     config["provider"] |= {"head_ip": head, "worker_ips": workers}
     config["auth"] = {"ssh_user": "root", "ssh_private_key": str(key)}
-    config["setup_commands"] = [f"ln -sfn {VENV} ~/nnit_venv"]
+    *_, path = config["setup_commands"]
+    config["setup_commands"] = [f"ln -sfn {VENV} ~/nnit_venv", path]
     path = place / "local.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
@@ -70,6 +71,7 @@ def await_nodes(count: int, address: str, token: str) -> None:
     raise TimeoutError(f"{count} nodes have not come up")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(bool(missing()), reason=missing() or "this machine makes hosts")
 @pytest.mark.timeout(900)
 def test_ray_up_job_submit_and_ray_down_on_hosts_of_this_machine(place):
@@ -112,5 +114,9 @@ def test_ray_up_job_submit_and_ray_down_on_hosts_of_this_machine(place):
         assert (place / "runs/smoke/report/report.html").is_file()
         down = run("ray", "down", "-y", cluster, env=env)
         assert down.returncode == 0, down.stdout + down.stderr
-        left = {host.namespace: host.commands() for host in hosts}
+        for _ in range(60):  # workers end when they have missed their head for a minute
+            left = {host.namespace: host.commands() for host in hosts}
+            if not any(left.values()):
+                break
+            time.sleep(2)
         assert not any(left.values()), left
