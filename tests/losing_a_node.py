@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import ray
 import torch
+from nodes import kill
 from ray.cluster_utils import Cluster
 
 from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE
@@ -102,11 +102,7 @@ def main(stage: str) -> None:
         def watch() -> None:
             while not condition():
                 time.sleep(0.05)
-            (raylet,) = [info.process.pid for info in nodes[1].all_processes["raylet"]]
-            node = psutil.Process(raylet)
-            for process in [node, *node.children(recursive=True)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+            kill(nodes[1])
             killed.set()
 
         threading.Thread(target=watch, daemon=True).start()

@@ -17,6 +17,7 @@ from test_submit import await_dashboard, free_ports
 
 ROOT = Path(__file__).parent.parent
 VENV = Path(sys.executable).parent.parent
+MISSING = missing()
 # The smallest chain, whose three training workers need a host each.
 SMALL = (
     "tasks=[PushCube-v1]",
@@ -41,8 +42,8 @@ def filled_in(place: Path, hosts, key: Path) -> Path:
     head, *workers = [host.address for host in hosts]
     config["provider"] |= {"head_ip": head, "worker_ips": workers}
     config["auth"] = {"ssh_user": "root", "ssh_private_key": str(key)}
-    *_, path = config["setup_commands"]
-    config["setup_commands"] = [f"ln -sfn {VENV} ~/nnit_venv", path]
+    *_, finds_ray = config["setup_commands"]
+    config["setup_commands"] = [f"ln -sfn {VENV} ~/nnit_venv", finds_ray]
     path = place / "local.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
@@ -72,7 +73,7 @@ def await_nodes(count: int, address: str, token: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.skipif(bool(missing()), reason=missing() or "this machine makes hosts")
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
 @pytest.mark.timeout(900)
 def test_ray_up_job_submit_and_ray_down_on_hosts_of_this_machine(place):
     (place / "home").mkdir()

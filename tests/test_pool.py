@@ -220,7 +220,7 @@ def run_script(script: str, *words: str) -> dict:
 
 
 def test_a_node_that_is_lost_loses_nothing(calm):
-    """`kill -9` of the raylet of the second of two nodes, in the middle of a run."""
+    """`kill -9` of all processes of the second of two nodes, in the middle of a run."""
     found = run_script("two_nodes.py", "lost")
     assert found["nodes"] == 2
     assert found["replaced"] >= 1

@@ -56,6 +56,18 @@ def test_a_model_of_four_tasks_reaches_what_is_told_of_it(task, absolute, of_tea
         assert row["success_once"] >= of_teachers * found["teachers", "teacher"]["success_once"]
 
 
+def test_the_other_model_of_four_tasks_reaches_what_is_told_of_lifting():
+    run = TABLETOP.with_name("one_mode")
+    inputs = read_json(run / "train" / "manifest.json")["key"]["inputs"]
+    assert inputs["ghn"] == content_hash(TABLETOP / "align" / "ghn.safetensors")
+    summaries = read_json(run / "evaluate" / "results.json")["tasks"]["LiftPegUpright-v1"]
+    found = {(row["method"], row["kind"]): row for row in summaries["summaries"]}
+    rows = [found["NNiT", kind] for kind in ("combination", "width")]
+    assert all(row["episodes"] == 200 * row["topologies"] == 3200 for row in rows)
+    assert sum(row["success_once"] for row in rows) / 2 >= 0.77
+    assert load_model("LiftPegUpright-v1", run).generate((40, 40), 1)[0].task == "LiftPegUpright-v1"
+
+
 def test_a_task_that_was_learnt_before_loses_little():
     """PushCube-v1 in the model of four tasks, on the same topologies and start states."""
     before, after = (

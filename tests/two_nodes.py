@@ -7,14 +7,13 @@ nor there, and it is labelled to have its cores for training. `joins`: it comes 
 import contextlib
 import io
 import json
-import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import ray
+from nodes import kill
 from ray.cluster_utils import Cluster
 from test_pool import episodes_of, jobs, new_pool
 
@@ -49,8 +48,7 @@ def main(fault: str) -> None:
                 second = join()
             alive = max(alive, pool.alive)
             if fault == "lost" and not outcomes:
-                (raylet,) = [info.process.pid for info in second.all_processes["raylet"]]
-                os.kill(raylet, signal.SIGKILL)
+                kill(second)
             outcomes.append(outcome)
         replaced = pool.replaced
     episodes = [

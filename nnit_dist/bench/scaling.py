@@ -22,7 +22,7 @@ from nnit_dist.bench.population import start_meter
 from nnit_dist.bench.train import SIZES, RandomNetworks
 from nnit_dist.envs.sim import task_info
 from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE, TaskInfo
-from nnit_dist.evaluate.pool import CALL_S, CALLS_PER_S, Failure, Job, SimulatorPool
+from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool, call_size
 from nnit_dist.evaluate.store import EpisodeStore
 from nnit_dist.nnit.trainer import Trainer
 from nnit_dist.population.ppo import Recipe
@@ -115,11 +115,10 @@ def simulate_pool(
     rng = np.random.default_rng(seed)
     left = simulators * EPISODES_A_SIMULATOR
     total, free, works, busy, ended = left, 0.0, 0.0, 0.0, 0.0
-    wanted = max(1, int(max(CALL_S, simulators / CALLS_PER_S) / episode_s))
     ready = [(0.0, number) for number in range(simulators)]
     while left:
         arrived, number = heapq.heappop(ready)
-        count = min(left, max(1, min(wanted, left // (2 * (simulators + 1)))))
+        count = call_size(left, simulators, episode_s)
         left -= count
         served = driver.call_s + count * driver.rollout_s
         free, busy = max(free, arrived) + served, busy + served

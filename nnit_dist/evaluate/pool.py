@@ -256,12 +256,7 @@ class SimulatorPool:
         return parts
 
     def _call_size(self, actor: _Actor) -> int:
-        """Episodes of the next call: a few seconds' worth, fewer when the end is near."""
-        fair = self._waiting // (2 * (self.alive + 1))
-        call_s = max(CALL_S, self.alive / CALLS_PER_S)
-        wanted = int(call_s / self._work) if self._work else FIRST_CALL
-        rounds = min(fair, wanted) // actor.width
-        return actor.width * max(1, rounds)
+        return call_size(self._waiting, self.alive, self._work, actor.width)
 
     # Taking results in
 
@@ -403,6 +398,17 @@ class SimulatorPool:
         self.simulators.stop(actor.handle)
         self.replaced += 1
         self._start()
+
+
+def call_size(waiting: int, alive: int, episode_s: float, width: int = 1) -> int:
+    """Episodes of a simulator's next call: a few seconds' worth, fewer when the end is near.
+
+    `episode_s` is what an episode takes, or 0 if that is not known yet; `width` simulated at once.
+    """
+    fair = waiting // (2 * (alive + 1))
+    call_s = max(CALL_S, alive / CALLS_PER_S)
+    wanted = int(call_s / episode_s) if episode_s else FIRST_CALL
+    return width * max(1, min(fair, wanted) // width)
 
 
 def _reason(error: BaseException) -> str:

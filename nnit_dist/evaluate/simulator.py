@@ -161,13 +161,11 @@ class Simulators:
 
     def default_count(self) -> int:
         """One for every GPU of the cluster, or for every CPU of nodes that do not train."""
-        kind = "GPU" if self._on_gpu else "CPU"
-        nodes = [
-            node
-            for node in ray.nodes()
-            if node["Alive"] and (self._on_gpu or node["Labels"].get(ROLE) != TRAINING)
-        ]
-        return max(1, int(sum(node["Resources"].get(kind, 0) for node in nodes)))
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        if self._on_gpu:
+            return max(1, int(sum(node["Resources"].get("GPU", 0) for node in nodes)))
+        nodes = [node for node in nodes if node["Labels"].get(ROLE) != TRAINING]
+        return max(1, int(sum(node["Resources"].get("CPU", 0) for node in nodes)))
 
     @property
     def _on_gpu(self) -> bool:

@@ -58,8 +58,8 @@ class AlignedSource:
     steps.)
 
     Networks are after teachers of one mode (`AlignedSampler.of_one_mode`): between two teachers
-    that cannot be mixed lie networks that act like neither, and a quarter of what was generated
-    from both did.
+    that cannot be mixed lie networks that act like neither, and 18 of 64 that were generated
+    after both of LiftPegUpright-v1's did.
     """
 
     def __init__(

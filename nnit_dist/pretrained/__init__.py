@@ -1,7 +1,8 @@
 """Trained models that ship with the package, so that generating needs no training.
 
 Each directory is a run directory without what only training needs: the zoo, the
-hypernetwork, NNiT, the measured results, and every stage's manifest.
+hypernetwork, NNiT, the measured results, and every stage's manifest. `one_mode` is another NNiT
+of `tabletop`'s hypernetwork, with its results.
 """
 
 from pathlib import Path
