@@ -26,6 +26,9 @@ from nnit_dist.storage import append, path_of
 
 METRICS = "metrics.jsonl"
 _STATE = "state.pt"
+# Seconds that all workers have to start in, which on busy cores is long. After the loss of a node
+# those that it had are awaited once more, before training goes on with fewer.
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 T = TypeVar("T")
 
 
@@ -86,6 +89,7 @@ def fit(
     from nnit_dist.process_group import NodeNetwork
 
     least, most = placement.min_workers, placement.workers
+    os.environ.setdefault(_START_TIMEOUT, "60" if least else "300")
     trainer = TorchTrainer(
         train_fn,
         train_loop_config=config
