@@ -227,6 +227,12 @@ def test_a_node_that_is_lost_loses_nothing(calm):
     assert {(p, s): tuple(v) for p, s, *v in found["episodes"]} == calm
 
 
+def test_a_full_object_store_loses_nothing(calm):
+    found = run_script("two_nodes.py", "full")
+    assert (found["nodes"], found["held"], found["replaced"]) == (2, 8, 0)
+    assert {(p, s): tuple(v) for p, s, *v in found["episodes"]} == calm
+
+
 def test_a_node_that_joins_is_used(calm):
     found = run_script("two_nodes.py", "joins")
     assert (found["nodes"], found["alive"], found["replaced"]) == (1, 2, 0)

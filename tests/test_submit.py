@@ -9,9 +9,11 @@ import sys
 import tempfile
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from ray.job_submission import JobStatus
 
@@ -146,6 +148,36 @@ def test_a_run_is_not_submitted_beside_itself(head):
     assert "was stopped" in stopped.stdout
     third = submit(head, "--no-wait", *FAILS)
     assert third.returncode == 0, said(third)
+
+
+@pytest.mark.timeout(600)
+def test_a_run_whose_driver_died_goes_on_when_it_is_submitted_again(head, tmp_path):
+    """`kill -9` of the job's process; what was finished is not done again."""
+    small = ["tasks=[PushCube-v1]", "population.architectures=[[16, 8]]", "evaluate.episodes=1"]
+    words = [word for override in small for word in ("--set", override)]
+    first = submit(head, "--no-wait", "--out", tmp_path, *words)
+    assert first.returncode == 0, said(first)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "align" / ".key.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    (driver,) = [p for p in psutil.process_iter() if _drives(p, tmp_path)]
+    driver.kill()
+    zoo = {path: path.stat().st_mtime_ns for path in (tmp_path / "population").rglob("*.*")}
+    deadline = time.monotonic() + 60
+    while "is at work" in said(second := submit(head, "--out", tmp_path, *words)):
+        assert time.monotonic() < deadline
+    assert second.returncode == 0, said(second)
+    assert "population already done" in said(second)
+    assert (tmp_path / "report" / "report.html").exists()
+    assert zoo == {path: path.stat().st_mtime_ns for path in (tmp_path / "population").rglob("*.*")}
+
+
+def _drives(process: psutil.Process, run: Path) -> bool:
+    with suppress(psutil.Error):
+        words = process.cmdline()
+        return {"-m", "nnit_dist", "run", str(run)} <= set(words)
+    return False
 
 
 def test_a_place_that_other_nodes_do_not_have_is_refused(head):

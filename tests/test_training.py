@@ -83,24 +83,40 @@ def test_what_fails_in_a_loader_fails_the_training():
         next(batches)
 
 
-def losing_a_node(stage: str) -> dict:
-    """What the script says of a stage in whose middle a node of its cluster was killed."""
-    command = [sys.executable, Path(__file__).with_name("losing_a_node.py"), stage]
+def changing_nodes(stage: str) -> dict:
+    """What the script says of a stage in whose middle a node of its cluster died, or came."""
+    command = [sys.executable, Path(__file__).with_name("changing_nodes.py"), stage]
     result = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
-    assert found["killed"]
-    assert found["alive"] == 2  # the head and one of two
+    assert found["changed"]
+    assert found["alive"] == (3 if stage == "growing" else 2)  # the head is one
     return found
 
 
 @pytest.mark.timeout(300)
 def test_training_goes_on_with_fewer_workers_where_a_node_dies():
-    found = losing_a_node("training")
+    found = changing_nodes("training")
     assert found["workers"][0] == 2
     assert found["workers"][-1] == 1
     assert found["steps"] == list(range(1, found["total"] + 1))
     assert found["sums"] == pytest.approx([sum(range(step)) for step in found["steps"]])
+
+
+@pytest.mark.timeout(300)
+def test_training_grows_where_a_node_comes():
+    found = changing_nodes("growing")
+    assert (found["workers"][0], found["workers"][-1]) == (1, 2)
+    assert found["steps"] == list(range(1, found["total"] + 1))
+    assert found["sums"] == pytest.approx([sum(range(step)) for step in found["steps"]])
+
+
+@pytest.mark.timeout(300)
+def test_alignment_goes_on_with_fewer_workers_where_a_node_dies():
+    found = changing_nodes("alignment")
+    assert {"ghn.safetensors", "round-0.pt", "round-1.pt"} < set(found["files"])
+    assert found["steps"] == [20, 25, 40]  # two rounds, and every 25
+    assert found["figures"]["steps"] == 40
 
 
 def test_the_interface_of_an_address_is_found():
@@ -110,7 +126,7 @@ def test_the_interface_of_an_address_is_found():
 
 @pytest.mark.timeout(300)
 def test_a_population_is_complete_where_a_node_dies():
-    found = losing_a_node("population")
+    found = changing_nodes("population")
     assert len(found["trials"]) == 3
     assert found["snapshots"] == [
         [trial, steps] for trial in found["trials"] for steps in (2048, 4096)

@@ -2,6 +2,7 @@
 
 `lost`: its raylet is killed in the middle. `broken`: SAPIEN cannot be imported there. `training`:
 nor there, and it is labelled to have its cores for training. `joins`: it comes in the middle.
+`full`: the driver holds more in the object store than it has room for.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from nodes import kill
 from ray.cluster_utils import Cluster
@@ -19,10 +21,13 @@ from test_pool import episodes_of, jobs, new_pool
 
 from nnit_dist.progress import console
 
+ROOM = 80 << 20  # bytes of a full object store; it has no fewer
+
 
 def main(fault: str) -> None:
     here = str(Path(__file__).parent)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    room = {"object_store_memory": ROOM} if fault == "full" else {}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **room})
     path = here
     if fault in ("broken", "training"):
         broken = Path(tempfile.mkdtemp()) / "sapien"
@@ -32,10 +37,11 @@ def main(fault: str) -> None:
     labels = {"nnit.dev/role": "training"} if fault == "training" else {}
 
     def join() -> Any:
-        return cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": path}, labels=labels)
+        return cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": path}, labels=labels, **room)
 
     second = join() if fault != "joins" else None
     ray.init(address=cluster.address, log_to_driver=False)
+    held = [ray.put(np.ones(ROOM // 32)) for _ in range(8)] if fault == "full" else []  # twice that
     output, outcomes = io.StringIO(), []
     console.file = output
     alive = 0
@@ -59,6 +65,7 @@ def main(fault: str) -> None:
         ray.shutdown()
         cluster.shutdown()
     found = {"episodes": episodes, "replaced": replaced, "nodes": nodes, "alive": alive}
+    found["held"] = len(held)
     print(json.dumps(found | {"output": output.getvalue()}))
 
 

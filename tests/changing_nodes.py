@@ -1,11 +1,14 @@
 """A Ray cluster of two nodes with a CPU each, one of which is killed in the middle of a stage.
 
-`training`: two workers, with fewer allowed. `population`: three trials, two at a time.
+`training`: two workers, with fewer allowed. `growing`: the same with one node, and another comes.
+`alignment`: as `training`, and simulators for DAgger. `population`: three trials, two at a time.
 """
 
 import contextlib
 import io
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -15,10 +18,12 @@ from pathlib import Path
 
 import ray
 import torch
+from conftest import TASK, random_policy
 from nodes import kill
 from ray.cluster_utils import Cluster
 
-from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE
+from nnit_dist.align.run import AlignConfig, Alignment
+from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE, TaskInfo
 from nnit_dist.population.run import PopulationConfig, run_population
 from nnit_dist.progress import StageProgress
 from nnit_dist.training import (
@@ -30,8 +35,9 @@ from nnit_dist.training import (
     read_metrics,
     worker_setup,
 )
-from nnit_dist.zoo import Zoo
+from nnit_dist.zoo import Member, Zoo
 
+RAY = str(Path(sys.executable).with_name("ray"))
 TOTAL, FATAL = 40, 12  # steps, and the one after which a node is killed
 
 
@@ -48,7 +54,7 @@ def worker(config: dict) -> None:
     total = Sum()
 
     def descend(step: int, number: int) -> dict[str, float]:
-        time.sleep(0.1)
+        time.sleep(config["pause"] if workers == 1 else 0.1)
         meter = torch.nn.Parameter(torch.zeros(1))
         meter.grad = torch.full((1,), float(number))
         average_gradients([meter])
@@ -58,12 +64,16 @@ def worker(config: dict) -> None:
     Loop({"total": total}, config, log_every=1, save_every=4).run(TOTAL, lambda n: n, descend)
 
 
-def training(out: Path, kill_when: Callable) -> dict:
-    kill_when(lambda: (rows := read_metrics(out / METRICS)) and rows[-1]["step"] >= FATAL)
+def growing(out: Path, change_when: Callable) -> dict:
+    return training(out, change_when, pause=4.0)  # Ray Train looks for nodes once a minute
+
+
+def training(out: Path, change_when: Callable, pause: float = 0.1) -> dict:
+    change_when(lambda: (rows := read_metrics(out / METRICS)) and rows[-1]["step"] >= FATAL)
     with StageProgress("") as view:
         view.add("steps", TOTAL)
         placement = Placement(workers=2, min_workers=1, cpus=1)
-        fit(worker, {}, out, "train", (view, "steps"), placement)
+        fit(worker, {"pause": pause}, out, "train", (view, "steps"), placement)
     rows = read_metrics(out / METRICS)
     return {
         "total": TOTAL,
@@ -73,7 +83,31 @@ def training(out: Path, kill_when: Callable) -> dict:
     }
 
 
-def population(out: Path, kill_when: Callable) -> dict:
+def alignment(out: Path, change_when: Callable) -> dict:
+    members = [Member(random_policy((16, 16)), "trial", 0, 1, 1.0, 1.0, 0.0)]
+    config = AlignConfig(
+        success_episodes=1,
+        ghn={"channels": [16, 16]},
+        distill={
+            "steps": TOTAL,
+            "dagger_rounds": 1,
+            "teacher_episodes": 4,
+            "dagger_networks": 2,
+            "dagger_episodes": 1,
+            "checkpoint_every": 2,
+        },
+    )
+    change_when(lambda: list(out.glob("round-0/step-*")))  # of 20 steps
+    task, seen = TaskInfo(TASK, DEFAULT_CONTROL_MODE, 35, 8, 50), [(8,), (16, 8)]
+    placement = Placement(workers=2, min_workers=1, cpus=1)
+    stage = Alignment(config, members, [task], seen, 0, out, placement, 0, None)
+    figures = stage.run()
+    steps = [int(row["step"]) for row in read_metrics(out / METRICS)]
+    files = sorted(path.name for path in out.iterdir())
+    return {"steps": steps, "figures": figures, "files": files}
+
+
+def population(out: Path, change_when: Callable) -> dict:
     config = PopulationConfig(
         architectures=[[8], [16], [8, 8]],
         recipe={
@@ -84,7 +118,7 @@ def population(out: Path, kill_when: Callable) -> dict:
             "success_bar": 1.0,
         },
     )
-    kill_when(lambda: list(out.glob("trials/*/progress.json")))
+    change_when(lambda: list(out.glob("trials/*/progress.json")))
     figures = run_population(config, ["PushCube-v1"], DEFAULT_CONTROL_MODE, out)
     snapshots = [(row["parent"], row["env_steps"]) for row in Zoo(out / "zoo").rows()]
     return {"trials": sorted(figures["trials"]), "snapshots": sorted(snapshots)}
@@ -94,25 +128,34 @@ def main(stage: str) -> None:
     here = str(Path(__file__).parent)
     out = Path(tempfile.mkdtemp())
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    nodes = [cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": here}) for _ in range(2)]
+    count = 1 if stage == "growing" else 2
+    nodes = [cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": here}) for _ in range(count)]
     ray.init(address=cluster.address, log_to_driver=False)
-    killed = threading.Event()
+    changed, came = threading.Event(), []
 
-    def kill_when(condition: Callable[[], bool]) -> None:
+    def change_when(condition: Callable[[], bool]) -> None:
         def watch() -> None:
             while not condition():
                 time.sleep(0.05)
-            kill(nodes[1])
-            killed.set()
+            if stage == "growing":  # a node of `Cluster` can only begin in the main thread
+                command = [RAY, "start", "--address", cluster.address, "--num-cpus=1", "--block"]
+                came.append(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": here}))
+            else:
+                kill(nodes[1])
+            changed.set()
 
         threading.Thread(target=watch, daemon=True).start()
 
-    found = {"training": training, "population": population}[stage](out, kill_when)
+    stages = {one.__name__: one for one in (training, growing, alignment, population)}
+    found = stages[stage](out, change_when)
     alive = sum(node["Alive"] for node in ray.nodes())
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ray.shutdown()
+        for node in came:
+            node.terminate()
+            node.wait(60)
         cluster.shutdown()
-    print(json.dumps(found | {"killed": killed.is_set(), "alive": alive}))
+    print(json.dumps(found | {"changed": changed.is_set(), "alive": alive}))
 
 
 if __name__ == "__main__":
