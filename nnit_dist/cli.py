@@ -1,6 +1,7 @@
 """The `nnit` command: parses, calls, and prints one clear line when something is wrong."""
 
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -14,7 +15,7 @@ from nnit_dist.bench.cli import bench_app
 from nnit_dist.cli_options import PLACE, Debug
 from nnit_dist.cli_zoo import zoo_app
 from nnit_dist.errors import NnitError
-from nnit_dist.progress import console, quiet_libraries
+from nnit_dist.progress import StageProgress, console, quiet_libraries
 from nnit_dist.storage import beside, path_of, runs
 
 app = typer.Typer(
@@ -139,6 +140,49 @@ def generate(
     console.print(
         f"wrote {figures['networks']} policies to {out} "
         f"({figures['milliseconds_a_network']} ms each)"
+    )
+
+
+@app.command()
+def refine(
+    policies: Annotated[Path, typer.Argument(**PLACE, help="policy files of one task")],
+    out: Annotated[Path | None, typer.Option(**PLACE, help="POLICIES-refined by default")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            **PLACE, help="finished run, whose teachers teach; the shipped one by default"
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="of gradient descent")] = 2000,
+    seed: Annotated[int, typer.Option()] = 0,
+    debug: Debug = False,
+) -> None:
+    """Train written policies a little: a second of imitation each, without a simulator."""
+    from nnit_dist.align.refine import load_lessons
+    from nnit_dist.align.refine import refine as improve
+    from nnit_dist.policy import SUFFIX, load_policies, save_policy
+    from nnit_dist.pretrained import shipped
+
+    written = load_policies(policies)
+    tasks = sorted({policy.task for policy in written})
+    if len(tasks) > 1:
+        raise NnitError(
+            f"{policies} has policies of {', '.join(tasks)}; refine one task at a time."
+        )
+    lessons = load_lessons(run or shipped(tasks[0]), tasks[0])
+    target, began = out or policies.with_name(f"{policies.name}-refined"), time.perf_counter()
+    with StageProgress("policies") as view:
+        view.add("refine", total=len(written))
+        refined, errors = improve(
+            written, lessons, steps, seed, lambda done: view.update("refine", done)
+        )
+    for policy in refined:
+        save_policy(policy, target / f"{policy.id}{SUFFIX}")
+    before, after = (sum(column) / len(errors) for column in zip(*errors, strict=True))
+    console.print(
+        f"wrote {len(refined)} polic{'y' if len(refined) == 1 else 'ies'} to {target} "
+        f"({(time.perf_counter() - began) / len(refined):.1f} s each). Mean squared error of "
+        f"actions, on states that were not learnt from: {before:.4f} before, {after:.4f} after"
     )
 
 

@@ -4,6 +4,7 @@ Shapes: B networks, S states, T teachers.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -45,30 +46,45 @@ class Lessons:
         ]
         return cls(norm, [torch.from_numpy(states) for states in obs], layers)
 
+    def of_teachers(self, teachers: list[int]) -> "Lessons":
+        """Those of these teachers alone."""
+        return Lessons(
+            self.norm, [self.obs[i] for i in teachers], [self.teachers[i] for i in teachers]
+        )
+
+    def parted(self, every: int) -> tuple["Lessons", "Lessons"]:
+        """Two with the same teachers: without every so many states, and with those alone."""
+        left = [torch.arange(len(states)) % every > 0 for states in self.obs]
+        return (
+            Lessons(self.norm, [o[i] for o, i in zip(self.obs, left, strict=True)], self.teachers),
+            Lessons(self.norm, [o[~i] for o, i in zip(self.obs, left, strict=True)], self.teachers),
+        )
+
     def draw(self, mixes: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """States [B, S, obs_dim] and the actions there [B, S, act_dim] for mixes [B, T].
 
-        Each state is one of a teacher's, by its share in the mix.
+        Each state is one of a teacher's, by its share in the mix; actions are the teachers', in
+        [-1, 1], averaged by the mixes.
         """
         lengths = torch.tensor([len(states) for states in self.obs])
         owners, places = draw_states(mixes, lengths, count, rng)
-        obs = torch.empty(*owners.shape, self.obs_dim)
-        for owner in owners.unique().tolist():
-            rows, cols = (owners == owner).nonzero(as_tuple=True)
-            obs[rows, cols] = self.obs[owner][places[rows, cols]]
-        return obs, self.actions(mixes, obs)
+        picked = (lengths.cumsum(0) - lengths)[owners] + places
+        shares, teachers = mixes.topk(int((mixes > 0).sum(1).max()))  # without those of no share
+        rows = picked[..., None] * len(self.teachers) + teachers[:, None]
+        actions = self._actions.flatten(0, 1)[rows] * shares[:, None, :, None]
+        return self._states[picked], actions.sum(2)
 
+    @cached_property
+    def _states(self) -> Tensor:
+        """All states, float32 [N, obs_dim]."""
+        return torch.cat(self.obs)
+
+    @cached_property
     @torch.no_grad()
-    def actions(self, mixes: Tensor, obs: Tensor) -> Tensor:
-        """The teachers' actions, in [-1, 1], averaged by the mixes [B, T]: [B, S, act_dim]."""
-        actions = torch.zeros(*obs.shape[:2], self.act_dim)
-        for teacher in mixes.any(0).nonzero().flatten().tolist():
-            rows = mixes[:, teacher].nonzero().flatten()
-            states = obs[rows].flatten(0, 1)[None]
-            own = apply_layers(self.teachers[teacher], states)[0].clamp(-1, 1)
-            shares = mixes[rows, teacher, None, None]
-            actions[rows] += shares * own.unflatten(0, (len(rows), -1))
-        return actions
+    def _actions(self) -> Tensor:
+        """What every teacher does in each of them, float32 [N, T, act_dim]."""
+        actions = [apply_layers(teacher, self._states[None])[0] for teacher in self.teachers]
+        return torch.stack(actions, 1).clamp(-1, 1)
 
     def save(self, path: Path) -> None:
         """Write one safetensors file; the states are kept in float16."""

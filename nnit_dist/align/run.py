@@ -19,6 +19,7 @@ from nnit_dist.align.ghn import GHNConfig
 from nnit_dist.align.latents import TeacherLatents
 from nnit_dist.align.lessons import Lessons
 from nnit_dist.align.mixing import measure_pairs
+from nnit_dist.align.refine import lessons_file
 from nnit_dist.align.sampler import AlignedSampler, build_ghn, save_samplers
 from nnit_dist.envs.sim import TRAIN_SEEDS, VALIDATION_SEED
 from nnit_dist.envs.tasks import TaskInfo
@@ -77,6 +78,13 @@ class AlignConfig(BaseModel):
     distill: DistillConfig = DistillConfig()
 
 
+def save_lessons(sampler: AlignedSampler, lessons: Lessons, out: Path) -> None:
+    """Keep, for refining, what the best teachers that can be mixed do, and where."""
+    one_mode, every = sampler.of_one_mode(), sampler.teachers
+    best = [every.index(teacher) for teacher in one_mode.teachers if teacher.best]
+    lessons.of_teachers(best).save(out / lessons_file(sampler.task.name))
+
+
 class Alignment:
     """Trains the hypernetwork on the `seen` topologies, their widths varied by up to `variation`.
 
@@ -129,6 +137,9 @@ class Alignment:
         for sampler in samplers:
             sampler.success = self._measure(sampler)
         save_samplers(samplers, self.out / MODEL)
+        for sampler, faculty in zip(samplers, self.faculties, strict=True):
+            lessons = Lessons.load(self._states(rounds - 1, faculty))
+            save_lessons(sampler, lessons, self.out)
         return self._figures(samplers)
 
     def _figures(self, samplers: list[AlignedSampler]) -> dict[str, Any]:

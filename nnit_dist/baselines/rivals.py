@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from nnit_dist.align.distill import Distiller
 from nnit_dist.align.ghn import Layers
-from nnit_dist.align.independent import train_independent
+from nnit_dist.align.imitation import imitate
 from nnit_dist.align.lessons import Lessons
 from nnit_dist.align.matching import match
 from nnit_dist.align.sampler import AlignedSampler
@@ -118,7 +118,7 @@ class Rivals:
         ]
         if not path.exists():
             self.watch("independent networks", 0, 1)
-            found = train_independent(
+            found = imitate(
                 topologies,
                 torch.stack(mixes),
                 Lessons.load(self.states),

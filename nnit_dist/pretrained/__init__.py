@@ -1,8 +1,8 @@
 """Trained models that ship with the package, so that generating needs no training.
 
 Each directory is a run directory without what only training needs: the zoo, the
-hypernetwork, NNiT, the measured results, and every stage's manifest. `one_mode` is another NNiT
-of `tabletop`'s hypernetwork, with its results.
+hypernetwork, NNiT, the measured results, and every stage's manifest. `one_mode` is a second, better
+NNiT of `tabletop`'s hypernetwork, with its results.
 """
 
 from pathlib import Path
@@ -17,6 +17,7 @@ _SHIPPED = {
     "LiftPegUpright-v1": "tabletop",
     "PickCube-v1": "tabletop",
 }
+_LATER = {"tabletop": "one_mode"}  # whose NNiT writes instead
 
 
 def load_model(task: str, path: Path | None = None) -> NNiTModel:
@@ -25,7 +26,9 @@ def load_model(task: str, path: Path | None = None) -> NNiTModel:
     Raises:
         NnitError: there is no model there, or it writes policies for another task.
     """
-    path = path or shipped(task)
+    if path is None:
+        path = shipped(task)
+        path = path.with_name(_LATER.get(path.name, path.name))
     if path.is_dir():
         path = path / "train" / "nnit.safetensors"
     return NNiTModel.load(path).of_task(task)

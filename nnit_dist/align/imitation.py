@@ -1,12 +1,13 @@
-"""Networks that imitate the teachers too, but each on its own: what alignment is compared with.
+"""Networks that learn to act as mixes of teachers, each by gradient descent on its own weights.
 
-Many are trained at once, from random starts of their own, on the states that the hypernetwork
-was trained on. They do what aligned networks do, and their neurons come in any order.
+Many are trained at once. From starts of their own, their neurons come in any order: what alignment
+is compared with. From what the hypernetwork wrote, they keep its order and act better.
 
-Shapes: K networks of one depth, S states.
+Shapes: K networks of one depth, T teachers, S states.
 """
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -16,35 +17,44 @@ from nnit_dist.align.latents import action_error
 from nnit_dist.align.lessons import Lessons
 from nnit_dist.topology import Topology
 
-BATCH = 64
 
-
-def train_independent(
+def imitate(
     topologies: list[Topology],
     mixes: Tensor,
     lessons: Lessons,
     steps: int,
     seed: int,
     lr: float = 3e-3,
+    states: int = 64,
+    starts: list[Layers] | None = None,
 ) -> list[Layers]:
-    """A network (layers [1, ...], for whitened inputs) of each topology after each mix [B, T]."""
+    """A network (layers [1, ...], for whitened inputs) of each topology after each mix [B, T].
+
+    Each step compares it on `states` states. They begin with `starts`, or with random weights.
+    """
     found: dict[int, Layers] = {}
     for depth in sorted({topology.depth for topology in topologies}):
         members = [i for i, topology in enumerate(topologies) if topology.depth == depth]
         group = _Group([topologies[i] for i in members], seed + depth)
+        if starts is not None:
+            group.begin_with([starts[i] for i in members])
         rng = torch.Generator().manual_seed(seed + depth)
         optimizer = torch.optim.Adam(group.parameters, lr=lr)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for _ in range(steps):
-            x, y = lessons.draw(mixes[members], BATCH, rng)
+        for step in range(steps):
+            x, y = lessons.draw(mixes[members], states, rng)
             error = action_error(apply_layers(group.layers(), x), y).mean((1, 2))
+            optimizer.param_groups[0]["lr"] = lr * _schedule(step, steps)
             optimizer.zero_grad(set_to_none=True)
             error.sum().backward()
             optimizer.step()
-            schedule.step()
         for index, i in enumerate(members):
             found[i] = group.cut(index)
     return [found[i] for i in range(len(topologies))]
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Up in 20 steps, so that a good start is not lost, then down along a cosine."""
+    return min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 class _Group:
@@ -62,10 +72,18 @@ class _Group:
                 rows, columns = topology.shapes[layer]
                 mask[i, :rows, :columns] = 1
                 scale[i] = columns**-0.5
-            weight = torch.randn(mask.shape, generator=rng) * scale * mask
             self.masks.append(mask)
+            weight = torch.randn(mask.shape, generator=rng) * scale * mask
             self.weights.append(weight.requires_grad_())
             self.biases.append(torch.zeros(len(topologies), out, requires_grad=True))
+
+    @torch.no_grad()
+    def begin_with(self, starts: list[Layers]) -> None:
+        for i, layers in enumerate(starts):
+            for layer, (weight, bias) in enumerate(layers):
+                _, out, fan_in = weight.shape
+                self.weights[layer][i, :out, :fan_in] = weight[0]
+                self.biases[layer][i, :out] = bias[0]
 
     @property
     def parameters(self) -> list[Tensor]:
