@@ -153,12 +153,14 @@ def refine(
             **PLACE, help="finished run, whose teachers teach; the shipped one by default"
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="of gradient descent")] = 2000,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="of gradient descent; 2,000 by default")
+    ] = None,
     seed: Annotated[int, typer.Option()] = 0,
     debug: Debug = False,
 ) -> None:
     """Train written policies a little: a second of imitation each, without a simulator."""
-    from nnit_dist.align.refine import load_lessons
+    from nnit_dist.align.refine import STEPS, load_lessons
     from nnit_dist.align.refine import refine as improve
     from nnit_dist.policy import SUFFIX, load_policies, save_policy
     from nnit_dist.pretrained import shipped
@@ -174,7 +176,7 @@ def refine(
     with StageProgress("policies") as view:
         view.add("refine", total=len(written))
         refined, errors = improve(
-            written, lessons, steps, seed, lambda done: view.update("refine", done)
+            written, lessons, steps or STEPS, seed, lambda done: view.update("refine", done)
         )
     for policy in refined:
         save_policy(policy, target / f"{policy.id}{SUFFIX}")

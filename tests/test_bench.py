@@ -161,3 +161,19 @@ def test_the_drivers_cost_is_split_into_calls_and_rollouts(ray_local):
     assert 0 <= driver.call_s < 0.1
     assert 0 < driver.call_s + driver.rollout_s < 0.1
     assert driver.stored_bytes > 0
+
+
+def test_refining_is_measured_from_either_start(tmp_path, ray_local):
+    from nnit_dist.bench.refine import as_markdown, bench_refine
+
+    figures = bench_refine(None, "PushCube-v1", [5, 20], 1, 1, 2, 2, tmp_path, 2)
+    assert [(row["start"], row["steps"]) for row in figures["refined"]] == [
+        ("nnit", 5),
+        ("nnit", 20),
+        ("random", 5),
+        ("random", 20),
+    ]
+    assert figures["written"]["episodes"] == 4  # of a combination and of a width
+    assert figures["failures"] == {}
+    assert as_markdown(figures).count("\n| ") == 5
+    assert (tmp_path / "refine.png").stat().st_size > 0

@@ -91,3 +91,20 @@ def test_the_command_refines_a_directory_and_tells_what_it_lacks(lessons, tmp_pa
     )
     with pytest.raises(NnitError, match="PickCube-v1, PushCube-v1; refine one task at a time"):
         CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+def test_from_scratch_the_same_teachers_are_learnt_without_the_start(lessons):
+    written = [near(0, 0.1, "p")]
+    (kept, scratch), errors = zip(
+        *(
+            (refined[0], error[0])
+            for refined, error in (
+                refine(written, lessons, steps=20, scratch=scratch) for scratch in (False, True)
+            )
+        ),
+        strict=True,
+    )
+    assert errors[0][1] < 0.5 * errors[1][1]
+    start, near_by, far = (p.layers[0][0].ravel() for p in (written[0], kept, scratch))
+    assert np.corrcoef(start, near_by)[0, 1] > 0.9
+    assert abs(np.corrcoef(start, far)[0, 1]) < 0.3

@@ -36,10 +36,12 @@ def refine(
     steps: int = STEPS,
     seed: int = 0,
     watch: Callable[[int], None] = lambda done: None,
+    scratch: bool = False,
 ) -> tuple[list[Policy], list[tuple[float, float]]]:
     """Policies of one task, refined, and the squared errors of each one's actions before and after.
 
     Errors are on states that refining does not use, one in ten. `watch` hears how many are done.
+    With `scratch` they begin with random weights instead, and learn from the same teachers.
 
     Raises:
         NnitError: a policy is for other observations or actions than the teachers.
@@ -57,7 +59,8 @@ def refine(
         group = policies[first : first + TOGETHER]
         starts = [_whitened(policy, lessons) for policy in group]
         mixes = torch.stack([_nearest(layers, kept) for layers in starts])
-        found = imitate([p.topology for p in group], mixes, learnt, steps, seed, LR, STATES, starts)
+        topologies, begin = [p.topology for p in group], None if scratch else starts
+        found = imitate(topologies, mixes, learnt, steps, seed, LR, STATES, begin)
         for policy, before, after, mix in zip(group, starts, found, mixes, strict=True):
             errors.append((_error(before, mix, kept), _error(after, mix, kept)))
             folded = lessons.norm.fold([(w[0].numpy(), b[0].numpy()) for w, b in after])

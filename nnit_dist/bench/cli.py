@@ -142,6 +142,29 @@ def bench_generalization(
     _show(as_markdown(figures), out)
 
 
+@bench_app.command("refine")
+def bench_refine(
+    run: Run = None,
+    task: Task = "LiftPegUpright-v1",
+    steps: Annotated[list[int] | None, typer.Option(help="of imitation; 100, 500 and 2000")] = None,
+    count: Annotated[int, typer.Option(min=1, help="topologies a kind, at most")] = 16,
+    samples: Samples = 1,
+    sampler_steps: Annotated[int, typer.Option(min=1, help="of NNiT")] = 16,
+    episodes: Episodes = 100,
+    out: Out = BENCH / "refine",
+    actors: Actors = None,
+    debug: Debug = False,
+) -> None:
+    """What a little training makes of a policy, from NNiT's weights and from random ones."""
+    from nnit_dist.bench.refine import as_markdown
+    from nnit_dist.bench.refine import bench_refine as measure
+
+    budgets = sorted(steps or [100, 500, 2000])
+    with quiet_libraries(out / "bench.log"):
+        figures = measure(run, task, budgets, count, samples, sampler_steps, episodes, out, actors)
+    _show(as_markdown(figures), out)
+
+
 @bench_app.command("alignment")
 def bench_alignment(
     run: Run = None,
