@@ -21,7 +21,7 @@ from nnit_dist.pretrained import load_model, shipped
 from nnit_dist.progress import StageProgress
 from nnit_dist.topology import UnseenKind, spread
 
-STARTS = {"nnit": "written by NNiT", "random": "random weights"}
+STARTS = {"nnit": "NNiT's weights", "random": "random weights"}
 KINDS: tuple[UnseenKind, ...] = ("combination", "width")
 
 
@@ -106,7 +106,7 @@ def as_markdown(figures: dict[str, Any]) -> str:
         "",
         f"`nnit bench refine`, {figures['date']}, {figures['machine']}. "
         f"{len(figures['topologies'])} topologies that training never saw (combinations and "
-        f"widths), {figures['samples']} samples of each, {figures['episodes']} episodes a network. "
+        f"widths), {figures['samples']} of each, {figures['episodes']} episodes a network. "
         "success_once in %, mean and 95% interval over topologies; seconds a network on one core.",
         "",
         "| steps of imitation | seconds | "
