@@ -229,7 +229,8 @@ def test_a_node_that_is_lost_loses_nothing(calm):
 
 def test_a_full_object_store_loses_nothing(calm):
     found = run_script("two_nodes.py", "full")
-    assert (found["nodes"], found["held"], found["replaced"]) == (2, 8, 0)
+    assert (found["nodes"], found["replaced"]) == (2, 0)
+    assert found["held"] > 1.5 * found["room"] > 0
     assert {(p, s): tuple(v) for p, s, *v in found["episodes"]} == calm
 
 

@@ -5,11 +5,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from nnit_dist.align.refine import load_lessons, refine
+from nnit_dist.align.sampler import AlignedSampler
 from nnit_dist.artifacts import content_hash, read_json
 from nnit_dist.bench.generalization import split_of
 from nnit_dist.errors import NnitError
 from nnit_dist.pretrained import load_model, shipped
 from nnit_dist.topology import UNSEEN_KINDS, WITHIN
+from nnit_dist.zoo import Zoo
 
 RUN, TABLETOP = shipped("PushCube-v1"), shipped("PickCube-v1")
 
@@ -70,6 +73,28 @@ def test_the_other_model_of_four_tasks_reaches_what_is_told_of_lifting():
     )
     assert policy.task == "LiftPegUpright-v1"
     assert policy.fingerprint() == default.fingerprint()  # it is what writes
+
+
+@pytest.mark.parametrize("task", ["PushCube-v1", "PullCube-v1", "LiftPegUpright-v1", "PickCube-v1"])
+def test_teachers_ship_that_refine_what_is_written(task):
+    """The best of one mode, as the population has them."""
+    run = shipped(task)
+    lessons = load_lessons(run, task)
+    sampler = AlignedSampler.load(run / "align" / "ghn.safetensors", task).of_one_mode()
+    zoo = {m.policy.id: m.policy for m in Zoo(run / "population" / "zoo").members()}
+    best = [zoo[sampler.teachers[i].id] for i in sampler.best]
+    for policy, layers in zip(best, lessons.teachers, strict=True):
+        for (weight, bias), (own, own_bias) in zip(
+            lessons.norm.fold(_arrays(layers)), policy.layers, strict=True
+        ):
+            assert np.allclose(weight, own, atol=1e-4)
+            assert np.allclose(bias, own_bias, atol=1e-3)
+    _, errors = refine(load_model(task).generate((40, 40), 1), lessons, steps=100)
+    assert errors[0][1] < errors[0][0]
+
+
+def _arrays(layers):
+    return [(weight[0].numpy(), bias[0].numpy()) for weight, bias in layers]
 
 
 def test_a_task_that_was_learnt_before_loses_little():

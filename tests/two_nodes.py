@@ -49,6 +49,7 @@ def main(fault: str) -> None:
         if fault == "lost":
             pool.await_simulators(2)
         nodes = len(ray.nodes())
+        rooms = [node["Resources"]["object_store_memory"] for node in ray.nodes()]
         for outcome in pool.run(jobs(episodes=150 if fault == "joins" else 4)):
             if fault == "joins" and second is None:
                 second = join()
@@ -65,7 +66,8 @@ def main(fault: str) -> None:
         ray.shutdown()
         cluster.shutdown()
     found = {"episodes": episodes, "replaced": replaced, "nodes": nodes, "alive": alive}
-    found["held"] = len(held)
+    found["room"] = max(rooms)
+    found["held"] = 8 * ROOM // 4 if held else 0  # bytes
     print(json.dumps(found | {"output": output.getvalue()}))
 
 

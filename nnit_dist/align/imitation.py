@@ -72,8 +72,8 @@ class _Group:
                 rows, columns = topology.shapes[layer]
                 mask[i, :rows, :columns] = 1
                 scale[i] = columns**-0.5
-            self.masks.append(mask)
             weight = torch.randn(mask.shape, generator=rng) * scale * mask
+            self.masks.append(mask)
             self.weights.append(weight.requires_grad_())
             self.biases.append(torch.zeros(len(topologies), out, requires_grad=True))
 

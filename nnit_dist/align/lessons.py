@@ -40,10 +40,7 @@ class Lessons:
 
     @classmethod
     def of(cls, norm: InputNorm, obs: list[np.ndarray], teachers: list[Policy]) -> "Lessons":
-        layers = [
-            [(torch.from_numpy(w)[None], torch.from_numpy(b)[None]) for w, b in unfolded]
-            for unfolded in (norm.unfold(teacher.layers) for teacher in teachers)
-        ]
+        layers = [whitened(teacher, norm) for teacher in teachers]
         return cls(norm, [torch.from_numpy(states) for states in obs], layers)
 
     def of_teachers(self, teachers: list[int]) -> "Lessons":
@@ -105,6 +102,12 @@ class Lessons:
         obs = [torch.from_numpy(arrays[f"obs.{i}"].astype(np.float32)) for i in range(count)]
         teachers = [_layers(arrays, f"teacher.{i}") for i in range(count)]
         return cls(InputNorm(arrays["norm.mean"], arrays["norm.std"]), obs, teachers)
+
+
+def whitened(policy: Policy, norm: InputNorm) -> Layers:
+    """A policy's layers [1, ...] for whitened observations."""
+    layers = norm.unfold(policy.layers)
+    return [(torch.from_numpy(w)[None], torch.from_numpy(b)[None]) for w, b in layers]
 
 
 def draw_states(

@@ -14,7 +14,7 @@ import torch
 from nnit_dist.align.ghn import Layers, apply_layers
 from nnit_dist.align.imitation import imitate
 from nnit_dist.align.latents import action_error
-from nnit_dist.align.lessons import Lessons
+from nnit_dist.align.lessons import Lessons, whitened
 from nnit_dist.errors import NnitError
 from nnit_dist.policy import Policy
 from nnit_dist.randomness import generator_of, one_thread
@@ -57,7 +57,7 @@ def refine(
     refined, errors = [], []
     for first in range(0, len(policies), TOGETHER):
         group = policies[first : first + TOGETHER]
-        starts = [_whitened(policy, lessons) for policy in group]
+        starts = [whitened(policy, lessons.norm) for policy in group]
         mixes = torch.stack([_nearest(layers, kept) for layers in starts])
         topologies, begin = [p.topology for p in group], None if scratch else starts
         found = imitate(topologies, mixes, learnt, steps, seed, LR, STATES, begin)
@@ -87,13 +87,6 @@ def load_lessons(run: Path, task: str) -> Lessons:
             f"of {task}, whose align stage writes it."
         )
     return Lessons.load(path)
-
-
-def _whitened(policy: Policy, lessons: Lessons) -> Layers:
-    layers = lessons.norm.unfold(policy.layers)
-    return [
-        (torch.from_numpy(w)[None].float(), torch.from_numpy(b)[None].float()) for w, b in layers
-    ]
 
 
 def _nearest(layers: Layers, lessons: Lessons) -> torch.Tensor:

@@ -75,6 +75,7 @@ def bench_refine(
         "task": task,
         "topologies": [list(hidden) for hidden in topologies],
         "samples": samples,
+        "sampler_steps": sampler_steps,
         "episodes": episodes,
         **measured_here(),
         "written": summarize([row for row in rows if row["source"] == "nnit"]),
@@ -106,7 +107,8 @@ def as_markdown(figures: dict[str, Any]) -> str:
         "",
         f"`nnit bench refine`, {figures['date']}, {figures['machine']}. "
         f"{len(figures['topologies'])} topologies that training never saw (combinations and "
-        f"widths), {figures['samples']} of each, {figures['episodes']} episodes a network. "
+        f"widths), {figures['samples']} of each in {figures['sampler_steps']} steps of NNiT's sampler, "
+        f"{figures['episodes']} episodes a network. "
         "success_once in %, mean and 95% interval over topologies; seconds a network on one core.",
         "",
         "| steps of imitation | seconds | "
