@@ -107,8 +107,8 @@ def as_markdown(figures: dict[str, Any]) -> str:
         "",
         f"`nnit bench refine`, {figures['date']}, {figures['machine']}. "
         f"{len(figures['topologies'])} topologies that training never saw (combinations and "
-        f"widths), {figures['samples']} of each in {figures['sampler_steps']} steps of NNiT's sampler, "
-        f"{figures['episodes']} episodes a network. "
+        f"widths), {figures['samples']} of each in {figures['sampler_steps']} steps of NNiT's "
+        f"sampler, {figures['episodes']} episodes a network. "
         "success_once in %, mean and 95% interval over topologies; seconds a network on one core.",
         "",
         "| steps of imitation | seconds | "
