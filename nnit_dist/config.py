@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from nnit_dist.align.run import AlignConfig
+from nnit_dist.align.turns import round_of
 from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE
 from nnit_dist.errors import NnitError, nearest
 from nnit_dist.evaluate.simulator import SimBackend
@@ -163,6 +164,11 @@ def _check_tasks(config: RunConfig, path: Path) -> None:
                 raise NnitError(
                     f"{path}: population.{key} has {task}, which is not in tasks.{hint}"
                 )
+    for key, turns in (("align.distill", config.align.distill.turns), ("nnit", config.nnit.turns)):
+        try:
+            round_of(config.tasks, turns)
+        except NnitError as error:
+            raise NnitError(f"{path}: {key}.turns: {error}") from None
     for task in config.tasks:
         try:
             config.population.recipe_of(task)

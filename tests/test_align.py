@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from nnit_dist.align.decoders import smooth_noise
 from nnit_dist.align.ghn import GHN, GHNConfig, apply_layers
 from nnit_dist.align.latents import TeacherLatents, action_error, draw_mixes
 from nnit_dist.align.lessons import Lessons
-from nnit_dist.align.mixing import average
+from nnit_dist.align.mixing import average, one_mode
 from nnit_dist.align.padded import Padded
 from nnit_dist.align.sampler import AlignedSampler, Teacher
 from nnit_dist.align.told import Told, jitter, vary
@@ -222,34 +223,22 @@ def test_half_of_the_networks_are_mixes_of_the_best_teachers_and_the_others_stan
     assert torch.equal(draw_mixes(torch.tensor([True]), 2, 0.5, 3, rng), torch.ones(2, 1))
 
 
-def test_teachers_that_do_not_go_together_are_never_in_one_mix():
-    best, rng = torch.tensor([True, True, True, False, False]), torch.Generator().manual_seed(0)
-    mixes = draw_mixes(best, 500, 0.5, 3, rng, [(0, 2)])
-    assert not ((mixes[:, 0] > 0) & (mixes[:, 2] > 0)).any()
-    assert ((mixes[:, 0] > 0) & (mixes[:, 1] > 0)).any()
-    assert ((mixes[:, 1] > 0) & (mixes[:, 2] > 0)).any()
-    assert (mixes[mixes[:, best].any(1)] > 0).sum(1).max() == 2
-    assert (mixes > 0).any(0).all()
-    assert torch.allclose(mixes.sum(1), torch.ones(500))
+@pytest.mark.parametrize(
+    ("apart", "company"),
+    [
+        ([], [0, 1, 2, 3]),
+        ([(0, 1), (0, 2), (0, 3)], [1, 2, 3]),
+        ([(0, 2), (0, 3), (1, 2), (1, 3)], [0, 1]),  # two as large: the first
+    ],
+)
+def test_the_largest_company_of_teachers_that_can_be_mixed_is_one_mode(apart, company):
+    pairs = itertools.combinations(range(4), 2)
+    lost = {pair: 0.4 if pair in apart else 0.05 for pair in pairs}
+    assert one_mode(4, lost, 0.05) == company
 
 
-def test_one_mode_keeps_the_largest_company_of_teachers_and_their_earlier_snapshots(sampler):
-    names = [("a_9", True), ("b_9", True), ("c_9", True), ("d_9", True), ("a_1", False)]
-    teachers = [Teacher(*name) for name in [*names, ("c_1", False)]]
-    latents = TeacherLatents(6, 4)
-    success = torch.arange(6) / 10
-    whole = replace(sampler, teachers=teachers, latents=latents, success=success, blended=4)
-    assert whole.of_one_mode() is whole
-    pairs = {(0, 1), (0, 2), (0, 3)}  # a goes with nobody
-    one = replace(whole, unmixable=sorted(pairs)).of_one_mode()
-    assert [teacher.id for teacher in one.teachers] == ["b_9", "c_9", "d_9", "c_1"]
-    assert one.success.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.5])
-    assert torch.equal(one.latents.mean, latents.mean[[1, 2, 3, 5]])
-    assert one.unmixable == []
-    two = replace(whole, unmixable=[(0, 2), (0, 3), (1, 2), (1, 3)]).of_one_mode()
-    assert [teacher.id for teacher in two.teachers] == ["a_9", "b_9", "a_1"]  # as large: the first
-    both = one.policies((16, 8), 1, 3, torch.tensor([0.0, 1.0, 0.0, 0.0]))
-    assert both[0].fingerprint() == whole.policies((16, 8), 1, 3, whole.pure(2))[0].fingerprint()
+def test_one_teacher_is_a_mode():
+    assert one_mode(1, {}, 0.05) == [0]
 
 
 def test_an_average_acts_as_two_do_on_average_and_is_known_by_their_weights():
@@ -271,6 +260,10 @@ def test_lessons_are_the_teachers_states_by_share_and_their_actions_on_average(t
     lessons.save(tmp_path / "states.safetensors")
     lessons = Lessons.load(tmp_path / "states.safetensors")
     mixes = torch.tensor([[1.0, 0.0, 0.0], [0.25, 0.0, 0.75]])
+    assert [len(obs) for obs in lessons.thinned(100).obs] == [3, 5, 9]
+    few = lessons.thinned(8)
+    assert [obs[:, 0].tolist() for obs in few.obs] == [[0], [16, 20], [32, 34, 37, 40]]
+    assert few.teachers is lessons.teachers
     states, actions = lessons.draw(mixes, 400, torch.Generator().manual_seed(0))
     assert set(states[0, :, 0].tolist()) == {0, 1, 2}
     assert set(states[1, :, 0].tolist()) == {*range(3), *range(32, 41)}
@@ -308,13 +301,12 @@ def test_direct_query_is_after_the_best_teachers_unless_others_are_named(sampler
 
 
 def test_sampler_file_round_trip(sampler, tmp_path):
-    sampler = replace(sampler, unmixable=[(0, 1)])
     path = sampler.save(tmp_path / "ghn.safetensors")
     back = AlignedSampler.load(path)
     one, two = sampler.policies((16, 8), 3, 5), back.policies((16, 8), 3, 5)
     assert all(np.array_equal(a.flat(), b.flat()) for a, b in zip(one, two, strict=True))
     assert (back.seen, back.blended) == (sampler.seen, sampler.blended)
-    assert (back.teachers, back.unmixable) == (sampler.teachers, sampler.unmixable)
+    assert back.teachers == sampler.teachers
     assert torch.equal(back.success, sampler.success)
 
 

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_policy
 
-from nnit_dist.align.run import AlignConfig, Alignment
+from nnit_dist.align.run import AlignConfig, Alignment, noised
 from nnit_dist.errors import NnitError
+from nnit_dist.normalization import InputNorm
 from nnit_dist.training import Placement
 from nnit_dist.zoo import Member
 
@@ -40,6 +42,24 @@ def test_the_best_of_good_trials_teach_and_earlier_snapshots_of_these(
     assert [t.id for t in faculty.about if t.best] == ["a3", "b1"]
     assert [t.id for t in faculty.about if not t.best] == expected
     assert [policy.id for policy in faculty.policies] == [t.id for t in faculty.about]
+
+
+def test_of_the_best_those_teach_that_can_be_mixed_with_their_trials_snapshots(sampler, tmp_path):
+    (faculty,) = alignment(sampler, tmp_path, snapshots=9).faculties
+    some = faculty.only([1])
+    assert [(t.id, t.best) for t in some.about] == [("b1", True), ("b0", False)]
+    assert [policy.id for policy in some.policies] == ["b1", "b0"]
+
+
+def test_noise_is_in_proportion_to_the_weights_for_whitened_inputs(sampler):
+    norm = InputNorm(np.zeros(35, np.float32), np.geomspace(0.01, 10, 35).astype(np.float32))
+    policy = random_policy((16, 8))
+    shaken = noised(policy, norm, 0.1, torch.Generator().manual_seed(0))
+    for old, new in zip(norm.unfold(policy.layers), norm.unfold(shaken.layers), strict=True):
+        for before, after in zip(old, new, strict=True):
+            moved = np.sqrt(np.mean((after - before) ** 2) / np.mean(before**2))
+            assert moved == pytest.approx(0.1, rel=0.5 if before.size < 20 else 0.15)
+    assert noised(policy, norm, 0.0, torch.Generator()).flat() == pytest.approx(policy.flat())
 
 
 def test_a_population_without_a_good_trial_is_refused(sampler, tmp_path):

@@ -51,6 +51,11 @@ def test_unknown_key_is_named_with_its_path_and_the_nearest_one(tmp_path):
             "the recipe of t: minibatch=1536 is more than batch=1024.$",
         ),
         ("name: x\ntasks: [t, t]", "a task is named twice"),
+        (
+            "name: x\ntasks: [t]\nnnit: {turns: {u: 2}}",
+            "nnit.turns: there are turns for u, which is not among the tasks",
+        ),
+        ("name: x\ntasks: [t]\nnnit: {turns: {t: 0}}", r"'nnit.turns.t': .*greater than 0, got 0"),
         ("name: x\ntasks: [t]\npopulation: {recipes: {u: {}}}", "recipes has u, which is not in"),
         (
             "name: x\ntasks: [t]\npopulation: {architectures_by_task: {u: [[8]]}}",

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from nnit_dist.artifacts import content_hash
 from nnit_dist.nnit.model import NNiTModel
@@ -157,8 +156,6 @@ def test_a_task_is_added_to_a_finished_run(disturbed, tmp_path):
     known = NNiTModel.load(before / "train" / "nnit.safetensors")
     grown = NNiTModel.load(tmp_path / "train" / "nnit.safetensors")
     assert grown.vocabulary.tasks == [*known.vocabulary.tasks, "PullCube-v1"]
-    for own, old in zip(grown.whitenings, known.whitenings, strict=False):
-        assert torch.equal(own.mean, old.mean)
     assert len(grown.whitenings) == 3
     first, last = (read_metrics(run / "align" / "metrics.jsonl") for run in (before, tmp_path))
     assert last[0]["action_mse"] < first[0]["action_mse"]

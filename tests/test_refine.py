@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from nnit_dist.align.lessons import Lessons
 from nnit_dist.align.refine import lessons_file, load_lessons, refine
 from nnit_dist.align.run import save_lessons
+from nnit_dist.align.sampler import Teacher
 from nnit_dist.cli import app
 from nnit_dist.errors import NnitError
 from nnit_dist.policy import load_policies, save_policy
@@ -64,8 +65,9 @@ def test_actions_of_a_mix_are_its_teachers_averaged(lessons):
     assert np.allclose(actions, expected, atol=1e-4)
 
 
-def test_only_the_best_teachers_of_one_mode_are_kept(sampler, lessons, tmp_path):
-    save_lessons(replace(sampler, unmixable=[(0, 1)]), lessons, tmp_path / "align")
+def test_only_the_best_teachers_are_kept(sampler, lessons, tmp_path):
+    teachers = [Teacher(name, name == "a") for name in "abc"]
+    save_lessons(replace(sampler, teachers=teachers), lessons, tmp_path / "align")
     kept = load_lessons(tmp_path, TASK)
     assert len(kept.teachers) == 1
     assert torch.equal(kept.teachers[0][0][0], lessons.teachers[0][0][0])

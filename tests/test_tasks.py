@@ -12,6 +12,7 @@ from nnit_dist.align.ghn import GHN
 from nnit_dist.align.grow import grow
 from nnit_dist.align.latents import TeacherLatents
 from nnit_dist.align.sampler import AlignedSampler, Teacher, load_samplers, save_samplers
+from nnit_dist.align.turns import round_of
 from nnit_dist.envs.tasks import TaskInfo
 from nnit_dist.errors import NnitError
 from nnit_dist.nnit.model import NNiTModel
@@ -62,6 +63,26 @@ def test_a_hypernetwork_that_grew_a_task_writes_the_others_as_before():
     for a, b in zip(one, other, strict=True):
         assert np.array_equal(a.flat(), b.flat())
     assert second.policies((16, 8), 1, 0)[0].topology.dims == (42, 16, 8, 8)
+
+
+def test_a_hypernetwork_that_grew_wider_writes_as_before():
+    known = small_sampler()
+    wide = known.ghn.config.model_copy(
+        update={"channels": [c + 8 for c in known.ghn.config.channels]}
+    )
+    ghn = GHN(wide, 35, 8, 32).eval()
+    grow(ghn, known.ghn)
+    one, other = (s.policies((16, 8), 2, 0) for s in (known, replace(known, ghn=ghn)))
+    for a, b in zip(one, other, strict=True):
+        assert np.allclose(a.flat(), b.flat(), atol=1e-5)
+
+
+def test_tasks_have_their_turns_spread_over_a_round():
+    tasks = ["a", "b", "c"]
+    assert round_of(tasks, {}) == [0, 1, 2]
+    assert round_of(tasks, {"b": 3}) == [1, 0, 1, 2, 1]
+    with pytest.raises(NnitError, match="turns for d, which is not among the tasks"):
+        round_of(tasks, {"d": 2})
 
 
 def test_a_hypernetwork_of_other_sizes_is_not_grown():
@@ -157,7 +178,7 @@ def test_a_model_writes_policies_of_every_task_that_it_serves(tmp_path):
 
 def test_an_nnit_that_grew_a_task_begins_with_what_it_could():
     one = trained([small_sampler()])
-    source = AlignedSource(two_samplers(), CONFIG, 0, one.whitenings)
+    source = AlignedSource(two_samplers(), CONFIG, 0)
     trainer = Trainer(CONFIG, source, torch.device("cpu"), 0)
     begin_with(trainer, one)
     grown = NNiTModel.of(trainer, source)

@@ -105,7 +105,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.side, self.smooth = side, kernel > 1
         self.conv = nn.Conv2d(fan_in, out, kernel, padding=kernel // 2)
-        self.film = nn.Linear(dim, 2 * out)
+        self.film = FiLM(dim, 2 * out)
         self.maps = nn.Parameter(smooth_noise(kinds, out, side, length))
         nn.init.normal_(self.film.weight, std=0.5 / math.sqrt(dim))
         nn.init.zeros_(self.film.bias)
@@ -124,6 +124,12 @@ class DecoderBlock(nn.Module):
         x = x + torch.tensordot(kind, self.maps[:, :, :rows, :cols], 1)
         gain, shift = self.film(node)[:, :, None, None].chunk(2, dim=1)
         return F.silu(x * (1 + gain) + shift)
+
+
+class FiLM(nn.Linear):
+    """A gain for every channel, and then a shift for every one (arXiv 1709.07871)."""
+
+    parts = 2
 
 
 class MLPDecoder(nn.Module):

@@ -31,6 +31,7 @@ from nnit_dist.align.lessons import Lessons, draw_states
 from nnit_dist.align.padded import Padded
 from nnit_dist.align.sampler import AlignedSampler, load_samplers
 from nnit_dist.align.told import Told, jitter, vary
+from nnit_dist.align.turns import Turns, round_of
 from nnit_dist.artifacts import write_atomic
 from nnit_dist.errors import NnitError
 from nnit_dist.randomness import generator_of
@@ -50,6 +51,7 @@ class DistillConfig(BaseModel):
     dagger_networks: int = Field(24, gt=0, description="generated networks rolled out a round")
     dagger_episodes: int = Field(4, gt=0, description="episodes of each of them")
     meta_batch: int = Field(8, gt=0, description="topologies a step, over all workers")
+    turns: Turns = {}
     latents: int = Field(2, gt=0, description="networks of each topology a step")
     best_share: float = Field(
         0.5, ge=0, le=1, description="of networks after trials' best snapshots, if others teach"
@@ -92,15 +94,13 @@ class Course:
     """One task: its teachers (by id), which are the best (bool [T]), and topologies.
 
     Its teachers and their states follow those of the tasks before: `first_teacher` and
-    `first_state` are theirs among all, and `states` counts each teacher's own. Both teachers of a
-    pair in `unmixable` are never taught at once.
+    `first_state` are theirs among all, and `states` counts each teacher's own.
     """
 
     task: str
     teachers: list[str]
     best: Tensor
     topologies: list[Topology]
-    unmixable: list[tuple[int, int]]
     states: Tensor
     first_teacher: int
     first_state: int
@@ -148,6 +148,7 @@ class Distiller:
         self.obs_dim = max(lesson.obs_dim for lesson in lessons)
         self.act_dim = max(lesson.act_dim for lesson in lessons)
         self.courses = _courses(config["tasks"], lessons, json.loads(config["topologies"]))
+        self.round = round_of([course.task for course in self.courses], self.config.turns)
         padding = [self.obs_dim - lesson.obs_dim for lesson in lessons]
         self.states = torch.cat(
             [
@@ -177,7 +178,7 @@ class Distiller:
         """Draw this worker's share of step number `step`; on the CPU, whatever the device."""
         cfg, (rank, workers) = self.config, self.share
         numbers = range(rank, cfg.meta_batch, workers)
-        tasks = [(step + number) % len(self.courses) for number in numbers]
+        tasks = [self.round[(step + number) % len(self.round)] for number in numbers]
         drawn = [
             self._draw(self.courses[task], generator_of(self.seed, step, number))
             for task, number in zip(tasks, numbers, strict=True)
@@ -207,9 +208,7 @@ class Distiller:
         cfg, dim = self.config, self.ghn.config.latent_dim
         picked = int(torch.randint(len(course.topologies), (), generator=rng))
         topology = vary(course.topologies[picked], self.variation, self.max_width, rng)
-        mixes = draw_mixes(
-            course.best, cfg.latents, cfg.best_share, cfg.blended, rng, course.unmixable
-        )
+        mixes = draw_mixes(course.best, cfg.latents, cfg.best_share, cfg.blended, rng)
         return _Drawn(
             topology,
             mixes,
@@ -342,7 +341,6 @@ def _courses(
                 list(ids),
                 torch.tensor(best),
                 [Topology(lesson.obs_dim, tuple(h), lesson.act_dim) for h in hidden],
-                [(i, j) for i, j in about.get("unmixable", [])],
                 counts,
                 teachers,
                 states,

@@ -1,6 +1,6 @@
 """Who teaches the hypernetwork: good policies of the population, task by task."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from nnit_dist.align.sampler import Teacher
@@ -37,6 +37,12 @@ class Faculty:
         own = [member for member in members if member.policy.task == task.name]
         best = _good_enough(task.name, own, min_success)
         return cls(task, number, best, _earlier(best, own, snapshots))
+
+    def only(self, best: list[int]) -> Self:
+        """With these of the best alone, and the earlier snapshots of their trials."""
+        kept = [self.best[i] for i in best]
+        trials = {member.parent for member in kept}
+        return replace(self, best=kept, earlier=[m for m in self.earlier if m.parent in trials])
 
     @property
     def policies(self) -> list[Policy]:

@@ -10,6 +10,9 @@ from nnit_dist.errors import NnitError
 def grow(network: nn.Module, known: nn.Module) -> None:
     """Give every parameter of `network` the values of `known` in its leading part.
 
+    Outputs that are known do not hear inputs that are new: a wider layer changes nothing at first.
+    Where a layer's outputs are several parts (its attribute `parts`), each part grows on its own.
+
     Raises:
         NnitError: `known` is larger, or of another make.
     """
@@ -22,4 +25,9 @@ def grow(network: nn.Module, known: nn.Module) -> None:
                 f"is {shapes[0]}. Keep the sizes of its configuration."
             )
     for name, values in old.items():
-        own[name][tuple(slice(size) for size in values.shape)] = values
+        layer = network.get_submodule(name.rpartition(".")[0])
+        parts = getattr(layer, "parts", 1)
+        for mine, theirs in zip(own[name].chunk(parts), values.chunk(parts), strict=True):
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                mine[: len(theirs)] = 0
+            mine[tuple(slice(size) for size in theirs.shape)] = theirs

@@ -6,8 +6,6 @@ much between theirs. So the population is continuous, and a network need not cop
 Shapes: B networks, T teachers.
 """
 
-from collections.abc import Collection
-
 import torch
 from torch import Tensor, nn
 
@@ -52,30 +50,19 @@ def draw_mixes(
     best_share: float,
     blended: int,
     rng: torch.Generator,
-    unmixable: Collection[tuple[int, int]] = (),
 ) -> Tensor:
     """Mixes of teachers float32 [count, T], each adding up to 1.
 
     With probability `best_share` of `blended` of the `best` (bool [T]; of all, if they are fewer),
     any mix of them as likely as any; else one of the others alone. Where all or none are best, a
-    mix of any of them. Never of both of a pair in `unmixable`, so that there may be fewer in a mix.
+    mix of any of them.
     """
     groups = [group.nonzero().flatten() for group in (best, ~best) if group.any()]
     mixes = torch.zeros(count, len(best))
     for mix in mixes:
         first = len(groups) == 1 or float(torch.rand((), generator=rng)) < best_share
         group = groups[0 if first else 1]
-        order = group[torch.randperm(len(group), generator=rng)].tolist()
-        picked = _company(order, unmixable)[: blended if first else 1]
+        picked = group[torch.randperm(len(group), generator=rng)][: blended if first else 1]
         shares = torch.empty(len(picked)).exponential_(generator=rng)
         mix[picked] = shares / shares.sum()
     return mixes
-
-
-def _company(order: list[int], unmixable: Collection[tuple[int, int]]) -> list[int]:
-    """Those who get on with all before them that stay."""
-    company: list[int] = []
-    for one in order:
-        if all((min(one, other), max(one, other)) not in unmixable for other in company):
-            company.append(one)
-    return company

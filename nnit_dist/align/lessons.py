@@ -49,6 +49,14 @@ class Lessons:
             self.norm, [self.obs[i] for i in teachers], [self.teachers[i] for i in teachers]
         )
 
+    def thinned(self, most: int) -> "Lessons":
+        """With no more than about `most` states, as many of every teacher's as it has a share."""
+        share = min(1.0, most / sum(len(states) for states in self.obs))
+        kept = [torch.linspace(0, len(o) - 1, round(share * len(o))).long() for o in self.obs]
+        return Lessons(
+            self.norm, [o[i] for o, i in zip(self.obs, kept, strict=True)], self.teachers
+        )
+
     def parted(self, every: int) -> tuple["Lessons", "Lessons"]:
         """Two with the same teachers: without every so many states, and with those alone."""
         left = [torch.arange(len(states)) % every > 0 for states in self.obs]

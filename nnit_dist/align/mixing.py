@@ -1,7 +1,7 @@
 """Which teachers may be mixed: measured, pair by pair.
 
 Two good policies may average to a bad one: where one passes an object on the left and the other on
-the right, their mean runs into it.
+the right, their mean runs into it. Those that teach together do the task in one way.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import networkx
 import numpy as np
 
 from nnit_dist.envs.sim import VALIDATION_SEED
@@ -59,6 +60,18 @@ def measure_pairs(
         (i, j): (alone[i] + alone[j]) / 2 - both
         for (i, j), both in zip(pairs, averaged, strict=True)
     }
+
+
+def one_mode(count: int, lost: dict[tuple[int, int], float], most: float) -> list[int]:
+    """The largest company of `count` teachers any two of which can be mixed; of several, the first.
+
+    Two can be where acting as they do on average costs no more than `most` success.
+    """
+    graph = networkx.Graph()
+    graph.add_nodes_from(range(count))
+    graph.add_edges_from(pair for pair, cost in lost.items() if cost <= most)
+    companies = (sorted(company) for company in networkx.find_cliques(graph))
+    return max(companies, key=lambda company: (len(company), [-i for i in company]))
 
 
 def average(one: Policy, other: Policy) -> FunctionPolicy:

@@ -1,10 +1,12 @@
 """The alignment stage: distil the teachers of all tasks into one hypernetwork, with DAgger.
 
-Round 0 trains on states of the teachers' noised rollouts; every later round adds
-states that generated networks visited.
+Teachers of a task are those that do it in one way (`mixing.py`). Round 0 trains on states of their
+noised rollouts; every later round adds states that generated networks visited.
 """
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from nnit_dist.align.faculty import Faculty
 from nnit_dist.align.ghn import GHNConfig
 from nnit_dist.align.latents import TeacherLatents
 from nnit_dist.align.lessons import Lessons
-from nnit_dist.align.mixing import measure_pairs
+from nnit_dist.align.mixing import measure_pairs, one_mode
 from nnit_dist.align.refine import lessons_file
 from nnit_dist.align.sampler import AlignedSampler, build_ghn, save_samplers
+from nnit_dist.align.turns import round_of
 from nnit_dist.envs.sim import TRAIN_SEEDS, VALIDATION_SEED
 from nnit_dist.envs.tasks import TaskInfo
 from nnit_dist.errors import NnitError
@@ -28,6 +31,7 @@ from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool
 from nnit_dist.evaluate.run import evaluate
 from nnit_dist.evaluate.simulator import SimBackend, Simulators
 from nnit_dist.normalization import InputNorm
+from nnit_dist.policy import Policy
 from nnit_dist.progress import StageProgress
 from nnit_dist.randomness import generator_of
 from nnit_dist.topology import Hidden, spread
@@ -45,6 +49,7 @@ MODEL = "ghn.safetensors"
 BAR = "distil, steps"
 TEACHER_NOISE = (0.0, 0.1, 0.3)
 SUCCESS_TOPOLOGIES = 4  # success after a teacher hardly differs from topology to topology
+LESSON_STATES = 40_000  # of a task, that are kept for refining
 
 
 class AlignConfig(BaseModel):
@@ -72,17 +77,29 @@ class AlignConfig(BaseModel):
         0.05,
         ge=0,
         le=1,
-        description="success that an average of two teachers may cost, to be taught",
+        description="success that the average of any two teachers of a task may cost; of the best, "
+        "the largest set of which that is so teaches",
     )
     ghn: GHNConfig = GHNConfig()
     distill: DistillConfig = DistillConfig()
 
 
 def save_lessons(sampler: AlignedSampler, lessons: Lessons, out: Path) -> None:
-    """Keep, for refining, what the best teachers that can be mixed do, and where."""
-    one_mode, every = sampler.of_one_mode(), sampler.teachers
-    best = [every.index(teacher) for teacher in one_mode.teachers if teacher.best]
-    lessons.of_teachers(best).save(out / lessons_file(sampler.task.name))
+    """Keep, for refining, what the best teachers do, and some of the states to do it in."""
+    kept = lessons.of_teachers(sampler.best).thinned(LESSON_STATES)
+    kept.save(out / lessons_file(sampler.task.name))
+
+
+def noised(policy: Policy, norm: InputNorm, scale: float, rng: torch.Generator) -> Policy:
+    """With noise on its weights for whitened inputs, `scale` times the rms of each tensor."""
+    layers = [
+        tuple(
+            x + scale * math.sqrt((x**2).mean()) * torch.randn(x.shape, generator=rng).numpy()
+            for x in layer
+        )
+        for layer in norm.unfold(policy.layers)
+    ]
+    return replace(policy, layers=norm.fold(layers))
 
 
 class Alignment:
@@ -119,14 +136,14 @@ class Alignment:
             for i, t in enumerate(tasks)
         ]
         self.max_width = max(max(hidden) for hidden in seen)
-        self.lost: list[dict[tuple[int, int], float]] = []  # by averages of two, a task each
+        self.lost: list[list[dict[str, Any]]] = []  # by averages of two teachers, a task each
 
     def run(self) -> dict[str, Any]:
         """Every round that is left; returns the stage's figures. NnitError if training fails."""
         distill = self.config.distill
         rounds = distill.dagger_rounds + 1
         finished = [index for index in range(rounds) if self._result(index).exists()]
-        self.lost = [self._lost_by_averages(faculty) for faculty in self.faculties]
+        self.faculties = [self._of_one_mode(faculty) for faculty in self.faculties]
         with StageProgress("") as view:
             view.add(BAR, distill.steps, steps_logged(self.out / METRICS))
             for index in range(max(finished, default=-1) + 1, rounds):
@@ -148,10 +165,7 @@ class Alignment:
             "tasks": {
                 sampler.task.name: {
                     "teachers": {member.policy.id: member.success_once for member in faculty.best},
-                    "lost_by_averages": [
-                        {"teachers": [faculty.best[i].policy.id for i in pair], "lost": lost}
-                        for pair, lost in self.lost[faculty.number].items()
-                    ],
+                    "lost_by_averages": self.lost[faculty.number],
                     "success_after": {
                         "mixes of the best" if teacher.best else teacher.id: success
                         for teacher, success in zip(
@@ -171,19 +185,23 @@ class Alignment:
             "parameters": sum(p.numel() for p in samplers[0].ghn.parameters()),
         }
 
-    def _lost_by_averages(self, faculty: Faculty) -> dict[tuple[int, int], float]:
+    def _of_one_mode(self, faculty: Faculty) -> Faculty:
+        """Its teachers of which any two can be mixed; all where none are."""
         if self.config.distill.blended == 1:
-            return {}
-        return measure_pairs(
+            self.lost.append([])
+            return faculty
+        lost = measure_pairs(
             faculty.best,
             self.config.success_episodes,
             self.out / "averages" / faculty.task.name,
             self.actors,
             self.sim_backend,
         )
-
-    def _unmixable(self, task: int) -> list[tuple[int, int]]:
-        return [pair for pair, lost in self.lost[task].items() if lost > self.config.mix_loss]
+        names = [member.policy.id for member in faculty.best]
+        self.lost.append(
+            [{"teachers": [names[i] for i in pair], "lost": cost} for pair, cost in lost.items()]
+        )
+        return faculty.only(one_mode(len(names), lost, self.config.mix_loss))
 
     def _states(self, index: int, faculty: Faculty) -> Path:
         return self.out / f"states-{faculty.task.name}-{index}.safetensors"
@@ -223,30 +241,30 @@ class Alignment:
         return jobs
 
     def _dagger_jobs(self, index: int, faculty: Faculty) -> list[tuple[int, Job]]:
-        """Generated networks near random seen topologies, by the teacher they are most after."""
+        """Generated networks near random seen topologies, by the teacher they are most after.
+
+        Every other one has the noise on its weights that training has.
+        """
         distill, sampler = self.config.distill, self._samplers(index - 1)[faculty.number]
-        mine = range(faculty.number, distill.dagger_networks, len(self.faculties))
-        jobs = []
-        for turn, number in enumerate(mine):
+        turns = round_of([faculty.task.name for faculty in self.faculties], distill.turns)
+        jobs: list[tuple[int, Job]] = []
+        for number in range(distill.dagger_networks):
+            if turns[number % len(turns)] != faculty.number:
+                continue
             rng = generator_of(self.seed + 1, index, number)
             hidden = self.seen[int(torch.randint(len(self.seen), (), generator=rng))]
             topology = sampler.vary(hidden, rng)
-            mix = self._dagger_mix(sampler, turn, rng)
+            (mix,) = sampler.mixes(1, distill.best_share, rng)
             seed = int(torch.randint(2**31, (), generator=rng))
             (policy,) = sampler.policies(topology.hidden, 1, seed, mix)
+            if len(jobs) % 2:
+                policy = noised(policy, sampler.norm, distill.weight_noise, rng)
             policy.id = f"dagger_{index}_{number}"
             last = TRAIN_SEEDS - distill.dagger_episodes
             start = int(torch.randint(last, (), generator=rng))
             seeds = tuple(range(start, start + distill.dagger_episodes))
             jobs.append((int(mix.argmax()), Job(policy, seeds, record=True)))
         return jobs
-
-    def _dagger_mix(self, sampler: AlignedSampler, turn: int, rng: torch.Generator) -> Tensor:
-        """Mixes of the best ones and the others take turns."""
-        others = [i for i, teacher in enumerate(sampler.teachers) if not teacher.best]
-        if others and turn % 2:
-            return sampler.pure(others[turn // 2 % len(others)])
-        return sampler.mixes(1, 1.0, rng)[0]
 
     def _measure(self, sampler: AlignedSampler) -> Tensor:
         """Success of networks after every teacher, [teachers], over several seen topologies.
@@ -320,7 +338,6 @@ class Alignment:
                         "task": faculty.task.name,
                         "states": str(self._states(index, faculty).absolute()),
                         "teachers": [(teacher.id, teacher.best) for teacher in faculty.about],
-                        "unmixable": self._unmixable(faculty.number),
                     }
                     for faculty in self.faculties
                 ],
@@ -359,7 +376,6 @@ class Alignment:
                 faculty.about,
                 torch.zeros(len(faculty.about)),
                 faculty.number,
-                self._unmixable(faculty.number),
             )
             for faculty, own in zip(self.faculties, latents, strict=True)
         ]

@@ -3,13 +3,11 @@
 One hypernetwork serves several tasks, and a sampler one of them.
 """
 
-import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import networkx
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -37,11 +35,6 @@ class Teacher:
     id: str
     best: bool
 
-    @property
-    def trial(self) -> str:
-        """The trial that it is a snapshot of: its id ends in the environment steps."""
-        return self.id.rpartition("_")[0]
-
 
 @dataclass
 class AlignedSampler:
@@ -49,8 +42,7 @@ class AlignedSampler:
 
     `number` is the task's place among those of the hypernetwork.
     In training the widths of the `seen` topologies were varied by up to `variation` units, and
-    networks were after `blended` of the best teachers at once, though never after both of a pair
-    in `unmixable` (`latents.draw_mixes`).
+    networks were after `blended` of the best teachers at once (`latents.draw_mixes`).
     `success` is the measured success_once of networks after each teacher, float32 [teachers];
     of those after the best, of mixes of them. Networks come as torch layers for whitened inputs
     (`networks`) or as policies (`policies`).
@@ -67,7 +59,6 @@ class AlignedSampler:
     teachers: list[Teacher]
     success: Tensor
     number: int = 0
-    unmixable: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def best(self) -> list[int]:
@@ -88,38 +79,7 @@ class AlignedSampler:
     def mixes(self, count: int, best_share: float, rng: torch.Generator) -> Tensor:
         """Mixes of teachers as training has them, float32 [count, teachers]."""
         best = torch.tensor([teacher.best for teacher in self.teachers])
-        return draw_mixes(best, count, best_share, self.blended, rng, self.unmixable)
-
-    def of_one_mode(self) -> "AlignedSampler":
-        """The same with fewer teachers: the most best ones any two of which can be mixed.
-
-        Beside them stay the earlier snapshots of their trials. So all networks do the task in one
-        way, and what lies between two of them does it as well.
-        """
-        if not self.unmixable:
-            return self
-        graph = networkx.Graph()
-        graph.add_nodes_from(self.best)
-        graph.add_edges_from(
-            pair for pair in itertools.combinations(self.best, 2) if pair not in self.unmixable
-        )
-        companies = (sorted(company) for company in networkx.find_cliques(graph))
-        best = max(companies, key=lambda company: (len(company), [-i for i in company]))
-        trials = {self.teachers[i].trial for i in best}
-        kept = [
-            i
-            for i, teacher in enumerate(self.teachers)
-            if i in best or (not teacher.best and teacher.trial in trials)
-        ]
-        latents = TeacherLatents(len(kept), self.latents.mean.shape[1]).to(self.latents.mean.device)
-        latents.load_state_dict({k: v[kept] for k, v in self.latents.state_dict().items()})
-        return replace(
-            self,
-            latents=latents.eval(),
-            teachers=[self.teachers[i] for i in kept],
-            success=self.success[kept],
-            unmixable=[],
-        )
+        return draw_mixes(best, count, best_share, self.blended, rng)
 
     def pure(self, teacher: int) -> Tensor:
         """The mix that is one teacher alone, float32 [teachers]."""
@@ -234,7 +194,6 @@ def save_samplers(samplers: Sequence[AlignedSampler], path: Path) -> Path:
         {
             "task": vars(s.task),
             "teachers": [vars(t) for t in s.teachers],
-            "unmixable": s.unmixable,
         }
         for s in samplers
     ]
@@ -279,7 +238,6 @@ def load_samplers(path: Path) -> list[AlignedSampler]:
                 [Teacher(**teacher) for teacher in about["teachers"]],
                 state[f"success.{i}"],
                 i,
-                [(a, b) for a, b in about.get("unmixable", [])],
             )
         )
     return samplers

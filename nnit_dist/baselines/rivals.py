@@ -165,7 +165,6 @@ class Rivals:
                             "task": self.task,
                             "states": str(self.states),
                             "teachers": [(t.id, t.best) for t in self.sampler.teachers],
-                            "unmixable": self.sampler.unmixable,
                         }
                     ],
                     "seed": self.seed,
@@ -185,7 +184,6 @@ class Rivals:
                 self.sampler.blended,
                 self.sampler.teachers,
                 self.sampler.success,
-                unmixable=self.sampler.unmixable,
             ).save(path)
         return AlignedSampler.load(path)
 

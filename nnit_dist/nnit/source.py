@@ -14,6 +14,7 @@ from torch import Tensor
 from nnit_dist.align.ghn import Layers
 from nnit_dist.align.sampler import AlignedSampler, write_networks
 from nnit_dist.align.told import Told, jitter
+from nnit_dist.align.turns import Turns, round_of
 from nnit_dist.nnit.tokens import ArchitectureVocabulary, token_layout, tokenize
 from nnit_dist.nnit.trainer import Example
 from nnit_dist.nnit.whitening import Whitening
@@ -29,6 +30,7 @@ class SourceConfig(Protocol):
     patch: int
     topologies: int
     networks: int
+    turns: Turns
     width_jitter: float
     depth_jitter: float
     best_share: float
@@ -52,14 +54,9 @@ class Drawn:
 class AlignedSource:
     """A step has `topologies` topologies, `networks` networks of each, then architectures alone.
 
-    Tasks, each with a sampler of the same hypernetwork, take turns. Each has a whitening: those of
-    a model that is trained further come first, and the others are of the samplers' networks. (With
-    one for all, a task whose weights are seven times as large asked for four times the sampler's
-    steps.)
-
-    Networks are after teachers of one mode (`AlignedSampler.of_one_mode`): between two teachers
-    that cannot be mixed lie networks that act like neither, and 18 of 64 that were generated
-    after both of LiftPegUpright-v1's did.
+    Tasks, each with a sampler of the same hypernetwork, take turns. Each has a whitening of its
+    own. (With one for all, a task whose weights are seven times as large asked for four times the
+    sampler's steps.)
     """
 
     def __init__(
@@ -67,9 +64,7 @@ class AlignedSource:
         samplers: list[AlignedSampler],
         config: SourceConfig,
         seed: int,
-        whitenings: Sequence[Whitening] = (),
     ) -> None:
-        samplers = [sampler.of_one_mode() for sampler in samplers]
         self.samplers, self.config, self.seed = samplers, config, seed
         self.seen, first = samplers[0].seen, samplers[0]
         self.vocabulary = ArchitectureVocabulary(
@@ -79,8 +74,8 @@ class AlignedSource:
             max(len(hidden) for hidden in self.seen),
         )
         self.best_success = [float(s.success[s.best].max()) for s in samplers]
-        unknown = samplers[len(whitenings) :]
-        self.whitenings = [*whitenings, *(self._fit_whitening(sampler) for sampler in unknown)]
+        self.round = round_of(self.vocabulary.tasks, config.turns)
+        self.whitenings = [self._fit_whitening(sampler) for sampler in samplers]
 
     def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
         """Examples of these numbers: networks below topologies * networks, else architectures."""
@@ -110,7 +105,7 @@ class AlignedSource:
         return Drawn(task, hidden, topology, mix, told, rng)
 
     def _task(self, step: int, number: int) -> int:
-        return (step + number) % len(self.samplers)
+        return self.round[(step + number) % len(self.round)]
 
     def write(self, drawn: list[Drawn]) -> list[Layers]:
         """Their layers [1, ...], for whitened inputs; each can be written once."""

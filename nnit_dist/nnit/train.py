@@ -5,6 +5,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nnit_dist.align.grow import grow
 from nnit_dist.align.sampler import load_samplers
+from nnit_dist.align.turns import Turns
 from nnit_dist.errors import NnitError
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.nnit.source import AlignedSource
@@ -24,6 +25,7 @@ class NNiTConfig(BaseModel):
     steps: int = Field(2000, gt=0)
     topologies: int = Field(8, gt=0, description="topologies a step, over all workers")
     networks: int = Field(4, gt=0, description="networks of each of them")
+    turns: Turns = {}
     architectures: int = Field(32, ge=0, description="architectures alone beside them")
     accumulate: int = Field(1, gt=0, description="parts that a worker's share is computed in")
     lr: float = Field(1e-3, gt=0)
@@ -52,7 +54,7 @@ def nnit_worker(config: dict) -> None:
     writes_on = torch.device("cpu") if config["loaders"] else device
     samplers = [sampler.to(writes_on) for sampler in load_samplers(path_of(config["ghn"]))]
     known = config["continue_from"] and NNiTModel.load(path_of(config["continue_from"]))
-    source = AlignedSource(samplers, settings, seed, known.whitenings if known else ())
+    source = AlignedSource(samplers, settings, seed)
     trainer = Trainer(settings, source, device, seed, (rank, workers), average_gradients)
     if known:
         begin_with(trainer, known)
