@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from nnit_dist.bench.cli import bench_app
 from nnit_dist.cli_options import PLACE, Debug
+from nnit_dist.cli_tune import dashboard, tune
 from nnit_dist.cli_zoo import zoo_app
 from nnit_dist.errors import NnitError
 from nnit_dist.progress import StageProgress, console, quiet_libraries
@@ -26,6 +27,8 @@ app = typer.Typer(
 )
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(bench_app, name="bench")
+app.command()(tune)
+app.command()(dashboard)
 
 Config = Annotated[Path, typer.Argument(help="YAML configuration, e.g. configs/quickstart.yaml")]
 Out = Annotated[

@@ -120,6 +120,27 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     return config
 
 
+def with_values(config: RunConfig, values: dict[str, Any], where: str) -> RunConfig:
+    """A configuration with other values, by key such as `nnit.lr`; `where` leads its errors.
+
+    Raises:
+        NnitError: a key is unknown, or a value does not fit.
+    """
+    data = config.model_dump(mode="json")
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        level = data
+        for name in parents:
+            level = level[name] if isinstance(level.get(name), dict) else {}
+        if last not in level:
+            raise NnitError(f"{where}: there is no key {path!r} in a configuration.")
+        level[last] = value
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise NnitError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
 def _override(data: dict[str, Any], text: str) -> None:
     path, equals, value = text.partition("=")
     if not equals:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch.utils.data import DataLoader, Dataset
 
+from nnit_dist.artifacts import write_atomic
 from nnit_dist.errors import NnitError
 from nnit_dist.progress import StageProgress
 from nnit_dist.storage import append, path_of
@@ -162,6 +163,20 @@ def load_state(path: Path) -> dict[str, Any]:
         return torch.load(file, weights_only=True, map_location="cpu")
 
 
+def save_state(state: dict[str, Any], step: int, path: Path) -> None:
+    """Everything with which a training goes on from `step`, as one file."""
+    kept = {name: part.state_dict() for name, part in state.items()}
+    write_atomic(path, lambda partial: torch.save({"step": step, **kept}, partial))
+
+
+def restore_state(state: dict[str, Any], path: Path) -> int:
+    """Take over what `save_state` wrote; returns the step to go on from."""
+    saved = load_state(path)
+    for name, part in state.items():
+        part.load_state_dict(saved[name])
+    return saved["step"]
+
+
 def steps_logged(path: Path) -> int:
     """How far a training with this metrics file has come."""
     rows = read_metrics(path)
@@ -214,8 +229,7 @@ class Loop:
             self.train.report({"step": step})
             return
         with tempfile.TemporaryDirectory() as directory:
-            state = {name: part.state_dict() for name, part in self.state.items()}
-            torch.save({"step": step, **state}, Path(directory) / _STATE)
+            save_state(self.state, step, Path(directory) / _STATE)
             self.train.report(
                 {"step": step},
                 checkpoint=self.train.Checkpoint.from_directory(directory),
@@ -227,10 +241,7 @@ class Loop:
         if checkpoint is None:
             return 0
         with checkpoint.as_directory() as directory:
-            saved = load_state(Path(directory) / _STATE)
-        for name, part in self.state.items():
-            part.load_state_dict(saved[name])
-        return saved["step"]
+            return restore_state(self.state, Path(directory) / _STATE)
 
 
 def prepared(prepare: Callable[[int], T], steps: range, loaders: int) -> Iterator[T]:

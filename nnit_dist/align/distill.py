@@ -16,7 +16,6 @@ Shapes: B networks, T teachers of all tasks, S states, L layers at most, W units
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,12 +31,11 @@ from nnit_dist.align.padded import Padded
 from nnit_dist.align.sampler import AlignedSampler, load_samplers
 from nnit_dist.align.told import Told, jitter, vary
 from nnit_dist.align.turns import Turns, round_of
-from nnit_dist.artifacts import write_atomic
 from nnit_dist.errors import NnitError
 from nnit_dist.randomness import generator_of
 from nnit_dist.storage import path_of
 from nnit_dist.topology import Hidden, Topology
-from nnit_dist.training import Loop, average_gradients, load_state, worker_setup
+from nnit_dist.training import Loop, average_gradients, restore_state, save_state, worker_setup
 
 
 class DistillConfig(BaseModel):
@@ -81,12 +79,12 @@ def distill_worker(config: dict) -> None:
     start, known = config.get("start_from"), config.get("continue_from")
     loop = Loop(trainer.state(), config, log_every=25, save_every=trainer.config.checkpoint_every)
     if loop.start == 0 and start:
-        loop.start = trainer.load(path_of(start))
+        loop.start = restore_state(trainer.state(), path_of(start))
     elif loop.start == 0 and known:
         trainer.take_over(load_samplers(path_of(known)))
     loop.run(config["until"], trainer.prepare, trainer.descend)
     if rank == 0:
-        trainer.save(path_of(config["result"]), config["until"])
+        save_state(trainer.state(), config["until"], path_of(config["result"]))
 
 
 @dataclass(frozen=True)
@@ -302,17 +300,6 @@ class Distiller:
         decay = 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.config.steps)))
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * warmup * max(0.02, decay)
-
-    def save(self, path: Path, step: int) -> None:
-        """Everything a next round needs, as one file of ours."""
-        state = {name: part.state_dict() for name, part in self.state().items()}
-        write_atomic(path, lambda partial: torch.save({"step": step, **state}, partial))
-
-    def load(self, path: Path) -> int:
-        saved = load_state(path)
-        for name, part in self.state().items():
-            part.load_state_dict(saved[name])
-        return saved["step"]
 
 
 @dataclass(frozen=True)

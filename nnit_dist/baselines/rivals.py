@@ -31,7 +31,7 @@ from nnit_dist.nnit.trainer import Trainer
 from nnit_dist.policy import Policy
 from nnit_dist.randomness import generator_of
 from nnit_dist.topology import Hidden
-from nnit_dist.training import load_state
+from nnit_dist.training import restore_state, save_state
 
 Weights = Literal["independent", "matched", "mlp", "pointwise"]
 INDEPENDENT_STEPS = 3000
@@ -203,17 +203,13 @@ class Rivals:
 
     def _train(self, trainee: "Trainee", steps: int, path: Path, name: str) -> None:
         """Take all steps, from where a killed training of what becomes `path` stands."""
-        saved, start = path.with_suffix(".partial.pt"), 0
-        if saved.exists():
-            kept = load_state(saved)
-            start = kept.pop("step")
-            for part, state in kept.items():
-                trainee.state()[part].load_state_dict(state)
+        saved = path.with_suffix(".partial.pt")
+        start = restore_state(trainee.state(), saved) if saved.exists() else 0
         for step in range(start, steps):
             trainee.step(step)
             self.watch(name, step + 1, steps)
             if (step + 1) % SAVE_EVERY == 0:
-                _save(trainee, step + 1, saved)
+                save_state(trainee.state(), step + 1, saved)
         saved.unlink(missing_ok=True)
 
 
@@ -223,11 +219,6 @@ class Trainee(Protocol):
     def state(self) -> dict[str, Any]: ...
 
     def step(self, step: int, /) -> object: ...
-
-
-def _save(trainee: Trainee, step: int, path: Path) -> None:
-    states = {part: value.state_dict() for part, value in trainee.state().items()}
-    write_atomic(path, lambda partial: torch.save({"step": step, **states}, partial))
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The NNiT stage (training) and the generate stage (writing policy files)."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,21 @@ from nnit_dist.topology import Hidden
 from nnit_dist.training import METRICS, Placement, fit, read_metrics, steps_logged
 
 MODEL = "nnit.safetensors"
+BAR = "nnit"
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A part of a training, up to `until` steps; the same name goes on where it was.
+
+    It begins with the model `continue_from`, or goes on from the `state` that the leg before left.
+    """
+
+    name: str
+    until: int
+    continue_from: Path | None = None
+    start_from: Path | None = None
+    state: Path | None = None
 
 
 def run_nnit(
@@ -30,27 +46,43 @@ def run_nnit(
     `out/nnit.safetensors` and `out/metrics.jsonl`.
     """
     with StageProgress("steps") as view:
-        view.add("nnit", config.steps, steps_logged(out / METRICS))
-        fit(
-            nnit_worker,
-            {
-                "nnit": config.model_dump(),
-                "ghn": str(ghn.absolute()),
-                "continue_from": str(continue_from.absolute()) if continue_from else None,
-                "result": str((out / MODEL).absolute()),
-                "seed": seed,
-            },
-            out,
-            "train",
-            (view, "nnit"),
-            placement,
-        )
+        view.add(BAR, config.steps, steps_logged(out / METRICS))
+        leg = Leg("train", config.steps, continue_from)
+        train_leg(config, ghn, out, placement, seed, leg, view)
     rows = read_metrics(out / METRICS)
     return {
         "steps": config.steps,
         "flow_loss": rows[-1]["flow"],
         "parameters": NNiTModel.load(out / MODEL).parameters,
     }
+
+
+def train_leg(
+    config: NNiTConfig,
+    ghn: Path,
+    out: Path,
+    placement: Placement,
+    seed: int,
+    leg: Leg,
+    view: StageProgress,
+) -> None:
+    """Train a leg under Ray Train, and write the model as it is then to `out`."""
+    files = {"continue_from": leg.continue_from, "start_from": leg.start_from, "state": leg.state}
+    fit(
+        nnit_worker,
+        {
+            "nnit": config.model_dump(),
+            "ghn": str(ghn.absolute()),
+            "result": str((out / MODEL).absolute()),
+            "until": leg.until,
+            "seed": seed,
+        }
+        | {name: str(path.absolute()) for name, path in files.items() if path},
+        out,
+        leg.name,
+        (view, BAR),
+        placement,
+    )
 
 
 def generate_policies(

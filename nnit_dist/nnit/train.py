@@ -12,7 +12,7 @@ from nnit_dist.nnit.source import AlignedSource
 from nnit_dist.nnit.trainer import Trainer
 from nnit_dist.nnit.transformer import TransformerConfig
 from nnit_dist.storage import path_of
-from nnit_dist.training import Loop, average_gradients, worker_setup
+from nnit_dist.training import Loop, average_gradients, restore_state, save_state, worker_setup
 
 
 class NNiTConfig(BaseModel):
@@ -48,20 +48,27 @@ class NNiTConfig(BaseModel):
 
 
 def nnit_worker(config: dict) -> None:
-    """Ray Train loop: train to the configured number of steps, then write the model."""
+    """Ray Train loop: train up to `config["until"]` steps, then write the model.
+
+    With `start_from` it goes on from what another run of it wrote as its `state`.
+    """
     device, rank, workers = worker_setup()
     settings, seed = NNiTConfig(**config["nnit"]), config["seed"]
     writes_on = torch.device("cpu") if config["loaders"] else device
     samplers = [sampler.to(writes_on) for sampler in load_samplers(path_of(config["ghn"]))]
-    known = config["continue_from"] and NNiTModel.load(path_of(config["continue_from"]))
+    start, known = config.get("start_from"), config.get("continue_from")
     source = AlignedSource(samplers, settings, seed)
     trainer = Trainer(settings, source, device, seed, (rank, workers), average_gradients)
-    if known:
-        begin_with(trainer, known)
     loop = Loop(trainer.state(), config, log_every=20, save_every=settings.checkpoint_every)
-    loop.run(settings.steps, trainer.prepare, trainer.descend)
+    if loop.start == 0 and start:
+        loop.start = restore_state(trainer.state(), path_of(start))
+    elif loop.start == 0 and known:
+        begin_with(trainer, NNiTModel.load(path_of(known)))
+    loop.run(config["until"], trainer.prepare, trainer.descend)
     if rank == 0:
         NNiTModel.of(trainer, source).save(path_of(config["result"]))
+        if config.get("state"):
+            save_state(trainer.state(), config["until"], path_of(config["state"]))
 
 
 def begin_with(trainer: Trainer, known: NNiTModel) -> None:

@@ -1,8 +1,7 @@
 """Trained models that ship with the package, so that generating needs no training.
 
 Each directory is a run directory without what only training needs: the zoo, the
-hypernetwork, NNiT, the measured results, and every stage's manifest. `one_mode` is a second, better
-NNiT of `tabletop`'s hypernetwork, with its results.
+hypernetwork, NNiT, the measured results, and every stage's manifest.
 """
 
 from pathlib import Path
@@ -17,7 +16,6 @@ _SHIPPED = {
     "LiftPegUpright-v1": "tabletop",
     "PickCube-v1": "tabletop",
 }
-_LATER = {"tabletop": "one_mode"}  # whose NNiT writes instead
 
 
 def load_model(task: str, path: Path | None = None) -> NNiTModel:
@@ -28,7 +26,6 @@ def load_model(task: str, path: Path | None = None) -> NNiTModel:
     """
     if path is None:
         path = shipped(task)
-        path = path.with_name(_LATER.get(path.name, path.name))
     if path.is_dir():
         path = path / "train" / "nnit.safetensors"
     return NNiTModel.load(path).of_task(task)

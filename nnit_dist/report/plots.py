@@ -130,11 +130,11 @@ def weight_matrices(run: "Run", task: str) -> Figure:
     figure, axes = plt.subplots(2, 3, figsize=(9, 6))
     for column, (title, policies) in enumerate(columns):
         for row, policy in enumerate(policies):
-            _show_matrix(axes[row, column], policy.layers[1][0], f"{title}, {policy.topology.name}")
+            show_matrix(axes[row, column], policy.layers[1][0], f"{title}, {policy.topology.name}")
     return _finish(figure)
 
 
-def _show_matrix(axes, weight: np.ndarray, title: str) -> None:
+def show_matrix(axes, weight: np.ndarray, title: str) -> None:
     limit = np.quantile(np.abs(weight), 0.99)
     axes.imshow(weight, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     axes.set_title(title, fontsize=9)

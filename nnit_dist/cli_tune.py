@@ -1,0 +1,115 @@
+"""`nnit tune`: search hyperparameters against measured success."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Column, Table
+
+from nnit_dist.cli_options import PLACE, Debug
+from nnit_dist.errors import NnitError
+from nnit_dist.progress import console, quiet_libraries
+from nnit_dist.storage import beside, runs
+
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def tune(
+    space: Annotated[Path, typer.Argument(help="a module of domains, e.g. tuning/nnit.py")],
+    config: Annotated[Path, typer.Argument(help="YAML configuration to search around")] = Path(
+        "configs/quickstart.yaml"
+    ),
+    trials: Annotated[int, typer.Option(min=1, help="how many are tried")] = 24,
+    budget: Annotated[str | None, typer.Option(help="wall time, e.g. 90m or 3h")] = None,
+    run: Annotated[
+        Path | None, typer.Option(**PLACE, help="finished run to begin with; runs/NAME by default")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(**PLACE, help="the search's directory; RUN/tune/SPACE by default"),
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="episodes a network")] = 40,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="override a key of the configuration")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Search hyperparameters against success on topologies of validation; resumes."""
+    from nnit_dist.config import load_config
+    from nnit_dist.pipeline import Run
+    from nnit_dist.ray_session import ray_session
+    from nnit_dist.tune.run import Search, SearchConfig
+    from nnit_dist.tune.space import load_space
+
+    loaded = load_config(config, set_)
+    base = Run(loaded, run or runs() / loaded.name)
+    what = load_space(space, loaded)
+    place = out or base.out / "tune" / what.name
+    settings = SearchConfig(trials=trials, budget_s=seconds_of(budget), episodes=episodes)
+    search = Search(what, loaded, base, place, settings)
+    with (
+        quiet_libraries(beside(place, "logs") / "tune.log"),
+        ray_session(loaded.ray.address, loaded.ray.num_cpus),
+    ):
+        figures = search.go()
+    _show(figures, search)
+
+
+def dashboard(
+    search: Annotated[Path, typer.Argument(help="a search, e.g. runs/quickstart/tune/nnit")],
+    port: Annotated[int, typer.Option(help="on this machine alone")] = 8270,
+    browser: Annotated[bool, typer.Option(help="open it in a browser")] = True,
+    debug: Debug = False,
+) -> None:
+    """The page of a search, live while it runs."""
+    from nnit_dist.tune.dashboard import serve
+
+    serve(search, port, browser)
+
+
+def seconds_of(text: str | None) -> float | None:
+    """`90m` -> 5400; NnitError if it is no time."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not found:
+        raise NnitError(f"cannot read the time {text!r}; write it as 30s, 90m or 3h.")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def _show(figures: dict[str, Any], search: Any) -> None:
+    from nnit_dist.tune.results import as_overrides, read_trials
+    from nnit_dist.tune.trial import trial_name
+
+    default = trial_name(search.space.defaults(search.config))
+    whole = [t for t in read_trials(search.out) if t["state"] == "done" and not t["stopped"]]
+    whole.sort(key=lambda trial: -trial["success"])
+    table = Table(
+        Column("trial", no_wrap=True), "success", "loss", "parameters", title="best trials"
+    )
+    for trial in whole[:5] + [t for t in whole[5:] if t["name"] == default]:
+        last = trial["rungs"][-1]
+        name = trial["name"] + (" (defaults)" if trial["name"] == default else "")
+        table.add_row(
+            name, f"{last['success']:.3f}", f"{last['loss']:.4f}", f"{last['parameters']:,}"
+        )
+    console.print(table)
+    console.print(
+        f"{figures['trials']} trials: {figures['whole']} whole, {figures['stopped']} stopped "
+        f"early, {figures['failed']} failed"
+    )
+    if found := figures["loss_and_success"][-1]:
+        console.print(
+            f"loss and success, rank correlation of {found['trials']} trials: "
+            f"{found['rank_correlation']:+.2f} (p {found['p']:.2g})"
+        )
+    if difference := figures["test"].get("difference"):
+        best, defaults = (100 * figures["test"][name]["success"] for name in ("best", "defaults"))
+        apart, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
+        console.print(
+            f"on the topologies kept for the test: best {best:.1f}%, defaults {defaults:.1f}%, "
+            f"difference {apart:+.1f} points [{low:+.1f}, {high:+.1f}]"
+        )
+    console.print(f"best: {as_overrides(figures['best']['values'])}")
+    console.print(f"search: {search.out}  (its page: nnit dashboard {search.out})")

@@ -1,0 +1,1 @@
+"""Search of hyperparameters by Ray Tune, against success that is measured in the simulator."""

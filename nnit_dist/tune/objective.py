@@ -1,0 +1,193 @@
+"""What a trial trains, rung by rung, and the policies by which it is judged.
+
+A trial's rungs are a quarter, a half and all of its steps. Steps are as many as the arithmetic of
+the configuration's own training allows: a network of twice the size takes half as many.
+"""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from nnit_dist.align import run as align
+from nnit_dist.align.distill import distill_worker
+from nnit_dist.align.ghn import GHNConfig
+from nnit_dist.align.latents import TeacherLatents
+from nnit_dist.align.sampler import AlignedSampler, build_ghn
+from nnit_dist.config import RunConfig
+from nnit_dist.errors import NnitError
+from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.nnit.run import BAR, MODEL, Leg, train_leg
+from nnit_dist.nnit.train import NNiTConfig
+from nnit_dist.policy import Policy
+from nnit_dist.progress import StageProgress
+from nnit_dist.topology import Hidden, Topology
+from nnit_dist.training import METRICS, fit, load_state, read_metrics
+from nnit_dist.tune.results import RUNGS
+
+
+class Objective(Protocol):
+    """What a trial trains, and the policies that judge it."""
+
+    def __init__(self, config: RunConfig, base: RunConfig, run: Path, out: Path) -> None: ...
+
+    def train(self, rung: int) -> dict[str, float]: ...
+
+    def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]: ...
+
+    def figures(self) -> dict[str, Any]: ...
+
+
+class NNiTObjective:
+    """Trains NNiT on a run's hypernetwork; its networks are judged."""
+
+    loss = "flow"
+
+    def __init__(self, config: RunConfig, base: RunConfig, run: Path, out: Path) -> None:
+        self.config, self.out, self.ghn = config, out, run / "align" / align.MODEL
+        task = config.tasks[0]
+        sampler = AlignedSampler.load(self.ghn, task)
+        share = work(base.nnit, sampler) / work(config.nnit, sampler)
+        self.steps = max(len(RUNGS), round(base.nnit.steps * share))
+        self.nnit = config.nnit.model_copy(update={"steps": self.steps})
+
+    def train(self, rung: int) -> dict[str, float]:
+        """Train up to a rung; returns the last losses. What was trained before is not repeated."""
+        until = rung_steps(self.steps)
+        with StageProgress("steps") as view:
+            view.add(BAR, self.steps)
+            leg = Leg(
+                f"rung-{rung}",
+                until[rung],
+                start_from=self.out / f"rung-{rung - 1}.pt" if rung else None,
+                state=self.out / f"rung-{rung}.pt",
+            )
+            placement, seed = self.config.training, self.config.seed
+            train_leg(self.nnit, self.ghn, self.out, placement, seed, leg, view)
+        return {"step": until[rung], "loss": loss_at(self.out, self.loss, until[rung])}
+
+    def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
+        """Networks of the model as it is now."""
+        model = NNiTModel.load(self.out / MODEL).of_task(self.config.tasks[0])
+        steps, seed = self.config.evaluate.sampler_steps, self.config.seed
+        return [p for hidden in hiddens for p in model.generate(hidden, samples, seed, steps)]
+
+    def figures(self) -> dict[str, Any]:
+        return {"parameters": NNiTModel.load(self.out / MODEL).parameters}
+
+
+class GHNObjective:
+    """Distils a run's teachers into a hypernetwork, on the states of its last round.
+
+    Networks are asked of the hypernetwork itself. (Its DAgger rounds are those of the run: a
+    trial simulates nothing to learn from.)
+    """
+
+    loss = "action_mse"
+
+    def __init__(self, config: RunConfig, base: RunConfig, run: Path, out: Path) -> None:
+        self.config, self.out = config, out
+        self.known = AlignedSampler.load(run / "align" / align.MODEL, config.tasks[0])
+        self.states = _last_states(run / "align", self.known.task.name)
+        share = decoding(base.align.ghn, self.known) / decoding(config.align.ghn, self.known)
+        self.steps = max(len(RUNGS), round(base.align.distill.steps * share))
+
+    def train(self, rung: int) -> dict[str, float]:
+        """As `NNiTObjective.train`."""
+        config, until = self.config, rung_steps(self.steps)
+        with StageProgress("steps") as view:
+            view.add(BAR, self.steps)
+            fit(
+                distill_worker,
+                {
+                    "distill": config.align.distill.model_dump() | {"steps": self.steps},
+                    "ghn": config.align.ghn.model_dump(),
+                    "topologies": json.dumps(self.known.seen),
+                    "variation": config.topologies.variation,
+                    "max_width": self.known.max_width,
+                    "tasks": [
+                        {
+                            "task": self.known.task.name,
+                            "states": str(self.states.absolute()),
+                            "teachers": [(t.id, t.best) for t in self.known.teachers],
+                        }
+                    ],
+                    "start_from": str(self._state(rung - 1).absolute()) if rung else None,
+                    "result": str(self._state(rung).absolute()),
+                    "until": until[rung],
+                    "seed": config.seed,
+                },
+                self.out,
+                f"rung-{rung}",
+                (view, BAR),
+                config.training,
+            )
+        return {"step": until[rung], "loss": loss_at(self.out, self.loss, until[rung])}
+
+    def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
+        """Networks of the hypernetwork as it is now."""
+        sampler, seed = self._sampler(), self.config.seed
+        return [p for hidden in hiddens for p in sampler.policies(hidden, samples, seed)]
+
+    def figures(self) -> dict[str, Any]:
+        return {"parameters": sum(p.numel() for p in self._sampler().ghn.parameters())}
+
+    def _state(self, rung: int) -> Path:
+        return self.out / f"rung-{rung}.pt"
+
+    def _sampler(self) -> AlignedSampler:
+        newest = max(rung for rung in range(len(RUNGS)) if self._state(rung).exists())
+        saved, ghn_config = load_state(self._state(newest)), self.config.align.ghn
+        ghn = build_ghn(ghn_config, [self.known.task], self.known.max_width)
+        ghn.load_state_dict(saved["ghn"])
+        latents = TeacherLatents(len(self.known.teachers), ghn_config.latent_dim)
+        latents.load_state_dict(
+            {name.removeprefix("0."): value for name, value in saved["latents"].items()}
+        )
+        return replace(self.known, ghn=ghn.eval(), latents=latents.eval(), number=0)
+
+
+def _last_states(directory: Path, task: str) -> Path:
+    """What a run's last round of alignment learnt on; NnitError if it is not kept."""
+    found = list(directory.glob(f"states-{task}-*.safetensors"))
+    if not found:
+        raise NnitError(f"{directory} keeps no states of {task}; run its align stage again.")
+    return max(found, key=lambda path: int(path.stem.rpartition("-")[2]))
+
+
+def rung_steps(steps: int) -> list[int]:
+    """Up to which step each rung trains."""
+    return [math.ceil(share * steps) for share in RUNGS]
+
+
+def loss_at(out: Path, name: str, step: int) -> float:
+    """The last loss that was logged up to a step."""
+    return [row[name] for row in read_metrics(out / METRICS) if row["step"] <= step][-1]
+
+
+def decoding(config: GHNConfig, sampler: AlignedSampler) -> float:
+    """Multiplications of writing a matrix, to a common factor: the decoder's convolutions."""
+    ghn = build_ghn(config, [sampler.task], sampler.max_width)
+    blocks = getattr(ghn.decoder, "blocks", None)
+    if blocks is None:
+        return float(sum(p.numel() for p in ghn.decoder.parameters()))
+    return float(sum(block.conv.weight.numel() * block.side**2 for block in blocks))
+
+
+def work(config: NNiTConfig, sampler: AlignedSampler) -> float:
+    """Multiplications of a step of NNiT, to a common factor: linear layers and attention."""
+    t = config.transformer
+    tokens = [patches(sampler.topology(hidden), config.patch) for hidden in sampler.seen]
+    mean = sum(tokens) / len(tokens)
+    square = sum(count**2 for count in tokens) / len(tokens)
+    a_network = t.depth * (12 * mean * t.width**2 + 2 * square * t.width)
+    return config.topologies * config.networks * a_network
+
+
+def patches(topology: Topology, patch: int) -> int:
+    """Tokens of a topology's weights and biases."""
+    across = [
+        (math.ceil(out / patch), math.ceil(fan_in / patch)) for out, fan_in in topology.shapes
+    ]
+    return sum(rows * (columns + 1) for rows, columns in across)

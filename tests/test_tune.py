@@ -1,0 +1,305 @@
+"""The search: its spaces, turns at the pool, a search that is killed, and its page."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import ray
+from conftest import TASK, random_policy
+from ray import tune
+
+from nnit_dist.align.sampler import AlignedSampler
+from nnit_dist.artifacts import read_json, write_json
+from nnit_dist.config import load_config, with_values
+from nnit_dist.errors import NnitError
+from nnit_dist.pretrained import shipped
+from nnit_dist.tune.examiner import start_examiner
+from nnit_dist.tune.objective import NNiTObjective, work
+from nnit_dist.tune.results import read_trials, rung_file, summarise
+from nnit_dist.tune.run import validation_topologies
+from nnit_dist.tune.space import load_space
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "configs" / "pushcube.yaml"
+SMALL = {
+    "nnit.transformer.width": 32,
+    "nnit.transformer.depth": 2,
+    "nnit.transformer.heads": 2,
+    "nnit.steps": 6,
+    "nnit.topologies": 2,
+    "nnit.networks": 1,
+    "nnit.architectures": 2,
+    "training.cpus": 1,
+    "topologies.unseen": {"combination": 1, "width": 1},
+}
+SPACE = """
+from ray import tune
+STAGE = "train"
+SPACE = {"nnit.lr": tune.loguniform(1e-4, 1e-2), "nnit.ema": tune.choice([0.9, 0.995])}
+"""
+
+
+def space_file(tmp_path: Path, text: str = SPACE) -> Path:
+    path = tmp_path / "space.py"
+    path.write_text(text)
+    return path
+
+
+def test_a_space_is_read_with_the_defaults_of_a_configuration(tmp_path):
+    config = load_config(CONFIG)
+    space = load_space(space_file(tmp_path), config)
+    assert (space.name, space.stage) == ("space", "train")
+    assert space.defaults(config) == {"nnit.lr": config.nnit.lr, "nnit.ema": config.nnit.ema}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("SPACE = {}", "STAGE=None; it names what a trial trains: align or train"),
+        ('STAGE = "train"', "has no SPACE"),
+        ('STAGE = "train"\nSPACE = {"nnit.lr": 3}', "has 3 for nnit.lr, which is no domain"),
+        (SPACE.replace("nnit.lr", "nnit.rate"), "there is no key 'nnit.rate'"),
+        (SPACE.replace("0.995]", "1.5]"), "SPACE leaves out nnit.ema=0.995, the configuration's"),
+        (SPACE.replace("0.9,", "1.5,").replace("choice(", "choice([1.5] * 999 + "), "less than 1"),
+    ],
+)
+def test_a_space_that_does_not_fit_is_refused(tmp_path, text, expected):
+    with pytest.raises(NnitError, match=expected):
+        load_space(space_file(tmp_path, text), load_config(CONFIG))
+
+
+@pytest.mark.parametrize("name", ["nnit", "ghn"])
+def test_the_spaces_of_the_repository_fit_the_quickstart(name):
+    config = load_config(ROOT / "configs" / "quickstart.yaml")
+    space = load_space(ROOT / "tuning" / f"{name}.py", config)
+    with_values(config, space.defaults(config), "defaults")
+
+
+def test_topologies_of_validation_are_neither_seen_nor_tested():
+    config = load_config(CONFIG)
+    split = config.split()
+    found = validation_topologies(split, config.topologies.widths, 24, 0)
+    assert len(set(found)) == 24
+    assert all(split.kind_of(hidden) == "other" for hidden in found)
+    assert {len(hidden) for hidden in found} == {len(hidden) for hidden in split.seen}
+    tested = {w for held in split.unseen.values() for hidden in held for w in hidden}
+    assert not {w for hidden in found for w in hidden} & (tested - set(config.topologies.widths))
+    assert found == validation_topologies(split, config.topologies.widths, 24, 0)
+
+
+def test_a_larger_network_trains_fewer_steps(tmp_path):
+    base, run = load_config(CONFIG), shipped(TASK)
+    sampler = AlignedSampler.load(run / "align" / "ghn.safetensors")
+    deeper = with_values(base, {"nnit.transformer.depth": 8}, "")
+    assert work(deeper.nnit, sampler) == pytest.approx(2 * work(base.nnit, sampler))
+    assert NNiTObjective(deeper, base, run, tmp_path).steps == base.nnit.steps // 2
+    assert NNiTObjective(base, base, run, tmp_path).steps == base.nnit.steps
+
+
+def test_trials_have_their_turns_at_the_pool_and_failing_networks_count_as_zero():
+    with_ray = {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False}
+    ray.init(**with_ray)
+    try:
+        examiner = start_examiner(TASK, "pd_joint_delta_pos", 1, "physx_cpu")
+        long = [random_policy((16,), seed, f"long{seed}") for seed in range(120)]
+        ended: dict[str, float] = {}
+
+        def ask(name, policies):
+            ended[name + "_success"] = ray.get(examiner.success.remote(policies, 4))
+            ended[name] = time.monotonic()
+
+        asking = [threading.Thread(target=ask, args=("long", long))]
+        asking[0].start()
+        time.sleep(8)  # the simulator starts, and the long one is at work
+        short = [random_policy((16,), seed, f"short{seed}") for seed in range(2)]
+        asking.append(threading.Thread(target=ask, args=("short", short)))
+        asking[1].start()
+        for thread in asking:
+            thread.join(timeout=120)
+        assert ended["short"] < ended["long"]
+        assert len(ended["long_success"]) == 120
+        broken = random_policy((16,), 0, "broken", act_dim=4)
+        assert ray.get(examiner.success.remote([broken, *short], 2))[0] == 0.0
+        figures = ray.get(examiner.figures.remote())
+        assert figures["episodes"] == 120 * 4 + 2 * 4 + 3 * 2
+        assert figures["failed_networks"] == 1
+    finally:
+        ray.shutdown()
+
+
+def search_command(tmp_path: Path, trials: int) -> list[str]:
+    sets = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
+    return [
+        sys.executable, "-m", "nnit_dist", "tune", str(space_file(tmp_path)), str(CONFIG),
+        "--run", str(shipped(TASK)), "--out", str(tmp_path / "search"), "--trials", str(trials),
+        "--episodes", "1", "--set=ray.num_cpus=2", *sets,
+    ]  # fmt: skip
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_search_goes_on_and_repeats_nothing(tmp_path):
+    """Four trials on two CPUs, of which the pool holds one."""
+    out, command = tmp_path / "search", search_command(tmp_path, 4)
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not any(trial["state"] == "done" for trial in read_trials(out)):
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*/rung-*.json")}
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    trials = read_trials(out)
+    assert len(trials) == 4
+    assert all(trial["state"] == "done" for trial in trials)
+    found = read_json(out / "search.json")
+    assert found["trials"] == 4
+    assert found["whole"] + found["stopped"] == 4
+    assert found["best"]["success"] == max(t["success"] for t in trials if not t["stopped"])
+    assert found["test"]["best"]["low"] <= found["test"]["best"]["success"]
+    assert (out / "best" / "policies.mp4").exists()
+    other = subprocess.run(
+        [*command, "--run", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "has none yet; run `nnit align`" in other.stdout
+
+
+def fake_search(out: Path, trials: int) -> None:
+    """A search's files with invented figures, to look at its page."""
+    import random
+
+    rng = random.Random(0)
+    domains = {
+        "nnit.lr": tune.loguniform(1e-4, 1e-2),
+        "nnit.transformer.width": tune.choice([64, 128, 256]),
+        "nnit.depth_jitter": tune.uniform(0, 1),
+    }
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    distributions = OptunaSearch.convert_search_space(domains)
+    write_json(
+        out / "search.json",
+        {
+            "space": {key: str(domain) for key, domain in domains.items()},
+            "distributions": {
+                k: optuna.distributions.distribution_to_json(d) for k, d in distributions.items()
+            },
+            "settings": {"trials": trials, "topologies": 12, "episodes": 40},
+            "run": "runs/quickstart",
+            "task": TASK,
+        },
+    )
+    for number in range(trials):
+        values = {key: domain.sample() for key, domain in domains.items()}
+        directory = out / f"{number:04d}"
+        write_json(directory / "trial.json", {"values": values})
+        good = 0.9 - 0.1 * abs(values["nnit.depth_jitter"] - 0.3) + rng.gauss(0, 0.02)
+        for rung in range(1 + number % 3):
+            write_json(
+                rung_file(directory, rung),
+                {
+                    "rung": rung,
+                    "step": 100 * 2**rung,
+                    "loss": 0.3 - 0.2 * good + rng.gauss(0, 0.01),
+                    "success": good - 0.2 / 2**rung,
+                    "parameters": 10_000 * values["nnit.transformer.width"],
+                    "seconds": {"train": 60.0, "write": 1.0, "measure": 10.0},
+                },
+            )
+        if number % 3 < 2:
+            write_json(directory / "stopped.json", {"after": number % 3})
+
+
+def test_what_a_search_came_to(tmp_path):
+    fake_search(tmp_path, 60)
+    found = summarise(read_trials(tmp_path))
+    assert (found["trials"], found["whole"], found["stopped"]) == (60, 20, 40)
+    assert found["loss_and_success"][-1]["rank_correlation"] < -0.3
+    with pytest.raises(NnitError, match="no trial of the search came through"):
+        summarise([])
+
+
+@pytest.fixture
+def served(tmp_path):
+    """The page of a search of a thousand trials, and its address."""
+    fake_search(tmp_path, 1000)
+    command = [sys.executable, "-m", "nnit_dist", "dashboard", str(tmp_path), "--no-browser"]
+    env = {**os.environ, "RAY_AUTH_TOKEN": "secret-of-the-cluster", "PYTHONUNBUFFERED": "1"}
+    server = subprocess.Popen(
+        [*command, "--port", "8271"], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+    )
+    assert "http://127.0.0.1:8271/?token=secret-of-the-cluster" in server.stdout.readline()
+    deadline = time.monotonic() + 30
+    while get(server_address("")) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield tmp_path
+    server.terminate()
+    server.wait(timeout=10)
+
+
+def server_address(path: str) -> str:
+    return f"http://127.0.0.1:8271/{path}"
+
+
+def get(address: str, **headers: str) -> tuple[int, bytes] | None:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers)) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, b""
+    except OSError:
+        return None
+
+
+def test_the_page_is_for_those_with_the_token(served):
+    for path in ("", "data.json", "plotly.js", "best/policies.mp4", "?token=wrong"):
+        assert get(server_address(path))[0] == 401, path
+    known = {"Authorization": "Bearer secret-of-the-cluster"}
+    status, body = get(server_address("data.json"), **known)
+    assert status == 200
+    assert len(json.loads(body)["trials"]) == 1000
+    (served / "best").mkdir()
+    (served / "best" / "weights.png").write_bytes(b"picture")
+    assert get(server_address("best/weights.png"), **known) == (200, b"picture")
+    for name in ("..%2Fsearch.json", "other.png", "search.json"):
+        assert get(server_address(f"best/{name}"), **known)[0] == 404
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_a_browser_shows_a_thousand_trials(served):
+    from playwright.sync_api import sync_playwright
+
+    errors: list[str] = []
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(server_address("?token=secret-of-the-cluster"))
+        page.wait_for_selector("body[data-drawn='1000']")
+        assert "token" not in page.url
+        rows = page.locator("#trials tr")
+        assert rows.count() == 1001
+        best = max(read_trials(served), key=lambda t: (len(t["rungs"]), t["success"]))
+        assert page.locator("#trials tr.best td").first.inner_text() == best["name"]
+        page.locator("#trials th", has_text="loss").click()
+        shown = [float(text) for text in page.locator("#trials td:nth-child(5)").all_inner_texts()]
+        assert shown == sorted(shown, reverse=True)
+        assert page.locator("#importance .bars .point").count() == 3
+        # It is live: what is written while it is open appears.
+        write_json(served / "new" / "trial.json", read_json(served / "0000" / "trial.json"))
+        page.wait_for_selector("body[data-drawn='1001']")
+        browser.close()
+    assert errors == []
