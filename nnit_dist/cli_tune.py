@@ -38,7 +38,6 @@ def tune(
     """Search hyperparameters against success on topologies of validation; resumes."""
     from nnit_dist.config import load_config
     from nnit_dist.pipeline import Run
-    from nnit_dist.ray_session import ray_session
     from nnit_dist.tune.run import Search, SearchConfig
     from nnit_dist.tune.space import load_space
 
@@ -48,16 +47,15 @@ def tune(
     place = out or base.out / "tune" / what.name
     settings = SearchConfig(trials=trials, budget_s=seconds_of(budget), episodes=episodes)
     search = Search(what, loaded, base, place, settings)
-    with (
-        quiet_libraries(beside(place, "logs") / "tune.log"),
-        ray_session(loaded.ray.address, loaded.ray.num_cpus),
-    ):
+    with quiet_libraries(beside(place, "logs") / "tune.log"):
         figures = search.go()
     _show(figures, search)
 
 
 def dashboard(
-    search: Annotated[Path, typer.Argument(help="a search, e.g. runs/quickstart/tune/nnit")],
+    search: Annotated[
+        Path, typer.Argument(**PLACE, help="a search, e.g. runs/quickstart/tune/nnit")
+    ],
     port: Annotated[int, typer.Option(help="on this machine alone")] = 8270,
     browser: Annotated[bool, typer.Option(help="open it in a browser")] = True,
     debug: Debug = False,
@@ -73,7 +71,7 @@ def seconds_of(text: str | None) -> float | None:
     if text is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if not found:
+    if not found or float(found[1]) == 0:
         raise NnitError(f"cannot read the time {text!r}; write it as 30s, 90m or 3h.")
     return float(found[1]) * UNITS[found[2]]
 

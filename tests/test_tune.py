@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from nnit_dist.artifacts import read_json, write_json
 from nnit_dist.config import load_config, with_values
 from nnit_dist.errors import NnitError
 from nnit_dist.pretrained import shipped
+from nnit_dist.tune.dashboard import page_key
 from nnit_dist.tune.examiner import start_examiner
 from nnit_dist.tune.objective import NNiTObjective, work
 from nnit_dist.tune.results import read_trials, rung_file, summarise
@@ -39,6 +39,7 @@ SMALL = {
     "nnit.networks": 1,
     "nnit.architectures": 2,
     "training.cpus": 1,
+    "training.workers": 1,
     "topologies.unseen": {"combination": 1, "width": 1},
 }
 SPACE = """
@@ -66,7 +67,10 @@ def test_a_space_is_read_with_the_defaults_of_a_configuration(tmp_path):
     [
         ("SPACE = {}", "STAGE=None; it names what a trial trains: align or train"),
         ('STAGE = "train"', "has no SPACE"),
-        ('STAGE = "train"\nSPACE = {"nnit.lr": 3}', "has 3 for nnit.lr, which is no domain"),
+        (
+            'STAGE = "train"\nSPACE = {"nnit.lr": 3}',
+            "SPACE has 3 for nnit.lr; it takes tune.uniform",
+        ),
         (SPACE.replace("nnit.lr", "nnit.rate"), "there is no key 'nnit.rate'"),
         (SPACE.replace("0.995]", "1.5]"), "SPACE leaves out nnit.ema=0.995, the configuration's"),
         (SPACE.replace("0.9,", "1.5,").replace("choice(", "choice([1.5] * 999 + "), "less than 1"),
@@ -82,6 +86,18 @@ def test_the_spaces_of_the_repository_fit_the_quickstart(name):
     config = load_config(ROOT / "configs" / "quickstart.yaml")
     space = load_space(ROOT / "tuning" / f"{name}.py", config)
     with_values(config, space.defaults(config), "defaults")
+
+
+def test_a_key_opens_the_page_and_tells_nothing_of_the_clusters_token():
+    assert page_key("token") == page_key("token") != page_key("other")
+    assert page_key(None) != page_key(None)
+    assert "token" not in page_key("token")
+
+
+def test_widths_with_nothing_between_them_leave_no_topologies_of_validation():
+    split = load_config(CONFIG).split()
+    with pytest.raises(NnitError, match="leave 0 topologies of validation"):
+        validation_topologies(split, [15, 16], 3, 0)
 
 
 def test_topologies_of_validation_are_neither_seen_nor_tested():
@@ -149,13 +165,14 @@ def search_command(tmp_path: Path, trials: int) -> list[str]:
 def test_a_killed_search_goes_on_and_repeats_nothing(tmp_path):
     """Four trials on two CPUs, of which the pool holds one."""
     out, command = tmp_path / "search", search_command(tmp_path, 4)
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not any(trial["state"] == "done" for trial in read_trials(out)):
         assert first.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    os.killpg(first.pid, signal.SIGKILL)
+    first.kill()
+    first.wait()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*/rung-*.json")}
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -192,7 +209,7 @@ def fake_search(out: Path, trials: int) -> None:
     write_json(
         out / "search.json",
         {
-            "space": {key: str(domain) for key, domain in domains.items()},
+            "stage": "train",
             "distributions": {
                 k: optuna.distributions.distribution_to_json(d) for k, d in distributions.items()
             },
@@ -240,12 +257,14 @@ def served(tmp_path):
     server = subprocess.Popen(
         [*command, "--port", "8271"], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
     )
-    assert "http://127.0.0.1:8271/?token=secret-of-the-cluster" in server.stdout.readline()
+    said = server.stdout.readline().split("?token=")
+    assert said[0] == "dashboard: http://127.0.0.1:8271/"
+    assert "secret-of-the-cluster" not in said[1]
     deadline = time.monotonic() + 30
     while get(server_address("")) is None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    yield tmp_path
+    yield tmp_path, said[1].strip()
     server.terminate()
     server.wait(timeout=10)
 
@@ -265,14 +284,16 @@ def get(address: str, **headers: str) -> tuple[int, bytes] | None:
 
 
 def test_the_page_is_for_those_with_the_token(served):
-    for path in ("", "data.json", "plotly.js", "best/policies.mp4", "?token=wrong"):
+    out, _ = served
+    wrong = "", "data.json", "plotly.js", "best/policies.mp4", "?token=", "?token=wrong"
+    for path in (*wrong, "?token=secret-of-the-cluster"):
         assert get(server_address(path))[0] == 401, path
     known = {"Authorization": "Bearer secret-of-the-cluster"}
     status, body = get(server_address("data.json"), **known)
     assert status == 200
     assert len(json.loads(body)["trials"]) == 1000
-    (served / "best").mkdir()
-    (served / "best" / "weights.png").write_bytes(b"picture")
+    (out / "best").mkdir()
+    (out / "best" / "weights.png").write_bytes(b"picture")
     assert get(server_address("best/weights.png"), **known) == (200, b"picture")
     for name in ("..%2Fsearch.json", "other.png", "search.json"):
         assert get(server_address(f"best/{name}"), **known)[0] == 404
@@ -282,24 +303,24 @@ def test_the_page_is_for_those_with_the_token(served):
 def test_a_browser_shows_a_thousand_trials(served):
     from playwright.sync_api import sync_playwright
 
-    errors: list[str] = []
+    (out, key), errors = served, list[str]()
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         page = browser.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(server_address("?token=secret-of-the-cluster"))
+        page.goto(server_address(f"?token={key}"))
         page.wait_for_selector("body[data-drawn='1000']")
         assert "token" not in page.url
         rows = page.locator("#trials tr")
         assert rows.count() == 1001
-        best = max(read_trials(served), key=lambda t: (len(t["rungs"]), t["success"]))
+        best = max(read_trials(out), key=lambda t: (len(t["rungs"]), t["success"]))
         assert page.locator("#trials tr.best td").first.inner_text() == best["name"]
         page.locator("#trials th", has_text="loss").click()
         shown = [float(text) for text in page.locator("#trials td:nth-child(5)").all_inner_texts()]
         assert shown == sorted(shown, reverse=True)
         assert page.locator("#importance .bars .point").count() == 3
         # It is live: what is written while it is open appears.
-        write_json(served / "new" / "trial.json", read_json(served / "0000" / "trial.json"))
+        write_json(out / "new" / "trial.json", read_json(out / "0000" / "trial.json"))
         page.wait_for_selector("body[data-drawn='1001']")
         browser.close()
     assert errors == []

@@ -10,7 +10,8 @@ from nnit_dist.errors import NnitError
 def grow(network: nn.Module, known: nn.Module) -> None:
     """Give every parameter of `network` the values of `known` in its leading part.
 
-    Outputs that are known do not hear inputs that are new: a wider layer changes nothing at first.
+    Outputs that are known do not hear inputs that are new: with more channels, a decoder writes
+    what it wrote before.
     Where a layer's outputs are several parts (its attribute `parts`), each part grows on its own.
 
     Raises:

@@ -26,12 +26,20 @@ COOKIE = "nnit_token"
 PICTURES = {".png", ".mp4"}
 
 
-def token() -> str:
-    """The cluster's (`RAY_AUTH_TOKEN`, or its file), or one of this process's own."""
-    if found := os.environ.get("RAY_AUTH_TOKEN"):
-        return found
+def cluster_token() -> str | None:
+    """Ray's (`RAY_AUTH_TOKEN`, or its file); None where there is none."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
-    return path.read_text().strip() if path.exists() else secrets.token_urlsafe(24)
+    found = os.environ.get("RAY_AUTH_TOKEN") or (path.read_text() if path.exists() else "")
+    return found.strip() or None
+
+
+def page_key(cluster: str | None) -> str:
+    """What opens the page. It comes from the cluster's token, which itself must not lie in a
+    browser: it lets run anything on the cluster. Where there is none, it is new each time.
+    """
+    if cluster is None:
+        return secrets.token_hex(24)
+    return hmac.new(cluster.encode(), b"nnit dashboard", "sha256").hexdigest()
 
 
 def serve(out: Path, port: int, open_browser: bool = True) -> None:
@@ -42,20 +50,21 @@ def serve(out: Path, port: int, open_browser: bool = True) -> None:
     """
     if not (out / SEARCH).exists():
         raise NnitError(f"there is no search in {out}; `nnit tune` writes one.")
-    key = token()
+    cluster = cluster_token()
+    key = page_key(cluster)
     address = f"http://127.0.0.1:{port}/"
     console.print(f"dashboard: {address}?token={key}")
     if open_browser:
         webbrowser.open(f"{address}?token={key}")
     try:
-        web.run_app(application(out, key), host="127.0.0.1", port=port, print=None)
+        web.run_app(application(out, key, cluster), host="127.0.0.1", port=port, print=None)
     except OSError as error:
         raise NnitError(f"port {port} cannot be used ({error.strerror}); name another.") from None
 
 
-def application(out: Path, key: str) -> web.Application:
-    """The page, its data and its pictures; whoever lacks `key` is refused."""
-    app = web.Application(middlewares=[_guard(key)])
+def application(out: Path, key: str, cluster: str | None = None) -> web.Application:
+    """The page, its data and its pictures, for those who bring `key` or the cluster's token."""
+    app = web.Application(middlewares=[_guard(key, cluster)])
     app.add_routes(
         [
             web.get("/", _page),
@@ -85,14 +94,18 @@ def page_data(out: Path) -> dict[str, Any]:
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def _guard(key: str) -> Any:
-    """Lets those in who bring the token, in the address once, as a cookie, or as a bearer."""
+def _guard(key: str, cluster: str | None) -> Any:
+    """Lets those in who bring the key, in the address once, as a cookie, or as a bearer.
+
+    The cluster's token is taken as a bearer alone.
+    """
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
         brought = [request.query.get("token", ""), request.cookies.get(COOKIE, ""), bearer]
-        if not any(hmac.compare_digest(one.encode(), key.encode()) for one in brought):
+        known = any(_same(one, key) for one in brought) or (cluster and _same(bearer, cluster))
+        if not known:
             raise web.HTTPUnauthorized(text="It wants the token that `nnit dashboard` shows.")
         if "token" in request.query:  # keep it out of the address bar and the history
             found = web.HTTPSeeOther(request.path)
@@ -103,6 +116,10 @@ def _guard(key: str) -> Any:
         return response
 
     return check
+
+
+def _same(brought: str, expected: str) -> bool:
+    return hmac.compare_digest(brought.encode(), expected.encode())
 
 
 async def _plotly(request: web.Request) -> web.Response:
@@ -123,4 +140,5 @@ async def _picture(out: Path, request: web.Request) -> web.StreamResponse:
     path = out / "best" / Path(request.match_info["name"]).name
     if path.suffix not in PICTURES or not path.exists():
         raise web.HTTPNotFound
-    return web.FileResponse(path)
+    kind = "video/mp4" if path.suffix == ".mp4" else "image/png"
+    return web.Response(body=path.read_bytes(), content_type=kind)

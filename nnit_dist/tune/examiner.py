@@ -4,7 +4,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -17,6 +17,7 @@ from nnit_dist.policy import Policy
 
 TURN_S = 4  # of measuring for one trial, about, before it is another's turn
 FIRST_TURN = 160  # episodes, when it is not known how long one takes
+ASKERS = 200  # calls that wait in the actor side by side
 
 
 @dataclass
@@ -31,26 +32,34 @@ class _Exam:
 
 
 class Examiner:
-    """Measures networks of many trials, each in its turn; an actor with `num_cpus=0`.
+    """Measures networks of many trials, each in its turn; an actor that takes no CPU itself.
 
-    Its simulators have their CPUs before the first trial begins, so that trials that hold all the
-    others wait for nothing that waits for them.
+    Its simulators have theirs once `ready` has returned. So a search waits for that before its
+    first trial, and trials that hold all other CPUs wait for nothing that waits for them.
     """
 
     def __init__(
         self, task: str, control_mode: str, actors: int, sim_backend: SimBackend = "auto"
     ) -> None:
         simulators = Simulators(task, control_mode, sim_backend=sim_backend)
-        self._pool = SimulatorPool(simulators, actors)
+        self._pool, self._actors = SimulatorPool(simulators, actors), actors
         self._exams: deque[_Exam] = deque()
-        self._lock = threading.Condition()
+        self._changed = threading.Condition()
+        self._started, self._error = False, cast(Exception | None, None)
         self._episodes, self._busy, self._failures = 0, 0.0, 0
+        self._began = time.monotonic()
         self._counted = metrics.Counter("nnit_pool_episodes", "Episodes that were measured.")
         self._queued = metrics.Gauge("nnit_pool_waiting", "Networks that wait for simulators.")
         self._alive = metrics.Gauge("nnit_pool_simulators", "Simulators that are ready or at work.")
         self._lost = metrics.Gauge("nnit_pool_replaced", "Simulators that died or hung.")
-        self._began = time.monotonic()
         threading.Thread(target=self._work, daemon=True).start()
+
+    def ready(self) -> None:
+        """Return when all simulators have started; raises what keeps them from it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._started or self._error)
+        if self._error:
+            raise self._error
 
     def success(self, policies: list[Policy], episodes: int) -> list[float]:
         """success_once of each over as many episodes, from the start states of validation.
@@ -58,9 +67,11 @@ class Examiner:
         A network that makes its simulator fail every time counts as one that never succeeds.
         """
         exam = _Exam(deque(policies), episodes)
-        with self._lock:
+        with self._changed:
+            if self._error:
+                raise self._error
             self._exams.append(exam)
-            self._lock.notify()
+            self._changed.notify_all()
         exam.finished.wait()
         if exam.error:
             raise exam.error
@@ -68,68 +79,77 @@ class Examiner:
 
     def figures(self) -> dict[str, Any]:
         """What the pool has done so far."""
+        with self._changed:
+            waiting = sum(len(exam.left) for exam in self._exams)
         return {
             "episodes": self._episodes,
             "episodes_per_second": round(self._episodes / max(self._busy, 1e-9), 1),
             "busy": round(self._busy / (time.monotonic() - self._began), 3),
-            "waiting": sum(len(exam.left) for exam in self._exams),
+            "waiting": waiting,
             "simulators": self._pool.alive,
             "replaced": self._pool.replaced,
             "failed_networks": self._failures,
         }
 
     def _work(self) -> None:
+        """Turn after turn, until the actor ends; an error is that of all who wait or will ask."""
+        exam = None
         try:
             with self._pool:
+                self._pool.await_simulators(self._actors)
+                with self._changed:
+                    self._started = True
+                    self._changed.notify_all()
                 while True:
-                    with self._lock:
-                        self._lock.wait_for(lambda: self._exams)
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._exams)
                         exam = self._exams.popleft()
                     self._take_turn(exam)
-        except Exception as error:  # no simulator starts: whoever waits must hear of it
-            for exam in self._exams:
-                exam.error = error
-                exam.finished.set()
+        except Exception as error:
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+                for waiting in [*self._exams, *([exam] if exam else [])]:
+                    waiting.error = error
+                    waiting.finished.set()
 
     def _take_turn(self, exam: _Exam) -> None:
-        """Measure a slice of what is asked for; the rest goes to the end of the queue."""
+        """Measure some of what is asked for; the rest goes to the end of the queue."""
         began = time.monotonic()
-        seeds = tuple(range(VALIDATION_SEED, VALIDATION_SEED + exam.episodes))
         pace = self._episodes / self._busy if self._busy else FIRST_TURN / TURN_S
         count = max(1, round(pace * TURN_S / exam.episodes))
+        seeds = tuple(range(VALIDATION_SEED, VALIDATION_SEED + exam.episodes))
         turn = [exam.left.popleft() for _ in range(min(count, len(exam.left)))]
         once: dict[str, list[np.ndarray]] = {policy.id: [] for policy in turn}
         failed: set[str] = set()
-        try:
-            for outcome in self._pool.run([Job(policy, seeds) for policy in turn]):
-                if isinstance(outcome, Failure):
-                    failed.add(outcome.job.policy.id)
-                else:
-                    job, rollouts = outcome
-                    once[job.policy.id].append(rollouts.success_once)
-        except Exception as error:
-            exam.error = error
-            exam.finished.set()
-            return
-        self._failures += len(failed)
+        for outcome in self._pool.run([Job(policy, seeds) for policy in turn]):
+            if isinstance(outcome, Failure):
+                failed.add(outcome.job.policy.id)
+            else:
+                job, rollouts = outcome
+                once[job.policy.id].append(rollouts.success_once)
         exam.success |= {
             name: 0.0 if name in failed else float(np.concatenate(parts).mean())
             for name, parts in once.items()
         }
+        self._failures += len(failed)
         self._episodes += len(turn) * exam.episodes
         self._busy += time.monotonic() - began
         self._counted.inc(len(turn) * exam.episodes)
-        self._queued.set(self.figures()["waiting"] + len(exam.left))
-        self._alive.set(self._pool.alive)
-        self._lost.set(self._pool.replaced)
         if exam.left:
-            with self._lock:
+            with self._changed:
                 self._exams.append(exam)
         else:
             exam.finished.set()
+        now = self.figures()
+        self._queued.set(now["waiting"])
+        self._alive.set(now["simulators"])
+        self._lost.set(now["replaced"])
 
 
 def start_examiner(task: str, control_mode: str, actors: int, sim_backend: SimBackend) -> Any:
-    """The actor; calls of `success` wait in it side by side."""
-    actor: Any = ray.remote(Examiner).options(num_cpus=0, max_concurrency=1000)
-    return actor.remote(task, control_mode, actors, sim_backend)
+    """The actor, once its simulators have started."""
+    actor: Any = ray.remote(Examiner).options(num_cpus=0, max_concurrency=ASKERS)
+    examiner = actor.remote(task, control_mode, actors, sim_backend)
+    ray.get(examiner.ready.remote())
+    return examiner

@@ -1,6 +1,7 @@
 """What a search has come to: read from the files that its trials write."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from nnit_dist.errors import NnitError
 RUNGS = (0.25, 0.5, 1.0)  # of a trial's steps
 SEARCH, POOL = "search.json", "pool.json"
 TRIAL, STOPPED, ERROR = "trial.json", "stopped.json", "error.txt"
+ENOUGH = 20  # trials to say which values matter
+GOOD = 0.25  # share of trials that count as good there
 
 
 def rung_file(directory: Path, rung: int) -> Path:
@@ -21,18 +24,19 @@ def rung_file(directory: Path, rung: int) -> Path:
 
 
 def read_trials(out: Path) -> list[dict[str, Any]]:
-    """Every trial of a search: its values, rungs, and whether it is done, by name.
+    """Every trial of a search: its values, rungs and state, by name.
 
-    `state` is done (all rungs, or stopped as worse than others), failed, or open.
+    `state` is done (all rungs, or `stopped` as worse than others), failed, or open; `success` that
+    of the last rung, None before the first.
     """
     trials = []
     for file in sorted(out.glob(f"*/{TRIAL}")):
         rungs: list[dict[str, Any]] = []
-        while (path := rung_file(file.parent, len(rungs))).exists():
+        while len(rungs) < len(RUNGS) and (path := rung_file(file.parent, len(rungs))).exists():
             rungs.append(read_json(path))
         stopped = (file.parent / STOPPED).exists()
-        failed = (file.parent / ERROR).exists()
         done = stopped or len(rungs) == len(RUNGS)
+        failed = (file.parent / ERROR).exists()
         trials.append(
             {
                 "name": file.parent.name,
@@ -54,7 +58,10 @@ def summarise(trials: list[dict[str, Any]]) -> dict[str, Any]:
     """
     whole = [trial for trial in trials if len(trial["rungs"]) == len(RUNGS)]
     if not whole:
-        raise NnitError("no trial of the search came through; see the trials' error.txt.")
+        raise NnitError(
+            "no trial of the search came through all its steps: give it more time, or see the "
+            f"trials' {ERROR}."
+        )
     best = max(whole, key=lambda trial: trial["success"])
     return {
         "trials": len(trials),
@@ -67,42 +74,38 @@ def summarise(trials: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _rank_correlation(trials: list[dict[str, Any]], rung: int) -> dict[str, float] | None:
-    """Spearman's, of loss and success at a rung; None of fewer than three trials."""
-    pairs = [
-        (trial["rungs"][rung]["loss"], trial["rungs"][rung]["success"])
-        for trial in trials
-        if len(trial["rungs"]) > rung
-    ]
+    """Spearman's, of loss and success at a rung; None where it says nothing."""
+    rows = [trial["rungs"][rung] for trial in trials if len(trial["rungs"]) > rung]
+    pairs = [(row["loss"], row["success"]) for row in rows if row["loss"] is not None]
     if len(pairs) < 3:
         return None
     found = spearmanr(*zip(*pairs, strict=True))
-    return {
-        "rank_correlation": float(found.statistic),
-        "p": float(found.pvalue),
-        "trials": len(pairs),
-    }
+    if not math.isfinite(found.statistic):
+        return None
+    correlation, p = float(found.statistic), float(found.pvalue)
+    return {"rank_correlation": correlation, "p": p, "trials": len(pairs)}
 
 
 def importance(trials: list[dict[str, Any]], distributions: dict[str, str]) -> dict[str, float]:
-    """Share of the variance of success that each searched value explains, by PED-ANOVA.
+    """How much each searched value decides whether a trial is a good one, adding up to 1.
 
-    `distributions` as `optuna` writes them; nothing is said of fewer than eight trials.
+    PED-ANOVA (arXiv 2304.10255) on success at the first rung, which all trials have; the best
+    quarter is good. Nothing is said of few trials. `distributions` are JSON of Optuna's.
     """
     domains = {k: optuna.distributions.json_to_distribution(v) for k, v in distributions.items()}
     known = [trial for trial in trials if trial["rungs"]]
-    if len(known) < 8 or len({trial["success"] for trial in known}) < 2:
+    first = [trial["rungs"][0]["success"] for trial in known]
+    if len(known) < ENOUGH or len(set(first)) < 2:
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
     study.add_trials(
         [
-            optuna.trial.create_trial(
-                params=trial["values"], distributions=domains, value=trial["success"]
-            )
-            for trial in known
+            optuna.trial.create_trial(params=trial["values"], distributions=domains, value=value)
+            for trial, value in zip(known, first, strict=True)
         ]
     )
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=GOOD)
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 

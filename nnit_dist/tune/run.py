@@ -1,26 +1,30 @@
 """The search: trials under Ray Tune, judged by one pool of simulators that they share."""
 
-import math
 import os
 import random
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import optuna
 import ray
+from optuna.distributions import distribution_to_json
+from optuna.trial import TrialState
 from pydantic import BaseModel, ConfigDict, Field
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.searcher import Searcher
 
-from nnit_dist.artifacts import read_json, write_json
+from nnit_dist.align.run import MODEL
+from nnit_dist.artifacts import content_hash, read_json, write_json
 from nnit_dist.config import RunConfig, with_values
 from nnit_dist.errors import NnitError
 from nnit_dist.pipeline import Run
 from nnit_dist.progress import StageProgress
+from nnit_dist.ray_session import ray_session
 from nnit_dist.storage import beside
-from nnit_dist.topology import Hidden, TopologySplit
+from nnit_dist.topology import Hidden, TopologySplit, is_bottleneck
 from nnit_dist.training import Placement
 from nnit_dist.tune import final
 from nnit_dist.tune.examiner import start_examiner
@@ -40,6 +44,7 @@ from nnit_dist.tune.trial import OBJECTIVES, run_trial, trial_name
 
 RETRIES = 2  # of a trial that fails
 POOL_EVERY_S = 5.0
+ATTEMPTS = 50  # to suggest values that were not tried yet
 
 
 class SearchConfig(BaseModel):
@@ -48,47 +53,49 @@ class SearchConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     trials: int = Field(24, gt=0)
-    budget_s: float | None = Field(None, gt=0, description="wall time of the whole search")
+    budget_s: float | None = Field(None, gt=0, description="wall time that trials have")
     topologies: int = Field(12, gt=0, description="of validation, that a trial is judged by")
     samples: int = Field(1, gt=0, description="networks a topology")
     episodes: int = Field(40, gt=0, description="episodes a network")
-    keep: float = Field(
-        0.5, gt=0, lt=1, description="share of trials that go on from one rung to the next"
-    )
-    concurrent: int | None = Field(None, gt=0, description="trials at once; as many as fit")
     seed: int = 0
 
 
 def validation_topologies(
     split: TopologySplit, widths: list[int], count: int, seed: int
 ) -> list[Hidden]:
-    """Topologies that are neither seen nor kept for the test: every width between two of the grid.
+    """Topologies that are neither on the training grid nor kept for the test.
 
-    As deep as seen ones; no width of a test topology but those of training is used.
+    As deep as those of the grid, at least one width of each between two of its. (Training varies
+    widths, so that some lie near networks that it had.)
+
+    Raises:
+        NnitError: there are not as many.
     """
     taken = {w for held in split.unseen.values() for hidden in held for w in hidden} | set(widths)
     between = [w for w in range(min(widths), max(widths)) if w not in taken]
-    depths = sorted({len(hidden) for hidden in split.seen})
-    rng = random.Random(seed)
-    found: set[Hidden] = set()
-    while len(found) < count:
-        depth = depths[len(found) % len(depths)]
-        others = [rng.choice([*widths, *between]) for _ in range(depth - 1)]
-        found.add((*others, rng.choice(between)))
+    depths, middle = sorted({len(h) for h in split.seen}), (min(widths) + max(widths)) / 2
+    rng, found = random.Random(seed), set[Hidden]()
+    for attempt in range(100 * count):
+        if len(found) == count or not between:
+            break
+        others = [rng.choice([*widths, *between]) for _ in range(depths[attempt % len(depths)] - 1)]
+        hidden = (*others, rng.choice(between))
+        if not ("apart" in split.unseen and is_bottleneck(hidden, middle)):
+            found.add(hidden)
+    if len(found) < count:
+        raise NnitError(
+            f"widths {sorted(widths)} leave {len(found)} topologies of validation between them, "
+            f"and {count} are wanted: train on widths further apart."
+        )
     return sorted(found, key=lambda hidden: (len(hidden), hidden))
-
-
-def distributions(space: Space) -> dict[str, optuna.distributions.BaseDistribution]:
-    """The domains as Optuna has them."""
-    return OptunaSearch.convert_search_space(space.domains)
 
 
 @dataclass(frozen=True)
 class Search:
     """A search of `space` around a configuration, on a finished run of it.
 
-    Reads the run's population and hypernetwork; writes a directory a trial into `out`, and
-    `out/search.json`: all trials, the best, and how loss and success go together.
+    Reads the run's hypernetwork and what it learnt on; writes a directory a trial into `out`, and
+    `out/search.json`: how it was judged, the best trial, and how loss and success go together.
     """
 
     space: Space
@@ -101,84 +108,63 @@ class Search:
         """Run what is left of the search; returns its figures.
 
         Raises:
-            NnitError: the run lacks what trials begin with, or no trial succeeded.
+            NnitError: the run lacks what trials begin with, `out` holds another search, or no
+                trial came through.
         """
         if not (self.run.out / "align" / "manifest.json").exists():
             raise NnitError(
                 f"the search goes on from a run's hypernetwork, and {self.run.out} has none yet; "
                 "run `nnit align` with this configuration first."
             )
-        self._check_same()
+        OBJECTIVES[self.space.stage](self.config, self.config, self.run.out, self.out)
+        about = self._about()
+        write_json(self.out / SEARCH, about)
         known = read_trials(self.out)
-        finished = [trial for trial in known if trial["state"] == "done"]
-        if len(known) < self.settings.trials or len(finished) < len(known):
-            self._search(known)
+        left = self.settings.trials - sum(trial["state"] != "open" for trial in known)
+        ray_of = partial(ray_session, self.config.ray.address, self.config.ray.num_cpus)
+        if left > 0:
+            with ray_of():
+                self._search(known, left)
         figures = summarise(read_trials(self.out))
-        figures["test"] = self._test(figures["best"]["values"])
-        write_json(self.out / SEARCH, self._about() | figures)
+        with ray_of():  # another job: what trials that were stopped held is free
+            figures["test"] = self._test(figures["best"]["values"])
+        write_json(self.out / SEARCH, about | figures)
         return figures
 
-    def _test(self, best: dict[str, Any]) -> dict[str, Any]:
-        """The best trial and the defaults on the run's unseen topologies; pictures of the best."""
-        unseen = self.run.split.unseen
-        hiddens = [hidden for kind in ("combination", "width") for hidden in unseen.get(kind, [])]
-        if not hiddens:
-            return {}
-        written = {}
-        for name, values in (("best", best), ("defaults", self.space.defaults(self.config))):
-            objective = self._finished(values)
-            written[name] = objective.policies(hiddens, final.SAMPLES)
-        if best == self.space.defaults(self.config):
-            del written["defaults"]
-        found = final.measure(
-            written, self.out / "test", self.config.ray.actors, self.config.ray.sim_backend
-        )
-        final.show(written["best"], self.out / "best")
-        return found
-
-    def _finished(self, values: dict[str, Any]) -> Objective:
-        """What a trial with these values has trained; one that was stopped early goes on first."""
-        directory = self.out / trial_name(values)
-        config = with_values(self.config, values, "the search")
-        objective = OBJECTIVES[self.space.stage](config, self.config, self.run.out, directory)
-        for rung in range(len(RUNGS)):
-            if not rung_file(directory, rung).exists():
-                objective.train(rung)
-        return objective
-
     def _about(self) -> dict[str, Any]:
-        return {
-            "space": {key: str(domain) for key, domain in self.space.domains.items()},
-            "distributions": {
-                key: optuna.distributions.distribution_to_json(distribution)
-                for key, distribution in distributions(self.space).items()
-            },
-            "defaults": self.space.defaults(self.config),
+        """What the search is, and is shown with; NnitError if `out` holds another one."""
+        judged = self.settings.model_dump(exclude={"trials", "budget_s", "seed"})
+        about = {
+            "distributions": {k: distribution_to_json(d) for k, d in self.space.domains.items()},
+            "stage": self.space.stage,
+            "task": self.config.tasks[0],
+            "config": self.config.model_dump(mode="json", exclude={"training", "ray", "logging"}),
+            "judged": judged,
+            "hypernetwork": content_hash(self.run.out / "align" / MODEL),
+        }
+        path = self.out / SEARCH
+        if path.exists():
+            before = read_json(path)
+            if changed := [key for key, value in about.items() if before.get(key) != value]:
+                raise NnitError(
+                    f"{self.out} holds another search: its {changed[0]} is another. Name another "
+                    "directory with --out."
+                )
+        return about | {
             "settings": self.settings.model_dump(),
             "run": str(self.run.out),
-            "task": self.config.tasks[0],
+            "defaults": self.space.defaults(self.config),
         }
 
-    def _check_same(self) -> None:
-        """NnitError if `out` holds a search of another space."""
-        path = self.out / SEARCH
-        about = {"space": self._about()["space"], "run": str(self.run.out)}
-        if path.exists() and any(read_json(path)[key] != value for key, value in about.items()):
-            raise NnitError(f"{self.out} holds another search; name another directory with --out.")
-        if not path.exists():
-            write_json(path, self._about())
-
-    def _search(self, known: list[dict[str, Any]]) -> None:
-        cpus = int(ray.cluster_resources().get("CPU", 1))
+    def _search(self, known: list[dict[str, Any]], left: int) -> None:
+        cpus, placement = int(ray.cluster_resources().get("CPU", 1)), self.config.training
+        # A pool on GPUs would keep them from the trials.
+        backend = "physx_cpu" if placement.gpu else self.config.ray.sim_backend
         actors = self.config.ray.actors or max(1, cpus // 2)
-        examiner = start_examiner(
-            self.config.tasks[0], self.config.control_mode, actors, self.config.ray.sim_backend
-        )
         placement = self._placement(cpus - actors)
+        examiner = start_examiner(self.config.tasks[0], self.config.control_mode, actors, backend)
         about = {
-            "config": self.config.model_copy(update={"training": placement}).model_dump(
-                mode="json"
-            ),
+            "config": self.config.model_dump(mode="json") | {"training": placement.model_dump()},
             "stage": self.space.stage,
             "run": str(self.run.out.absolute()),
             "out": str(self.out.absolute()),
@@ -190,22 +176,25 @@ class Search:
             "examiner": examiner,
         }
         room = (cpus - actors) // (placement.cpus * placement.workers)
+        if placement.gpu:
+            gpus = int(ray.cluster_resources().get("GPU", 0))
+            room = min(room, max(1, gpus // placement.workers))
+        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # an interruption ends the command
         with StageProgress("trials") as view:
+            # A trial's own process takes no CPU: its training and the pool do.
+            trainable = tune.with_resources(
+                tune.with_parameters(run_trial, about=about), {"CPU": 0, "memory": 1}
+            )
             tune.Tuner(
-                tune.with_resources(tune.with_parameters(run_trial, about=about), {"CPU": 0.001}),
+                trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=self._searcher(known),
-                    scheduler=tune.schedulers.ASHAScheduler(
-                        time_attr="training_iteration",
-                        max_t=len(RUNGS),
-                        grace_period=1,
-                        reduction_factor=1 / self.settings.keep,
-                    ),
+                    scheduler=_scheduler(known),
                     metric="success",
                     mode="max",
-                    num_samples=self.settings.trials - sum(t["state"] == "done" for t in known),
+                    num_samples=left,
                     # One more than fit: while one is measured, another trains.
-                    max_concurrent_trials=self.settings.concurrent or room + 1,
+                    max_concurrent_trials=room + 1,
                     time_budget_s=self.settings.budget_s,
                 ),
                 run_config=tune.RunConfig(
@@ -214,13 +203,12 @@ class Search:
                     failure_config=tune.FailureConfig(max_failures=RETRIES),
                     verbose=0,
                     callbacks=[
-                        _Watch(view, self.out, self.settings, known, examiner),
+                        _Watch(view, self.out, self.settings.trials, known, examiner),
                         *self._loggers(),
                     ],
                 ),
             ).fit()
         write_json(self.out / POOL, ray.get(examiner.figures.remote()))
-        ray.kill(examiner)
 
     def _placement(self, cpus: int) -> Placement:
         """Training as configured, with fewer CPUs a worker where there are not as many.
@@ -237,6 +225,26 @@ class Search:
             )
         return placement.model_copy(update={"cpus": each})
 
+    def _searcher(self, known: list[dict[str, Any]]) -> "_Fresh":
+        """Optuna's sampler, told what is known. The defaults come first, and what is unfinished."""
+        defaults = self.space.defaults(self.config)
+        first = [trial["values"] for trial in known if trial["state"] == "open"]
+        if trial_name(defaults) not in {trial["name"] for trial in known}:
+            first.insert(0, defaults)
+        searcher = _Fresh(
+            self.space.domains,
+            metric="success",
+            mode="max",
+            points_to_evaluate=first or None,
+            seed=self.settings.seed + len(known),
+        )
+        for trial in known:
+            searcher.tried.add(trial["name"])
+            if trial["state"] == "done":
+                searcher.add_evaluated_point(trial["values"], trial["success"])
+        searcher.tried -= {trial_name(values) for values in first}
+        return searcher
+
     def _loggers(self) -> list[tune.Callback]:
         """TensorBoard's files beside Tune's own, and Weights & Biases if it is wanted."""
         from ray.tune.logger import TBXLoggerCallback
@@ -246,30 +254,79 @@ class Search:
             from ray.air.integrations.wandb import WandbLoggerCallback
 
             os.environ["WANDB_MODE"] = mode  # its key comes from the environment or `wandb login`
-            group = f"{self.config.name}-tune-{self.space.name}"
-            directory = str(beside(self.out, "wandb").parent)
-            excluded = ["networks"]
             loggers.append(
-                WandbLoggerCallback("nnit_dist", group=group, excludes=excluded, dir=directory)
+                WandbLoggerCallback(
+                    "nnit_dist",
+                    group=f"{self.config.name}-tune-{self.space.name}",
+                    excludes=["networks"],
+                    upload_timeout=60,
+                    mode=mode,
+                    dir=str(beside(self.out, "wandb").parent),
+                )
             )
         return loggers
 
-    def _searcher(self, known: list[dict[str, Any]]) -> Any:
-        """Optuna's sampler, told what is known. The defaults come first, or what is unfinished."""
-        first = [trial["values"] for trial in known if trial["state"] != "done"]
-        if not known:
-            first = [self.space.defaults(self.config)]
-        searcher = OptunaSearch(
-            distributions(self.space),
-            metric="success",
-            mode="max",
-            points_to_evaluate=first,
-            seed=self.settings.seed + len(known),
+    def _test(self, best: dict[str, Any]) -> dict[str, Any]:
+        """The best trial and the defaults on the run's unseen topologies; pictures of the best."""
+        unseen, defaults = self.run.split.unseen, self.space.defaults(self.config)
+        hiddens = [hidden for kind in ("combination", "width") for hidden in unseen.get(kind, [])]
+        if not hiddens:
+            return {}
+        compared = {"best": best} | ({"defaults": defaults} if best != defaults else {})
+        written = {
+            name: self._finished(values).policies(hiddens, final.SAMPLES)
+            for name, values in compared.items()
+        }
+        found = final.measure(
+            written, self.out / "test", self.config.ray.actors, self.config.ray.sim_backend
         )
-        for trial in known:
-            if trial["state"] == "done":
-                searcher.add_evaluated_point(trial["values"], trial["success"])
-        return searcher
+        final.show(written["best"], self.out / "best")
+        return found
+
+    def _finished(self, values: dict[str, Any]) -> Objective:
+        """What a trial with these values has trained; one that was stopped early goes on first."""
+        directory = self.out / trial_name(values)
+        config = with_values(self.config, values, "the search")
+        objective = OBJECTIVES[self.space.stage](config, self.config, self.run.out, directory)
+        for rung in range(len(RUNGS)):
+            if not rung_file(directory, rung).exists():
+                objective.train(rung)
+        return objective
+
+
+class _Fresh(OptunaSearch):
+    """Optuna's sampler, asked again where it suggests what was tried already.
+
+    Equal values have one directory, and two trials at once must not share it.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.tried: set[str] = set()
+
+    def suggest(self, trial_id: str) -> Any:
+        for _ in range(ATTEMPTS):
+            values = super().suggest(trial_id)
+            if values is None or trial_name(values) not in self.tried:
+                self.tried |= {trial_name(values)} if values else set()
+                return values
+            study: Any = self._ot_study
+            study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
+        return Searcher.FINISHED
+
+
+def _scheduler(known: list[dict[str, Any]]) -> tune.schedulers.AsyncHyperBandScheduler:
+    """ASHA, which stops the worse half at every rung but the last; it remembers what is known."""
+    asha = tune.schedulers.AsyncHyperBandScheduler(
+        time_attr="training_iteration", max_t=len(RUNGS), grace_period=1, reduction_factor=2
+    )
+    for milestone, recorded in asha._brackets[0]._rungs:
+        recorded |= {
+            trial["name"]: trial["rungs"][int(milestone) - 1]["success"]
+            for trial in known
+            if trial["state"] == "done" and len(trial["rungs"]) >= milestone
+        }
+    return asha
 
 
 class _Watch(tune.Callback):
@@ -279,15 +336,15 @@ class _Watch(tune.Callback):
         self,
         view: StageProgress,
         out: Path,
-        settings: SearchConfig,
+        total: int,
         known: list[dict[str, Any]],
         examiner: Any,
     ) -> None:
-        self.view, self.out, self.done = view, out, sum(t["state"] == "done" for t in known)
-        self.best = max((t["success"] for t in known if t["rungs"]), default=0.0)
-        self.examiner, self.asked, self.answer = examiner, 0.0, None
-        self.deadline = time.monotonic() + (settings.budget_s or math.inf)
-        view.add("search", settings.trials, self.done)
+        self.view, self.out, self.examiner = view, out, examiner
+        self.done = sum(trial["state"] != "open" for trial in known)
+        self.best = max((trial["success"] for trial in known if trial["rungs"]), default=0.0)
+        self.asked, self.answer = 0.0, None
+        view.add("search", total, self.done)
 
     def __getstate__(self) -> dict:
         return {}  # Tune pickles its callbacks; a live view stays in this process
@@ -305,20 +362,19 @@ class _Watch(tune.Callback):
         self._show(f"rung {result['rung'] + 1} of {len(RUNGS)}: {result['success']:.3f}")
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
+        """(At the end of the budget Tune does not call it: those trials stay open.)"""
         directory = self.out / trial_name(trial.config)
-        in_time = time.monotonic() < self.deadline  # else it goes on the next time
-        if in_time and not rung_file(directory, len(RUNGS) - 1).exists():
+        if not rung_file(directory, len(RUNGS) - 1).exists():
             write_json(directory / STOPPED, {"after": trial.last_result["rung"]})
         self.done += 1
         self._show("")
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
-        if trial.num_failures > RETRIES:
-            reason = Path(trial.error_file).read_text() if trial.error_file else "unknown"
-            path = self.out / trial_name(trial.config) / ERROR
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(reason)
-            self.done += 1
+        path = self.out / trial_name(trial.config) / ERROR
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(Path(trial.error_file).read_text() if trial.error_file else "unknown")
+        self.done += 1
+        self._show(f"{path.parent.name} failed {RETRIES + 1} times")
 
     def _show(self, note: str) -> None:
         self.view.update("search", self.done, f"best {self.best:.3f}  {note}")

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from ray.tune.search.sample import Domain
+from optuna.distributions import BaseDistribution
+from ray.tune.search.optuna import OptunaSearch
 
 from nnit_dist.config import RunConfig, with_values
 from nnit_dist.errors import NnitError
 
 Stage = Literal["align", "train"]
+TRIED = 8  # values of a domain that the configuration must take
 
 
 @dataclass(frozen=True)
@@ -25,51 +27,65 @@ class Space:
 
     name: str
     stage: Stage
-    domains: dict[str, Domain]
+    domains: dict[str, BaseDistribution]
 
     def defaults(self, config: RunConfig) -> dict[str, Any]:
         """The configuration's own values of what is searched."""
-        return {key: _value(config, key) for key in self.domains}
+        return {key: value_of(config, key) for key in self.domains}
 
 
 def load_space(path: Path, config: RunConfig) -> Space:
     """Run a module of the user's, and check what it says against a configuration.
 
     Raises:
-        NnitError: it is missing, says nothing of STAGE or SPACE, or has a key or a value that the
-            configuration does not take.
+        NnitError: it is missing, says nothing of STAGE or SPACE, has a key or a value that the
+            configuration does not take, or leaves out the configuration's own.
     """
-    if not path.exists():
-        raise NnitError(f"there is no search space {path}.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise NnitError(f"{path} is no Python module.")
+    if not path.exists() or spec is None or spec.loader is None:
+        raise NnitError(f"there is no search space {path}, a Python module.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    stage, domains = getattr(module, "STAGE", None), getattr(module, "SPACE", None)
+    stage, space = getattr(module, "STAGE", None), getattr(module, "SPACE", None)
     if stage not in get_args(Stage):
         raise NnitError(
             f"{path} has STAGE={stage!r}; it names what a trial trains: "
             f"{' or '.join(get_args(Stage))}."
         )
-    if not isinstance(domains, dict) or not domains:
+    if not isinstance(space, dict) or not space:
         raise NnitError(f"{path} has no SPACE, a dictionary of configuration keys and domains.")
+    domains = {key: _domain(path, key, domain) for key, domain in space.items()}
     for key, domain in domains.items():
-        if not isinstance(domain, Domain):
-            raise NnitError(f"{path}: SPACE has {domain!r} for {key}, which is no domain of Tune.")
-        if not domain.is_valid(_value(config, key)):
-            raise NnitError(
-                f"{path}: SPACE leaves out {key}={_value(config, key)!r}, the configuration's own."
-            )
-        for _ in range(8):
-            with_values(config, {key: domain.sample()}, f"{path}: SPACE")
+        own = value_of(config, key)
+        if not _holds(domain, own):
+            raise NnitError(f"{path}: SPACE leaves out {key}={own!r}, the configuration's own.")
+        for _ in range(TRIED):
+            with_values(config, {key: space[key].sample()}, f"{path}: SPACE")
     return Space(path.stem, cast(Stage, stage), domains)
 
 
-def _value(config: RunConfig, key: str) -> Any:
+def value_of(config: RunConfig, key: str) -> Any:
+    """What a configuration has for a key; NnitError if it has no such key."""
     value: Any = config.model_dump(mode="json")
     for name in key.split("."):
         if not isinstance(value, dict) or name not in value:
             raise NnitError(f"there is no key {key!r} in a configuration.")
         value = value[name]
     return value
+
+
+def _domain(path: Path, key: str, domain: Any) -> BaseDistribution:
+    try:
+        return OptunaSearch.convert_search_space({key: domain})[key]
+    except Exception:
+        raise NnitError(
+            f"{path}: SPACE has {domain!r} for {key}; it takes tune.uniform, loguniform, quniform, "
+            "randint and choice."
+        ) from None
+
+
+def _holds(domain: BaseDistribution, value: Any) -> bool:
+    try:
+        return domain._contains(domain.to_internal_repr(value))
+    except (TypeError, ValueError):
+        return False

@@ -6,6 +6,7 @@ trained twice: a search that was killed finds what is done, and goes on with wha
 
 import hashlib
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def _climb(objective: Objective, rung: int, directory: Path, about: dict[str, An
         rung_file(directory, rung),
         {
             "rung": rung,
-            **trained,
+            "step": trained["step"],
+            "loss": trained["loss"] if math.isfinite(trained["loss"]) else None,
             "success": sum(success) / len(success),
             "networks": dict(zip((p.id for p in policies), success, strict=True)),
             "seconds": {
