@@ -107,7 +107,7 @@ def generate(
     hidden: Annotated[str | None, typer.Option(help="hidden widths, e.g. 40x56")] = None,
     samples: Annotated[int, typer.Option(min=1)] = 1,
     seed: Annotated[int, typer.Option()] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="sampler steps; 4 by default")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="sampler steps; 8 by default")] = None,
     success: Annotated[
         float | None, typer.Option(help="success to ask for, 0 to 1; the best by default")
     ] = None,
