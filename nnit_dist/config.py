@@ -120,6 +120,16 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     return config
 
 
+def value_of(config: RunConfig, key: str) -> Any:
+    """What a configuration has for a key such as `nnit.lr`; NnitError if it has no such key."""
+    value: Any = config.model_dump(mode="json")
+    for name in key.split("."):
+        if not isinstance(value, dict) or name not in value:
+            raise NnitError(f"there is no key {key!r} in a configuration.")
+        value = value[name]
+    return value
+
+
 def with_values(config: RunConfig, values: dict[str, Any], where: str) -> RunConfig:
     """A configuration with other values, by key such as `nnit.lr`; `where` leads its errors.
 
@@ -128,12 +138,11 @@ def with_values(config: RunConfig, values: dict[str, Any], where: str) -> RunCon
     """
     data = config.model_dump(mode="json")
     for path, value in values.items():
+        value_of(config, path)
         *parents, last = path.split(".")
         level = data
         for name in parents:
-            level = level[name] if isinstance(level.get(name), dict) else {}
-        if last not in level:
-            raise NnitError(f"{where}: there is no key {path!r} in a configuration.")
+            level = level[name]
         level[last] = value
     try:
         return RunConfig.model_validate(data)

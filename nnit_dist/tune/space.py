@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 from optuna.distributions import BaseDistribution
 from ray.tune.search.optuna import OptunaSearch
 
-from nnit_dist.config import RunConfig, with_values
+from nnit_dist.config import RunConfig, value_of, with_values
 from nnit_dist.errors import NnitError
 
 Stage = Literal["align", "train"]
@@ -62,16 +62,6 @@ def load_space(path: Path, config: RunConfig) -> Space:
         for _ in range(TRIED):
             with_values(config, {key: space[key].sample()}, f"{path}: SPACE")
     return Space(path.stem, cast(Stage, stage), domains)
-
-
-def value_of(config: RunConfig, key: str) -> Any:
-    """What a configuration has for a key; NnitError if it has no such key."""
-    value: Any = config.model_dump(mode="json")
-    for name in key.split("."):
-        if not isinstance(value, dict) or name not in value:
-            raise NnitError(f"there is no key {key!r} in a configuration.")
-        value = value[name]
-    return value
 
 
 def _domain(path: Path, key: str, domain: Any) -> BaseDistribution:
