@@ -121,35 +121,30 @@ def test_a_larger_network_trains_fewer_steps(tmp_path):
     assert NNiTObjective(base, base, run, tmp_path).steps == base.nnit.steps
 
 
-def test_trials_have_their_turns_at_the_pool_and_failing_networks_count_as_zero():
-    with_ray = {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False}
-    ray.init(**with_ray)
-    try:
-        examiner = start_examiner(TASK, "pd_joint_delta_pos", 1, "physx_cpu")
-        long = [random_policy((16,), seed, f"long{seed}") for seed in range(120)]
-        ended: dict[str, float] = {}
+def test_trials_have_their_turns_at_the_pool_and_failing_networks_count_as_zero(ray_local):
+    examiner = start_examiner(TASK, "pd_joint_delta_pos", 1, "physx_cpu")
+    long = [random_policy((16,), seed, f"long{seed}") for seed in range(120)]
+    ended: dict[str, float] = {}
 
-        def ask(name, policies):
-            ended[name + "_success"] = ray.get(examiner.success.remote(policies, 4))
-            ended[name] = time.monotonic()
+    def ask(name, policies):
+        ended[name + "_success"] = ray.get(examiner.success.remote(policies, 4))
+        ended[name] = time.monotonic()
 
-        asking = [threading.Thread(target=ask, args=("long", long))]
-        asking[0].start()
-        time.sleep(8)  # the simulator starts, and the long one is at work
-        short = [random_policy((16,), seed, f"short{seed}") for seed in range(2)]
-        asking.append(threading.Thread(target=ask, args=("short", short)))
-        asking[1].start()
-        for thread in asking:
-            thread.join(timeout=120)
-        assert ended["short"] < ended["long"]
-        assert len(ended["long_success"]) == 120
-        broken = random_policy((16,), 0, "broken", act_dim=4)
-        assert ray.get(examiner.success.remote([broken, *short], 2))[0] == 0.0
-        figures = ray.get(examiner.figures.remote())
-        assert figures["episodes"] == 120 * 4 + 2 * 4 + 3 * 2
-        assert figures["failed_networks"] == 1
-    finally:
-        ray.shutdown()
+    asking = [threading.Thread(target=ask, args=("long", long))]
+    asking[0].start()
+    time.sleep(8)  # the simulator starts, and the long one is at work
+    short = [random_policy((16,), seed, f"short{seed}") for seed in range(2)]
+    asking.append(threading.Thread(target=ask, args=("short", short)))
+    asking[1].start()
+    for thread in asking:
+        thread.join(timeout=120)
+    assert ended["short"] < ended["long"]
+    assert len(ended["long_success"]) == 120
+    broken = random_policy((16,), 0, "broken", act_dim=4)
+    assert ray.get(examiner.success.remote([broken, *short], 2))[0] == 0.0
+    figures = ray.get(examiner.figures.remote())
+    assert figures["episodes"] == 120 * 4 + 2 * 4 + 3 * 2
+    assert figures["failed_networks"] == 1
 
 
 def search_command(tmp_path: Path, trials: int) -> list[str]:
