@@ -54,6 +54,10 @@ class Placement(BaseModel):
         "beside a GPU one for each of its CPUs but one",
     )
 
+    retries: int = Field(
+        3, ge=0, description="how often training goes on from its last checkpoint after a failure"
+    )
+
     @model_validator(mode="after")
     def _ordered(self) -> "Placement":
         if self.min_workers is not None and self.min_workers > self.workers:
@@ -107,7 +111,7 @@ def fit(
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(directory.absolute()),
-            failure_config=ray.train.FailureConfig(max_failures=3),
+            failure_config=ray.train.FailureConfig(max_failures=placement.retries),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )

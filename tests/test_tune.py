@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from conftest import TASK, random_policy
@@ -147,10 +148,10 @@ def test_trials_have_their_turns_at_the_pool_and_failing_networks_count_as_zero(
     assert figures["failed_networks"] == 1
 
 
-def search_command(tmp_path: Path, trials: int) -> list[str]:
+def search_command(tmp_path: Path, trials: int, space: str = SPACE) -> list[str]:
     sets = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
     return [
-        sys.executable, "-m", "nnit_dist", "tune", str(space_file(tmp_path)), str(CONFIG),
+        sys.executable, "-m", "nnit_dist", "tune", str(space_file(tmp_path, space)), str(CONFIG),
         "--run", str(shipped(TASK)), "--out", str(tmp_path / "search"), "--trials", str(trials),
         "--episodes", "1", "--set=ray.num_cpus=2", *sets,
     ]  # fmt: skip
@@ -185,6 +186,36 @@ def test_a_killed_search_goes_on_and_repeats_nothing(tmp_path):
         [*command, "--run", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
     assert "has none yet; run `nnit align`" in other.stdout
+
+
+@pytest.mark.timeout(900)
+def test_a_trial_that_dies_is_tried_again_and_one_that_cannot_work_is_marked(tmp_path):
+    widths = 'SPACE = {"nnit.transformer.width": tune.choice([32, 2**20])}'
+    space = SPACE[: SPACE.index("SPACE")] + widths
+    command = search_command(tmp_path, 2, space)
+    search = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    out, deadline = tmp_path / "search", time.monotonic() + 300
+    # Its workers have started: what they hold would keep the second attempt from starting.
+    while not list(out.glob("*/metrics.jsonl")):
+        assert search.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    working = next(out.glob("*/metrics.jsonl")).parent.name
+    killed = [
+        process
+        for process in psutil.Process(search.pid).children(recursive=True)
+        if "ImplicitFunc" in " ".join(process.cmdline())
+    ]
+    for process in killed:
+        process.kill()
+    printed = search.communicate(timeout=600)[0]
+    assert killed
+    assert search.returncode == 0, printed
+    states = {t["values"]["nnit.transformer.width"]: t["state"] for t in read_trials(out)}
+    assert states == {32: "done", 2**20: "failed"}
+    assert working in {t["name"] for t in read_trials(out) if t["state"] == "done"}
+    (failed,) = out.glob("*/error.txt")
+    assert "can't allocate memory" in failed.read_text()
 
 
 def fake_search(out: Path, trials: int) -> None:

@@ -43,7 +43,7 @@ from nnit_dist.tune.space import Space
 from nnit_dist.tune.trial import OBJECTIVES, run_trial, trial_name
 
 RETRIES = 2  # of a trial that fails
-POOL_EVERY_S = 5.0
+LOOK_EVERY_S = 5.0
 ATTEMPTS = 50  # to suggest values that were not tried yet
 
 
@@ -213,6 +213,8 @@ class Search:
     def _placement(self, cpus: int) -> Placement:
         """Training as configured, with fewer CPUs a worker where there are not as many.
 
+        (It does not go on by itself after a failure: its trial does.)
+
         Raises:
             NnitError: there is not even one a worker.
         """
@@ -223,7 +225,7 @@ class Search:
                 f"simulators leave {cpus} CPUs to training.workers={placement.workers}: use fewer "
                 "workers, a smaller ray.actors, or a larger ray.num_cpus."
             )
-        return placement.model_copy(update={"cpus": each})
+        return placement.model_copy(update={"cpus": each, "retries": 0})
 
     def _searcher(self, known: list[dict[str, Any]]) -> "_Fresh":
         """Optuna's sampler, told what is known. The defaults come first, and what is unfinished."""
@@ -329,6 +331,26 @@ def _scheduler(known: list[dict[str, Any]]) -> tune.schedulers.AsyncHyperBandSch
     return asha
 
 
+def _release_orphans() -> None:
+    """Give back what the trainings held, or wait for, whose trial's process has died.
+
+    Ray keeps a placement group until its whole job ends, and Ray Train gives back those alone
+    whose workers had started: a trial that is tried again would wait for its own CPUs.
+    """
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    job = ray.get_runtime_context().get_job_id()
+    for packed in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(packed)
+        # Tune's own come from no actor, which also counts as a dead one.
+        actor = group.creator_actor_id and not ray.ActorID(group.creator_actor_id).is_nil()
+        lost = actor and group.creator_actor_dead and group.creator_job_id.hex() == job
+        if lost and group.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
 class _Watch(tune.Callback):
     """Feeds the progress view, and marks trials that failed or were stopped for the worse."""
 
@@ -343,19 +365,21 @@ class _Watch(tune.Callback):
         self.view, self.out, self.examiner = view, out, examiner
         self.done = sum(trial["state"] != "open" for trial in known)
         self.best = max((trial["success"] for trial in known if trial["rungs"]), default=0.0)
-        self.asked, self.answer = 0.0, None
+        self.looked, self.answer = 0.0, None
         view.add("search", total, self.done)
 
     def __getstate__(self) -> dict:
         return {}  # Tune pickles its callbacks; a live view stays in this process
 
     def on_step_end(self, iteration, trials, **info) -> None:
-        """Keep what the pool tells of itself, without waiting for it."""
+        """Now and then: keep what the pool tells of itself, and give back what nobody uses."""
         if self.answer and ray.wait([self.answer], timeout=0)[0]:
             write_json(self.out / POOL, ray.get(self.answer))
             self.answer = None
-        elif not self.answer and time.monotonic() - self.asked > POOL_EVERY_S:
-            self.asked, self.answer = time.monotonic(), self.examiner.figures.remote()
+        if time.monotonic() - self.looked > LOOK_EVERY_S:
+            self.looked = time.monotonic()
+            self.answer = self.answer or self.examiner.figures.remote()
+            _release_orphans()
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
         self.best = max(self.best, result["success"])
