@@ -102,12 +102,15 @@ def _show(figures: dict[str, Any], search: Any) -> None:
             f"loss and success, rank correlation of {found['trials']} trials: "
             f"{found['rank_correlation']:+.2f} (p {found['p']:.2g})"
         )
-    if difference := figures["test"].get("difference"):
-        best, defaults = (100 * figures["test"][name]["success"] for name in ("best", "defaults"))
-        apart, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
-        console.print(
-            f"on the topologies kept for the test: best {best:.1f}%, defaults {defaults:.1f}%, "
-            f"difference {apart:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    if test := figures["test"]:
+        said = ", ".join(
+            f"{name} {100 * test[name]['success']:.1f}%"
+            for name in ("best", "defaults")
+            if name in test
         )
+        if "difference" in test:
+            apart, low, high = (100 * test["difference"][key] for key in ("mean", "low", "high"))
+            said += f", difference {apart:+.1f} points [{low:+.1f}, {high:+.1f}]"
+        console.print(f"on the topologies kept for the test: {said}")
     console.print(f"best: {as_overrides(figures['best']['values'])}")
     console.print(f"search: {search.out}  (its page: nnit dashboard {search.out})")

@@ -61,6 +61,8 @@ def show(policies: list[Policy], out: Path) -> None:
     clips = [Clip(p, TEST_SEED + i, p.topology.name) for i, p in enumerate(some)]
     film(clips, out / "policies.mp4")
     figure, axes = plt.subplots(2, SHOWN // 2, figsize=(9, 6), squeeze=False)
+    for place in axes.flat[len(some) :]:
+        place.axis("off")
     for place, policy in zip(axes.flat, some, strict=False):
         middle = policy.layers[len(policy.layers) // 2][0]
         show_matrix(place, middle, policy.topology.name)

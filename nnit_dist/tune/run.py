@@ -260,7 +260,6 @@ class Search:
                 WandbLoggerCallback(
                     "nnit_dist",
                     group=f"{self.config.name}-tune-{self.space.name}",
-                    excludes=["networks"],
                     upload_timeout=60,
                     mode=mode,
                     dir=str(beside(self.out, "wandb").parent),
@@ -338,7 +337,7 @@ def _release_orphans() -> None:
     whose workers had started: a trial that is tried again would wait for its own CPUs.
     """
     from ray._private.state import state
-    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
     job = ray.get_runtime_context().get_job_id()

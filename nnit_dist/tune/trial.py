@@ -42,7 +42,8 @@ def run_trial(values: dict[str, Any], about: dict[str, Any]) -> None:
     for rung in range(len(RUNGS)):
         if not rung_file(directory, rung).exists():
             _climb(objective, rung, directory, about)
-        tune.report(read_json(rung_file(directory, rung)))
+        found = read_json(rung_file(directory, rung))
+        tune.report({key: value for key, value in found.items() if key != "networks"})
 
 
 def _climb(objective: Objective, rung: int, directory: Path, about: dict[str, Any]) -> None:
