@@ -136,13 +136,13 @@ def with_values(config: RunConfig, values: dict[str, Any], where: str) -> RunCon
     Raises:
         NnitError: a key is unknown, or a value does not fit.
     """
-    data = config.model_dump(mode="json")
+    data = config.model_dump(mode="json", exclude_unset=True)
     for path, value in values.items():
         value_of(config, path)
         *parents, last = path.split(".")
         level = data
         for name in parents:
-            level = level[name]
+            level = level.setdefault(name, {})
         level[last] = value
     try:
         return RunConfig.model_validate(data)

@@ -21,13 +21,15 @@ from nnit_dist.align.sampler import AlignedSampler
 from nnit_dist.artifacts import read_json, write_json
 from nnit_dist.config import load_config, with_values
 from nnit_dist.errors import NnitError
+from nnit_dist.pipeline import Run
 from nnit_dist.pretrained import shipped
 from nnit_dist.tune.dashboard import page_key
 from nnit_dist.tune.examiner import start_examiner
 from nnit_dist.tune.objective import NNiTObjective, work
 from nnit_dist.tune.results import read_trials, rung_file, summarise
-from nnit_dist.tune.run import validation_topologies
+from nnit_dist.tune.run import Search, SearchConfig, validation_topologies
 from nnit_dist.tune.space import load_space
+from nnit_dist.zoo import Zoo
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "pushcube.yaml"
@@ -66,7 +68,7 @@ def test_a_space_is_read_with_the_defaults_of_a_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("SPACE = {}", "STAGE=None; it names what a trial trains: align or train"),
+        ("SPACE = {}", "STAGE=None; it names what a trial trains: population, align, train"),
         ('STAGE = "train"', "has no SPACE"),
         (
             'STAGE = "train"\nSPACE = {"nnit.lr": 3}',
@@ -82,7 +84,7 @@ def test_a_space_that_does_not_fit_is_refused(tmp_path, text, expected):
         load_space(space_file(tmp_path, text), load_config(CONFIG))
 
 
-@pytest.mark.parametrize("name", ["nnit", "ghn"])
+@pytest.mark.parametrize("name", ["nnit", "ghn", "population"])
 def test_the_spaces_of_the_repository_fit_the_quickstart(name):
     config = load_config(ROOT / "configs" / "quickstart.yaml")
     space = load_space(ROOT / "tuning" / f"{name}.py", config)
@@ -216,6 +218,40 @@ def test_a_trial_that_dies_is_tried_again_and_one_that_cannot_work_is_marked(tmp
     assert working in {t["name"] for t in read_trials(out) if t["state"] == "done"}
     (failed,) = out.glob("*/error.txt")
     assert "can't allocate memory" in failed.read_text()
+
+
+def test_a_search_of_recipes_trains_policies_by_them(tmp_path):
+    recipe = {
+        "env_steps": 1024, "batch": 256, "minibatch": 64, "epochs": 1, "envs": 4,
+        "eval_every": 256, "eval_episodes": 1, "success_bar": 1.0,
+    }  # fmt: skip
+    text = """
+from ray import tune
+STAGE = "population"
+SPACE = {"population.recipe.lr": tune.choice([1e-4, 7e-4])}
+"""
+    config = load_config(
+        CONFIG,
+        [
+            "population.architectures=[[8]]",
+            "ray.num_cpus=2",
+            'topologies.unseen={"combination": 1, "width": 1}',
+            *(f"population.recipe.{key}={value}" for key, value in recipe.items()),
+        ],
+    )
+    space = load_space(space_file(tmp_path, text), config)
+    settings = SearchConfig(trials=2, topologies=3, episodes=2)
+    out = tmp_path / "search"
+    found = Search(space, config, Run(config, tmp_path / "run"), out, settings).go()
+    assert (found["trials"], found["failed"]) == (2, 0)
+    trials = read_trials(out)
+    assert {trial["values"]["population.recipe.lr"] for trial in trials} == {1e-4, 7e-4}
+    whole = [trial for trial in trials if not trial["stopped"]]
+    assert [rung["step"] for rung in whole[0]["rungs"]] == [256, 512, 1024]
+    assert list(whole[0]["rungs"][0]["networks"]) == [f"{TASK}_8_s0_000000256"]
+    steps = {member.env_steps for member in Zoo(out / whole[0]["name"] / "zoo").members()}
+    assert steps == {256, 512, 768, 1024}
+    assert set(found["test"]) == {"best", "defaults", "difference"}
 
 
 def fake_search(out: Path, trials: int) -> None:

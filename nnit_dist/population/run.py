@@ -111,7 +111,7 @@ def _is_done(out: Path, spec: TrialSpec) -> bool:
 def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Path) -> None:
     with StageProgress("env steps") as view:
         tune.Tuner(
-            tune.with_resources(train_trial, _resources(config)),
+            tune.with_resources(train_trial, trial_resources(config)),
             param_space={
                 "trial": tune.grid_search(
                     [
@@ -133,7 +133,8 @@ def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Path) -> 
         ).fit()
 
 
-def _resources(config: PopulationConfig) -> tune.PlacementGroupFactory:
+def trial_resources(config: PopulationConfig) -> tune.PlacementGroupFactory:
+    """What a trial gets: its share of a core, or of a GPU, and not of a node that trains."""
     bundle = {"CPU": config.cpus, "GPU": config.gpu}
     if config.gpu:
         return tune.PlacementGroupFactory([bundle])

@@ -21,6 +21,8 @@ from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.nnit.run import BAR, MODEL, Leg, train_leg
 from nnit_dist.nnit.train import NNiTConfig
 from nnit_dist.policy import Policy
+from nnit_dist.population.run import teachers, trial_specs
+from nnit_dist.population.trial import Trial
 from nnit_dist.progress import StageProgress
 from nnit_dist.topology import Hidden, Topology
 from nnit_dist.training import METRICS, fit, load_state, read_metrics
@@ -37,6 +39,42 @@ class Objective(Protocol):
     def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]: ...
 
     def figures(self) -> dict[str, Any]: ...
+
+
+class PopulationObjective:
+    """Trains a population by a PPO recipe; the best snapshot of each of its trials is judged.
+
+    All of a task's architectures and seeds, one after another, until they are good enough or a
+    rung's share of the recipe's env steps is spent. What topologies others are judged by means
+    nothing here.
+    """
+
+    def __init__(self, config: RunConfig, base: RunConfig, run: Path, out: Path) -> None:
+        self.config, self.task, self.out = config.population, config.tasks[0], out
+        self.recipe = self.config.recipe_of(self.task)
+        self.specs = trial_specs(self.config, [self.task], config.control_mode)
+
+    def train(self, rung: int) -> dict[str, float]:
+        """As `NNiTObjective.train`; the loss is what the best snapshots return, its sign turned."""
+        until = rung_steps(self.recipe.env_steps)[rung]
+        for spec in self.specs:
+            trial = Trial(spec, self.recipe, self.out, self.config.gpu > 0)
+            try:
+                while not trial.progress.done and trial.progress.env_steps < until:
+                    trial.step()
+            finally:
+                trial.close()
+        returns = [member.mean_return for member in teachers(self.out, self.task)]
+        return {"step": until, "loss": -sum(returns) / len(returns)}
+
+    def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
+        """The best snapshot of each trial so far."""
+        found = [member.policy for member in teachers(self.out, self.task)]
+        return sorted(found, key=lambda policy: policy.topology.hidden)
+
+    def figures(self) -> dict[str, Any]:
+        sizes = [policy.topology.num_params for policy in self.policies([], 0)]
+        return {"parameters": round(sum(sizes) / len(sizes))}
 
 
 class NNiTObjective:

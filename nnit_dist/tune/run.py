@@ -21,6 +21,7 @@ from nnit_dist.artifacts import content_hash, read_json, write_json
 from nnit_dist.config import RunConfig, with_values
 from nnit_dist.errors import NnitError
 from nnit_dist.pipeline import Run
+from nnit_dist.population.run import trial_resources
 from nnit_dist.progress import StageProgress
 from nnit_dist.ray_session import ray_session
 from nnit_dist.storage import beside
@@ -111,7 +112,8 @@ class Search:
             NnitError: the run lacks what trials begin with, `out` holds another search, or no
                 trial came through.
         """
-        if not (self.run.out / "align" / "manifest.json").exists():
+        aligned = (self.run.out / "align" / "manifest.json").exists()
+        if self.space.stage != "population" and not aligned:
             raise NnitError(
                 f"the search goes on from a run's hypernetwork, and {self.run.out} has none yet; "
                 "run `nnit align` with this configuration first."
@@ -140,7 +142,9 @@ class Search:
             "task": self.config.tasks[0],
             "config": self.config.model_dump(mode="json", exclude={"training", "ray", "logging"}),
             "judged": judged,
-            "hypernetwork": content_hash(self.run.out / "align" / MODEL),
+            "hypernetwork": None
+            if self.space.stage == "population"
+            else content_hash(self.run.out / "align" / MODEL),
         }
         path = self.out / SEARCH
         if path.exists():
@@ -161,30 +165,35 @@ class Search:
         # A pool on GPUs would keep them from the trials.
         backend = "physx_cpu" if placement.gpu else self.config.ray.sim_backend
         actors = self.config.ray.actors or max(1, cpus // 2)
-        placement = self._placement(cpus - actors)
+        if self.space.stage == "population":
+            # It simulates and learns in its own process.
+            resources = trial_resources(self.config.population)
+            room = int((cpus - actors) / self.config.population.cpus)
+        else:
+            # Its own process takes no CPU: its training and the pool do.
+            resources = tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])
+            placement = self._placement(cpus - actors)
+            room = (cpus - actors) // (placement.cpus * placement.workers)
+            if placement.gpu:
+                gpus = int(ray.cluster_resources().get("GPU", 0))
+                room = min(room, max(1, gpus // placement.workers))
         examiner = start_examiner(self.config.tasks[0], self.config.control_mode, actors, backend)
         about = {
-            "config": self.config.model_dump(mode="json") | {"training": placement.model_dump()},
+            "config": self.config.model_dump(mode="json", exclude_unset=True)
+            | {"training": placement.model_dump()},
             "stage": self.space.stage,
             "run": str(self.run.out.absolute()),
             "out": str(self.out.absolute()),
             "topologies": validation_topologies(
-                self.run.split, self.config.topologies.widths, self.settings.topologies, 1
+                self._split(), self.config.topologies.widths, self.settings.topologies, 1
             ),
             "samples": self.settings.samples,
             "episodes": self.settings.episodes,
             "examiner": examiner,
         }
-        room = (cpus - actors) // (placement.cpus * placement.workers)
-        if placement.gpu:
-            gpus = int(ray.cluster_resources().get("GPU", 0))
-            room = min(room, max(1, gpus // placement.workers))
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # an interruption ends the command
         with StageProgress("trials") as view:
-            # A trial's own process takes no CPU: its training and the pool do.
-            trainable = tune.with_resources(
-                tune.with_parameters(run_trial, about=about), {"CPU": 0, "memory": 1}
-            )
+            trainable = tune.with_resources(tune.with_parameters(run_trial, about=about), resources)
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
@@ -209,6 +218,10 @@ class Search:
                 ),
             ).fit()
         write_json(self.out / POOL, ray.get(examiner.figures.remote()))
+
+    def _split(self) -> TopologySplit:
+        """Of the run; where populations are searched for there need not be one yet."""
+        return self.config.split() if self.space.stage == "population" else self.run.split
 
     def _placement(self, cpus: int) -> Placement:
         """Training as configured, with fewer CPUs a worker where there are not as many.
@@ -269,7 +282,7 @@ class Search:
 
     def _test(self, best: dict[str, Any]) -> dict[str, Any]:
         """The best trial and the defaults on the run's unseen topologies; pictures of the best."""
-        unseen, defaults = self.run.split.unseen, self.space.defaults(self.config)
+        unseen, defaults = self._split().unseen, self.space.defaults(self.config)
         hiddens = [hidden for kind in ("combination", "width") for hidden in unseen.get(kind, [])]
         if not hiddens:
             return {}

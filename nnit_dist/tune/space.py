@@ -17,7 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 from nnit_dist.config import RunConfig, value_of, with_values
 from nnit_dist.errors import NnitError
 
-Stage = Literal["align", "train"]
+Stage = Literal["population", "align", "train"]
 TRIED = 8  # values of a domain that the configuration must take
 
 
@@ -50,7 +50,7 @@ def load_space(path: Path, config: RunConfig) -> Space:
     if stage not in get_args(Stage):
         raise NnitError(
             f"{path} has STAGE={stage!r}; it names what a trial trains: "
-            f"{' or '.join(get_args(Stage))}."
+            f"{', '.join(get_args(Stage))}."
         )
     if not isinstance(space, dict) or not space:
         raise NnitError(f"{path} has no SPACE, a dictionary of configuration keys and domains.")

@@ -17,10 +17,19 @@ from ray import tune
 from nnit_dist.artifacts import read_json, write_json
 from nnit_dist.config import RunConfig, with_values
 from nnit_dist.storage import path_of
-from nnit_dist.tune.objective import GHNObjective, NNiTObjective, Objective
+from nnit_dist.tune.objective import (
+    GHNObjective,
+    NNiTObjective,
+    Objective,
+    PopulationObjective,
+)
 from nnit_dist.tune.results import RUNGS, TRIAL, rung_file
 
-OBJECTIVES: dict[str, type[Objective]] = {"align": GHNObjective, "train": NNiTObjective}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "population": PopulationObjective,
+    "align": GHNObjective,
+    "train": NNiTObjective,
+}
 
 
 def trial_name(values: dict[str, Any]) -> str:
