@@ -49,6 +49,7 @@ class EvaluateConfig(_Model):
         None, description="how many of each kind are measured; all by default"
     )
     sampler_steps: int = Field(DEFAULT_STEPS, gt=0)
+    guidance: float = Field(0.0, ge=0, description="of the sampler; 0 is none")
     studies: bool = Field(
         False, description="sampler steps, success asked for and drawn architectures as well"
     )

@@ -129,6 +129,7 @@ class Run:
                 out / "policies" / task,
                 c.seed,
                 c.evaluate.sampler_steps,
+                guidance=c.evaluate.guidance,
             )
             networks += written["networks"]
             spent += written["networks"] * written["milliseconds_a_network"]

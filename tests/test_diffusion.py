@@ -54,6 +54,8 @@ def test_times_are_inside_the_unit_interval():
     generator = torch.Generator().manual_seed(0)
     times = [sample_time(generator) for _ in range(1000)]
     assert 0 < min(times) < 0.2 < 0.8 < max(times) < 1
+    near = [sample_time(generator, mean=2.0, std=0.5) for _ in range(1000)]
+    assert min(near) > 0.5
 
 
 def test_masking_follows_its_rate():

@@ -43,6 +43,8 @@ class Size:
     mask_rate: float = 0.1
     drop_rate: float = 0.1
     architecture_weight: float = 0.05
+    time_mean: float = 0.0
+    time_std: float = 1.0
     bf16: bool = True
     seen: list[Hidden] = field(default_factory=list)
 

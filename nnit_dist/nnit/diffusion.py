@@ -34,9 +34,12 @@ def flow_loss(
     return total / count.clamp(min=1) / (1 - time_S).clamp(min=MIN_REST) ** 2
 
 
-def sample_time(generator: torch.Generator) -> float:
-    """A noise level, logit-normal: most of the training where it is neither easy nor idle."""
-    return float(torch.sigmoid(torch.randn((), generator=generator)))
+def sample_time(generator: torch.Generator, mean: float = 0.0, std: float = 1.0) -> float:
+    """A noise level, logit-normal: most of the training where it is neither easy nor idle.
+
+    (arXiv 2403.03206; a larger `mean` is nearer to data.)
+    """
+    return float(torch.sigmoid(mean + std * torch.randn((), generator=generator)))
 
 
 def integrate(predict: Callable[[Tensor, float], Tensor], noise: Tensor, steps: int) -> Tensor:

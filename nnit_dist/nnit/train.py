@@ -38,6 +38,10 @@ class NNiTConfig(BaseModel):
         0.1, ge=0, le=1, description="of examples not told task and success; guidance needs some"
     )
     architecture_weight: float = Field(0.05, ge=0, description="of the architecture tokens' loss")
+    time_mean: float = Field(
+        0.0, description="of the noise levels' logits; more is nearer to the data, less to noise"
+    )
+    time_std: float = Field(1.0, ge=0, description="spread of these logits")
     width_jitter: float = Field(3.0, ge=0, description="error, in units, of the widths told")
     depth_jitter: float = Field(1.0, ge=0, description="error, in layers, of the depth told")
     best_share: float = Field(

@@ -41,6 +41,8 @@ class TrainingConfig(Protocol):
     mask_rate: float
     drop_rate: float
     architecture_weight: float
+    time_mean: float
+    time_std: float
     bf16: bool
 
 
@@ -183,6 +185,7 @@ class Trainer:
             self.source.vocabulary,
             self.config.mask_rate,
             self.config.drop_rate,
+            (self.config.time_mean, self.config.time_std),
         )
 
     @property
@@ -213,8 +216,11 @@ def corrupt(
     vocabulary: ArchitectureVocabulary,
     mask_rate: float,
     drop_rate: float,
+    logits: tuple[float, float] = (0.0, 1.0),
 ) -> Corrupted:
     """Give each example its own noise levels, noise and masks, and pack them.
+
+    `logits` are mean and spread of the noise levels'.
 
     An architecture alone is masked at a rate of any size. Beside patches it is left whole but in
     a share `mask_rate` of the networks, and task and success are dropped together in a share
@@ -232,7 +238,7 @@ def corrupt(
         ids.append(masked)
         rates.append(rate)
         successes.append(math.nan if drop < drop_rate else example.success)
-        times.append(0.0 if alone else sample_time(rng))
+        times.append(0.0 if alone else sample_time(rng, *logits))
         if example.x is not None:
             noises.append(torch.randn(example.x.shape, generator=rng))
     packed = pack(

@@ -108,8 +108,14 @@ class NNiTObjective:
     def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
         """Networks of the model as it is now."""
         model = NNiTModel.load(self.out / MODEL).of_task(self.config.tasks[0])
-        steps, seed = self.config.evaluate.sampler_steps, self.config.seed
-        return [p for hidden in hiddens for p in model.generate(hidden, samples, seed, steps)]
+        how, seed = self.config.evaluate, self.config.seed
+        return [
+            policy
+            for hidden in hiddens
+            for policy in model.generate(
+                hidden, samples, seed, how.sampler_steps, guidance=how.guidance
+            )
+        ]
 
     def figures(self) -> dict[str, Any]:
         return {"parameters": NNiTModel.load(self.out / MODEL).parameters}
