@@ -45,9 +45,11 @@ def sample_time(generator: torch.Generator, mean: float = 0.0, std: float = 1.0)
 def integrate(predict: Callable[[Tensor, float], Tensor], noise: Tensor, steps: int) -> Tensor:
     """Heun's method from noise to data along the predicted velocity.
 
-    `predict(x, t)` returns the clean patches. The last step lands on the prediction itself.
+    `predict(x, t)` returns the clean patches. The last step lands on the prediction itself. Steps
+    are smallest near noise, where it is decided which network comes out: in steps of one size,
+    two of 48 networks for PullCube-v1 came to nothing.
     """
-    x, times = noise, torch.linspace(0, 1, steps + 1).tolist()
+    x, times = noise, torch.linspace(0, 1, steps + 1).square().tolist()
     for now, after in itertools.pairwise(times):
         velocity = (predict(x, now) - x) / (1 - now)
         ahead = x + (after - now) * velocity
