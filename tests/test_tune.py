@@ -242,6 +242,9 @@ SPACE = {"population.recipe.lr": tune.choice([1e-4, 7e-4])}
     space = load_space(space_file(tmp_path, text), config)
     settings = SearchConfig(trials=2, topologies=3, episodes=2)
     out = tmp_path / "search"
+    crowded = with_values(config, {"ray.actors": 2}, "")
+    with pytest.raises(NnitError, match="simulators leave 0 CPUs to trials of population.cpus=1"):
+        Search(space, crowded, Run(crowded, tmp_path / "run"), out, settings).go()
     found = Search(space, config, Run(config, tmp_path / "run"), out, settings).go()
     assert (found["trials"], found["failed"]) == (2, 0)
     trials = read_trials(out)

@@ -169,6 +169,12 @@ class Search:
             # It simulates and learns in its own process.
             resources = trial_resources(self.config.population)
             room = int((cpus - actors) / self.config.population.cpus)
+            if room < 1:
+                raise NnitError(
+                    f"simulators leave {cpus - actors} CPUs to trials of "
+                    f"population.cpus={self.config.population.cpus:g}: use a smaller ray.actors, "
+                    "or a larger ray.num_cpus."
+                )
         else:
             # Its own process takes no CPU: its training and the pool do.
             resources = tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])
