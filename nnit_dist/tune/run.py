@@ -2,7 +2,6 @@
 
 import os
 import random
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,11 +9,8 @@ from typing import Any
 
 import ray
 from optuna.distributions import distribution_to_json
-from optuna.trial import TrialState
 from pydantic import BaseModel, ConfigDict, Field
 from ray import tune
-from ray.tune.search.optuna import OptunaSearch
-from ray.tune.search.searcher import Searcher
 
 from nnit_dist.align.run import MODEL
 from nnit_dist.artifacts import content_hash, read_json, write_json
@@ -30,22 +26,11 @@ from nnit_dist.training import Placement
 from nnit_dist.tune import final
 from nnit_dist.tune.examiner import start_examiner
 from nnit_dist.tune.objective import Objective
-from nnit_dist.tune.results import (
-    ERROR,
-    POOL,
-    RUNGS,
-    SEARCH,
-    STOPPED,
-    read_trials,
-    rung_file,
-    summarise,
-)
+from nnit_dist.tune.results import POOL, RUNGS, SEARCH, read_trials, rung_file, summarise
+from nnit_dist.tune.schedule import asha, fresh_search
 from nnit_dist.tune.space import Space
 from nnit_dist.tune.trial import OBJECTIVES, run_trial, trial_name
-
-RETRIES = 2  # of a trial that fails
-LOOK_EVERY_S = 5.0
-ATTEMPTS = 50  # to suggest values that were not tried yet
+from nnit_dist.tune.watch import RETRIES, Watch
 
 
 class SearchConfig(BaseModel):
@@ -203,8 +188,8 @@ class Search:
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
-                    search_alg=self._searcher(known),
-                    scheduler=_scheduler(known),
+                    search_alg=fresh_search(self.space, self.config, known, self.settings.seed),
+                    scheduler=asha(known),
                     metric="success",
                     mode="max",
                     num_samples=left,
@@ -218,7 +203,7 @@ class Search:
                     failure_config=tune.FailureConfig(max_failures=RETRIES),
                     verbose=0,
                     callbacks=[
-                        _Watch(view, self.out, self.settings.trials, known, examiner),
+                        Watch(view, self.out, self.settings.trials, known, examiner),
                         *self._loggers(),
                     ],
                 ),
@@ -245,26 +230,6 @@ class Search:
                 "workers, a smaller ray.actors, or a larger ray.num_cpus."
             )
         return placement.model_copy(update={"cpus": each, "retries": 0})
-
-    def _searcher(self, known: list[dict[str, Any]]) -> "_Fresh":
-        """Optuna's sampler, told what is known. The defaults come first, and what is unfinished."""
-        defaults = self.space.defaults(self.config)
-        first = [trial["values"] for trial in known if trial["state"] == "open"]
-        if trial_name(defaults) not in {trial["name"] for trial in known}:
-            first.insert(0, defaults)
-        searcher = _Fresh(
-            self.space.domains,
-            metric="success",
-            mode="max",
-            points_to_evaluate=first or None,
-            seed=self.settings.seed + len(known),
-        )
-        for trial in known:
-            searcher.tried.add(trial["name"])
-            if trial["state"] == "done":
-                searcher.add_evaluated_point(trial["values"], trial["success"])
-        searcher.tried -= {trial_name(values) for values in first}
-        return searcher
 
     def _loggers(self) -> list[tune.Callback]:
         """TensorBoard's files beside Tune's own, and Weights & Biases if it is wanted."""
@@ -312,111 +277,3 @@ class Search:
             if not rung_file(directory, rung).exists():
                 objective.train(rung)
         return objective
-
-
-class _Fresh(OptunaSearch):
-    """Optuna's sampler, asked again where it suggests what was tried already.
-
-    Equal values have one directory, and two trials at once must not share it.
-    """
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.tried: set[str] = set()
-
-    def suggest(self, trial_id: str) -> Any:
-        for _ in range(ATTEMPTS):
-            values = super().suggest(trial_id)
-            if values is None or trial_name(values) not in self.tried:
-                self.tried |= {trial_name(values)} if values else set()
-                return values
-            study: Any = self._ot_study
-            study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
-        return Searcher.FINISHED
-
-
-def _scheduler(known: list[dict[str, Any]]) -> tune.schedulers.AsyncHyperBandScheduler:
-    """ASHA, which stops the worse half at every rung but the last; it remembers what is known."""
-    asha = tune.schedulers.AsyncHyperBandScheduler(
-        time_attr="training_iteration", max_t=len(RUNGS), grace_period=1, reduction_factor=2
-    )
-    for milestone, recorded in asha._brackets[0]._rungs:
-        recorded |= {
-            trial["name"]: trial["rungs"][int(milestone) - 1]["success"]
-            for trial in known
-            if trial["state"] == "done" and len(trial["rungs"]) >= milestone
-        }
-    return asha
-
-
-def _release_orphans() -> None:
-    """Give back what the trainings held, or wait for, whose trial's process has died.
-
-    Ray keeps a placement group until its whole job ends, and Ray Train gives back those alone
-    whose workers had started: a trial that is tried again would wait for its own CPUs.
-    """
-    from ray._private.state import state
-    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-    job = ray.get_runtime_context().get_job_id()
-    for packed in state._connect_and_get_accessor().get_placement_group_table():
-        group = PlacementGroupTableData.FromString(packed)
-        # Tune's own come from no actor, which also counts as a dead one.
-        actor = group.creator_actor_id and not ray.ActorID(group.creator_actor_id).is_nil()
-        lost = actor and group.creator_actor_dead and group.creator_job_id.hex() == job
-        if lost and group.state != PlacementGroupTableData.REMOVED:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
-
-
-class _Watch(tune.Callback):
-    """Feeds the progress view, and marks trials that failed or were stopped for the worse."""
-
-    def __init__(
-        self,
-        view: StageProgress,
-        out: Path,
-        total: int,
-        known: list[dict[str, Any]],
-        examiner: Any,
-    ) -> None:
-        self.view, self.out, self.examiner = view, out, examiner
-        self.done = sum(trial["state"] != "open" for trial in known)
-        self.best = max((trial["success"] for trial in known if trial["rungs"]), default=0.0)
-        self.looked, self.answer = 0.0, None
-        view.add("search", total, self.done)
-
-    def __getstate__(self) -> dict:
-        return {}  # Tune pickles its callbacks; a live view stays in this process
-
-    def on_step_end(self, iteration, trials, **info) -> None:
-        """Now and then: keep what the pool tells of itself, and give back what nobody uses."""
-        if self.answer and ray.wait([self.answer], timeout=0)[0]:
-            write_json(self.out / POOL, ray.get(self.answer))
-            self.answer = None
-        if time.monotonic() - self.looked > LOOK_EVERY_S:
-            self.looked = time.monotonic()
-            self.answer = self.answer or self.examiner.figures.remote()
-            _release_orphans()
-
-    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
-        self.best = max(self.best, result["success"])
-        self._show(f"rung {result['rung'] + 1} of {len(RUNGS)}: {result['success']:.3f}")
-
-    def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        """(At the end of the budget Tune does not call it: those trials stay open.)"""
-        directory = self.out / trial_name(trial.config)
-        if not rung_file(directory, len(RUNGS) - 1).exists():
-            write_json(directory / STOPPED, {"after": trial.last_result["rung"]})
-        self.done += 1
-        self._show("")
-
-    def on_trial_error(self, iteration, trials, trial, **info) -> None:
-        path = self.out / trial_name(trial.config) / ERROR
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(Path(trial.error_file).read_text() if trial.error_file else "unknown")
-        self.done += 1
-        self._show(f"{path.parent.name} failed {RETRIES + 1} times")
-
-    def _show(self, note: str) -> None:
-        self.view.update("search", self.done, f"best {self.best:.3f}  {note}")
