@@ -50,17 +50,21 @@ def test_unseen_topologies_reach_the_bar():
         ("PushCube-v1", 0.9, 0.95),
         ("PullCube-v1", 0.9, 0.95),
         ("PickCube-v1", 0.85, 0.95),
-        ("LiftPegUpright-v1", 0.9, 0.94),  # not yet 0.95: docs/results/tabletop.md
+        ("LiftPegUpright-v1", 0.9, 0.945),
     ],
 )
 def test_a_model_of_four_tasks_reaches_what_is_told_of_it(task, absolute, of_teachers):
     summaries = read_json(TABLETOP / "evaluate" / "results.json")["tasks"][task]["summaries"]
     found = {(row["method"], row["kind"]): row for row in summaries}
-    for kind in ("combination", "width"):
-        row = found["NNiT", kind]
+    teachers = found["teachers", "teacher"]["success_once"]
+    both = [found["NNiT", kind] for kind in ("combination", "width")]
+    for row in both:
         assert row["episodes"] == 100 * row["networks"] == 200 * row["topologies"] >= 3200
         assert row["success_once"] >= absolute
-        assert row["success_once"] >= of_teachers * found["teachers", "teacher"]["success_once"]
+        assert row["success_once"] >= of_teachers * teachers
+    mean = sum(row["success_once"] * row["episodes"] for row in both)
+    mean /= sum(row["episodes"] for row in both)
+    assert mean >= 0.95 * teachers
 
 
 @pytest.mark.parametrize("task", ["PushCube-v1", "PullCube-v1", "LiftPegUpright-v1", "PickCube-v1"])
