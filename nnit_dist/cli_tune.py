@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Column, Table
@@ -12,6 +12,7 @@ from nnit_dist.errors import NnitError
 from nnit_dist.progress import console, quiet_libraries
 from nnit_dist.storage import beside, runs
 
+Scheduler = Literal["asha", "pbt"]
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -33,6 +34,10 @@ def tune(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="override a key of the configuration")
     ] = None,
+    scheduler: Annotated[
+        Scheduler,
+        typer.Option(help="asha stops the worse trials, pbt has them take over the better ones"),
+    ] = "asha",
     debug: Debug = False,
 ) -> None:
     """Search hyperparameters against success on topologies of validation; resumes."""
@@ -45,7 +50,9 @@ def tune(
     base = Run(loaded, run or runs() / loaded.name)
     what = load_space(space, loaded)
     place = out or base.out / "tune" / what.name
-    settings = SearchConfig(trials=trials, budget_s=seconds_of(budget), episodes=episodes)
+    settings = SearchConfig(
+        trials=trials, budget_s=seconds_of(budget), episodes=episodes, scheduler=scheduler
+    )
     search = Search(what, loaded, base, place, settings)
     with quiet_libraries(beside(place, "logs") / "tune.log"):
         figures = search.go()
@@ -77,11 +84,12 @@ def seconds_of(text: str | None) -> float | None:
 
 
 def _show(figures: dict[str, Any], search: Any) -> None:
-    from nnit_dist.tune.results import as_overrides, read_trials
+    from nnit_dist.artifacts import read_json
+    from nnit_dist.tune.results import POOL, as_overrides, read_trials
     from nnit_dist.tune.trial import trial_name
 
     default = trial_name(search.space.defaults(search.config))
-    whole = [t for t in read_trials(search.out) if t["state"] == "done" and not t["stopped"]]
+    whole = [trial for trial in read_trials(search.out) if trial["whole"]]
     whole.sort(key=lambda trial: -trial["success"])
     table = Table(
         Column("trial", no_wrap=True), "success", "loss", "parameters", title="best trials"
@@ -97,6 +105,11 @@ def _show(figures: dict[str, Any], search: Any) -> None:
         f"{figures['trials']} trials: {figures['whole']} whole, {figures['stopped']} stopped "
         f"early, {figures['failed']} failed"
     )
+    spent = figures["seconds"]
+    shares = ", ".join(f"{name} {share / sum(spent.values()):.0%}" for name, share in spent.items())
+    console.print(f"trials spent {sum(spent.values()) / 60:.0f} minutes: {shares}")
+    if (search.out / POOL).exists() and (driver := read_json(search.out / POOL).get("driver")):
+        console.print(f"the search's own process was busy {driver:.0%} of the time")
     if found := figures["loss_and_success"][-1]:
         console.print(
             f"loss and success, rank correlation of {found['trials']} trials: "

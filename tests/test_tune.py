@@ -26,8 +26,9 @@ from nnit_dist.pretrained import shipped
 from nnit_dist.tune.dashboard import page_key
 from nnit_dist.tune.examiner import start_examiner
 from nnit_dist.tune.objective import NNiTObjective, work
-from nnit_dist.tune.results import read_trials, rung_file, summarise
+from nnit_dist.tune.results import RUNGS, TRIAL, read_trials, rung_file, summarise
 from nnit_dist.tune.run import Search, SearchConfig, validation_topologies
+from nnit_dist.tune.schedule import check_pbt
 from nnit_dist.tune.space import load_space
 from nnit_dist.zoo import Zoo
 
@@ -84,7 +85,7 @@ def test_a_space_that_does_not_fit_is_refused(tmp_path, text, expected):
         load_space(space_file(tmp_path, text), load_config(CONFIG))
 
 
-@pytest.mark.parametrize("name", ["nnit", "ghn", "population"])
+@pytest.mark.parametrize("name", ["nnit", "nnit_pbt", "ghn", "population"])
 def test_the_spaces_of_the_repository_fit_the_quickstart(name):
     config = load_config(ROOT / "configs" / "quickstart.yaml")
     space = load_space(ROOT / "tuning" / f"{name}.py", config)
@@ -120,8 +121,9 @@ def test_a_larger_network_trains_fewer_steps(tmp_path):
     sampler = AlignedSampler.load(run / "align" / "ghn.safetensors")
     deeper = with_values(base, {"nnit.transformer.depth": 8}, "")
     assert work(deeper.nnit, sampler) == pytest.approx(2 * work(base.nnit, sampler))
-    assert NNiTObjective(deeper, base, run, tmp_path).steps == base.nnit.steps // 2
-    assert NNiTObjective(base, base, run, tmp_path).steps == base.nnit.steps
+    rungs = RUNGS["asha"]
+    assert NNiTObjective(deeper, base, run, tmp_path, rungs).until[-1] == base.nnit.steps // 2
+    assert NNiTObjective(base, base, run, tmp_path, rungs).until[-1] == base.nnit.steps
 
 
 def test_trials_have_their_turns_at_the_pool_and_failing_networks_count_as_zero(ray_local):
@@ -257,6 +259,47 @@ SPACE = {"population.recipe.lr": tune.choice([1e-4, 7e-4])}
     assert set(found["test"]) == {"best", "defaults", "difference"}
 
 
+@pytest.mark.parametrize(
+    ("space", "trials", "expected"),
+    [
+        (SPACE.replace("nnit.lr", "nnit.patch").replace("loguniform(1e-4, 1e-2)", "choice([4, 8])"),
+         4, "do not fit another nnit.patch"),
+        (SPACE.replace("train", "align").replace("nnit.", "align.distill.").replace("ema", "wd"),
+         4, "only NNiT's training does"),
+        (SPACE, 1, "at least 2 trials"),
+    ],
+)  # fmt: skip
+def test_pbt_refuses_what_weights_do_not_fit(tmp_path, space, trials, expected):
+    space = space.replace('"align.distill.wd": tune.choice([0.9, 0.995])', "")
+    with pytest.raises(NnitError, match=expected):
+        check_pbt(load_space(space_file(tmp_path, space), load_config(CONFIG)), trials)
+
+
+@pytest.mark.timeout(900)
+def test_of_a_population_the_worse_take_over_the_better(tmp_path, monkeypatch):
+    monkeypatch.setitem(RUNGS, "pbt", (0.5, 1.0))
+    small = SMALL | {"ray.num_cpus": 2, "topologies.unseen": {"deeper": 1}}  # nothing to test on
+    config = with_values(load_config(CONFIG), small, "test")
+    space = load_space(space_file(tmp_path), config)
+    settings = SearchConfig(trials=2, topologies=3, episodes=1, scheduler="pbt")
+    search = Search(space, config, Run(config, shipped(TASK)), tmp_path / "search", settings)
+    found = search.go()
+    trials = {trial["name"]: trial for trial in read_trials(search.out)}
+    assert (found["trials"], found["whole"], found["stopped"]) == (3, 2, 1)
+    (child,) = [trial for trial in trials.values() if trial["taken_over"]]
+    donor = trials[read_json(search.out / child["name"] / TRIAL)["donor"]]
+    assert donor["whole"] and child["whole"]
+    assert child["rungs"][0] == donor["rungs"][0]
+    assert child["values"] != donor["values"]
+    # What was killed before its end decides alike, and repeats nothing.
+    for directory in (search.out / name for name in trials):
+        rung_file(directory, 1).unlink(missing_ok=True)
+    kept = {path: path.stat().st_mtime_ns for path in search.out.glob("*/rung-0.json")}
+    assert search.go()["best"]["name"] in trials
+    assert {trial["name"] for trial in read_trials(search.out)} == set(trials)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
 def fake_search(out: Path, trials: int) -> None:
     """A search's files with invented figures, to look at its page."""
     import random
@@ -275,6 +318,7 @@ def fake_search(out: Path, trials: int) -> None:
         out / "search.json",
         {
             "stage": "train",
+            "rungs": [0.25, 0.5, 1.0],
             "distributions": {
                 k: optuna.distributions.distribution_to_json(d) for k, d in distributions.items()
             },
@@ -297,7 +341,7 @@ def fake_search(out: Path, trials: int) -> None:
                     "loss": 0.3 - 0.2 * good + rng.gauss(0, 0.01),
                     "success": good - 0.2 / 2**rung,
                     "parameters": 10_000 * values["nnit.transformer.width"],
-                    "seconds": {"train": 60.0, "write": 1.0, "measure": 10.0},
+                    "seconds": {"start": 8.0, "train": 60.0, "write": 1.0, "measure": 10.0},
                 },
             )
         if number % 3 < 2:
@@ -309,6 +353,7 @@ def test_what_a_search_came_to(tmp_path):
     found = summarise(read_trials(tmp_path))
     assert (found["trials"], found["whole"], found["stopped"]) == (60, 20, 40)
     assert found["loss_and_success"][-1]["rank_correlation"] < -0.3
+    assert found["seconds"]["start"] == pytest.approx(found["seconds"]["train"] * 8 / 60)
     with pytest.raises(NnitError, match="no trial of the search came through"):
         summarise([])
 

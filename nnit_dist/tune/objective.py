@@ -1,11 +1,13 @@
 """What a trial trains, rung by rung, and the policies by which it is judged.
 
-A trial's rungs are a quarter, a half and all of its steps. Steps are as many as the arithmetic of
-the configuration's own training allows: a network of twice the size takes half as many.
+A trial's rungs are shares of its steps. Steps are as many as the arithmetic of the configuration's
+own training allows: a network of twice the size takes half as many.
 """
 
 import json
 import math
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,13 +28,15 @@ from nnit_dist.population.trial import Trial
 from nnit_dist.progress import StageProgress
 from nnit_dist.topology import Hidden, Topology
 from nnit_dist.training import METRICS, fit, load_state, read_metrics
-from nnit_dist.tune.results import RUNGS
+from nnit_dist.tune.results import state_file
 
 
 class Objective(Protocol):
-    """What a trial trains, and the policies that judge it."""
+    """What a trial trains, and the policies that judge it. `rungs` are shares of its steps."""
 
-    def __init__(self, config: RunConfig, base: RunConfig, run: Path, out: Path) -> None: ...
+    def __init__(
+        self, config: RunConfig, base: RunConfig, run: Path, out: Path, rungs: Sequence[float]
+    ) -> None: ...
 
     def train(self, rung: int) -> dict[str, float]: ...
 
@@ -49,14 +53,17 @@ class PopulationObjective:
     nothing here.
     """
 
-    def __init__(self, config: RunConfig, base: RunConfig, run: Path, out: Path) -> None:
+    def __init__(
+        self, config: RunConfig, base: RunConfig, run: Path, out: Path, rungs: Sequence[float]
+    ) -> None:
         self.config, self.task, self.out = config.population, config.tasks[0], out
         self.recipe = self.config.recipe_of(self.task)
+        self.until = rung_steps(self.recipe.env_steps, rungs)
         self.specs = trial_specs(self.config, [self.task], config.control_mode)
 
     def train(self, rung: int) -> dict[str, float]:
         """As `NNiTObjective.train`; the loss is what the best snapshots return, its sign turned."""
-        until = rung_steps(self.recipe.env_steps)[rung]
+        began, until = time.monotonic(), self.until[rung]
         for spec in self.specs:
             trial = Trial(spec, self.recipe, self.out, self.config.gpu > 0)
             try:
@@ -65,7 +72,8 @@ class PopulationObjective:
             finally:
                 trial.close()
         returns = [member.mean_return for member in teachers(self.out, self.task)]
-        return {"step": until, "loss": -sum(returns) / len(returns)}
+        loss = -sum(returns) / len(returns)
+        return {"step": until, "loss": loss, "seconds": time.monotonic() - began}
 
     def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
         """The best snapshot of each trial so far."""
@@ -82,28 +90,37 @@ class NNiTObjective:
 
     loss = "flow"
 
-    def __init__(self, config: RunConfig, base: RunConfig, run: Path, out: Path) -> None:
+    def __init__(
+        self, config: RunConfig, base: RunConfig, run: Path, out: Path, rungs: Sequence[float]
+    ) -> None:
         self.config, self.out, self.ghn = config, out, run / "align" / align.MODEL
         task = config.tasks[0]
         sampler = AlignedSampler.load(self.ghn, task)
         share = work(base.nnit, sampler) / work(config.nnit, sampler)
-        self.steps = max(len(RUNGS), round(base.nnit.steps * share))
-        self.nnit = config.nnit.model_copy(update={"steps": self.steps})
+        steps = max(len(rungs), round(base.nnit.steps * share))
+        self.nnit, self.until = (
+            config.nnit.model_copy(update={"steps": steps}),
+            rung_steps(steps, rungs),
+        )
 
     def train(self, rung: int) -> dict[str, float]:
-        """Train up to a rung; returns the last losses. What was trained before is not repeated."""
-        until = rung_steps(self.steps)
+        """Train up to a rung, what was trained before not again.
+
+        Returns the step, the last losses, and the seconds that the steps took, without what there
+        was to start.
+        """
+        until = self.until[rung]
         with StageProgress("steps") as view:
-            view.add(BAR, self.steps)
+            view.add(BAR, self.nnit.steps)
             leg = Leg(
                 f"rung-{rung}",
-                until[rung],
-                start_from=self.out / f"rung-{rung - 1}.pt" if rung else None,
-                state=self.out / f"rung-{rung}.pt",
+                until,
+                start_from=state_file(self.out, rung - 1) if rung else None,
+                state=state_file(self.out, rung),
             )
             placement, seed = self.config.training, self.config.seed
             train_leg(self.nnit, self.ghn, self.out, placement, seed, leg, view)
-        return {"step": until[rung], "loss": loss_at(self.out, self.loss, until[rung])}
+        return last_of(self.out, self.loss, until)
 
     def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
         """Networks of the model as it is now."""
@@ -130,16 +147,19 @@ class GHNObjective:
 
     loss = "action_mse"
 
-    def __init__(self, config: RunConfig, base: RunConfig, run: Path, out: Path) -> None:
+    def __init__(
+        self, config: RunConfig, base: RunConfig, run: Path, out: Path, rungs: Sequence[float]
+    ) -> None:
         self.config, self.out = config, out
         self.known = AlignedSampler.load(run / "align" / align.MODEL, config.tasks[0])
         self.states = _last_states(run / "align", self.known.task.name)
         share = decoding(base.align.ghn, self.known) / decoding(config.align.ghn, self.known)
-        self.steps = max(len(RUNGS), round(base.align.distill.steps * share))
+        self.steps = max(len(rungs), round(base.align.distill.steps * share))
+        self.until = rung_steps(self.steps, rungs)
 
     def train(self, rung: int) -> dict[str, float]:
         """As `NNiTObjective.train`."""
-        config, until = self.config, rung_steps(self.steps)
+        config, until = self.config, self.until[rung]
         with StageProgress("steps") as view:
             view.add(BAR, self.steps)
             fit(
@@ -157,9 +177,9 @@ class GHNObjective:
                             "teachers": [(t.id, t.best) for t in self.known.teachers],
                         }
                     ],
-                    "start_from": str(self._state(rung - 1).absolute()) if rung else None,
-                    "result": str(self._state(rung).absolute()),
-                    "until": until[rung],
+                    "start_from": str(state_file(self.out, rung - 1).absolute()) if rung else None,
+                    "result": str(state_file(self.out, rung).absolute()),
+                    "until": until,
                     "seed": config.seed,
                 },
                 self.out,
@@ -167,7 +187,7 @@ class GHNObjective:
                 (view, BAR),
                 config.training,
             )
-        return {"step": until[rung], "loss": loss_at(self.out, self.loss, until[rung])}
+        return last_of(self.out, self.loss, until)
 
     def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
         """Networks of the hypernetwork as it is now."""
@@ -177,12 +197,10 @@ class GHNObjective:
     def figures(self) -> dict[str, Any]:
         return {"parameters": sum(p.numel() for p in self._sampler().ghn.parameters())}
 
-    def _state(self, rung: int) -> Path:
-        return self.out / f"rung-{rung}.pt"
-
     def _sampler(self) -> AlignedSampler:
-        newest = max(rung for rung in range(len(RUNGS)) if self._state(rung).exists())
-        saved, ghn_config = load_state(self._state(newest)), self.config.align.ghn
+        states = [state_file(self.out, rung) for rung in range(len(self.until))]
+        newest = [state for state in states if state.exists()][-1]
+        saved, ghn_config = load_state(newest), self.config.align.ghn
         ghn = build_ghn(ghn_config, [self.known.task], self.known.max_width)
         ghn.load_state_dict(saved["ghn"])
         latents = TeacherLatents(len(self.known.teachers), ghn_config.latent_dim)
@@ -200,14 +218,15 @@ def _last_states(directory: Path, task: str) -> Path:
     return max(found, key=lambda path: int(path.stem.rpartition("-")[2]))
 
 
-def rung_steps(steps: int) -> list[int]:
+def rung_steps(steps: int, rungs: Sequence[float]) -> list[int]:
     """Up to which step each rung trains."""
-    return [math.ceil(share * steps) for share in RUNGS]
+    return [math.ceil(share * steps) for share in rungs]
 
 
-def loss_at(out: Path, name: str, step: int) -> float:
-    """The last loss that was logged up to a step."""
-    return [row[name] for row in read_metrics(out / METRICS) if row["step"] <= step][-1]
+def last_of(out: Path, loss: str, step: int) -> dict[str, float]:
+    """What was logged last up to a step; `seconds` are those that the steps took."""
+    row = [row for row in read_metrics(out / METRICS) if row["step"] <= step][-1]
+    return {"step": step, "loss": row[loss], "seconds": row["seconds"]}
 
 
 def decoding(config: GHNConfig, sampler: AlignedSampler) -> float:

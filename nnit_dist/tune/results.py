@@ -11,7 +11,10 @@ from scipy.stats import spearmanr
 from nnit_dist.artifacts import read_json
 from nnit_dist.errors import NnitError
 
-RUNGS = (0.25, 0.5, 1.0)  # of a trial's steps
+RUNGS = {  # by scheduler: shares of a trial's steps, after each of which it is measured
+    "asha": (0.25, 0.5, 1.0),
+    "pbt": tuple((k + 1) / 8 for k in range(8)),
+}
 SEARCH, POOL = "search.json", "pool.json"
 TRIAL, STOPPED, ERROR = "trial.json", "stopped.json", "error.txt"
 ENOUGH = 20  # trials to say which values matter
@@ -23,26 +26,36 @@ def rung_file(directory: Path, rung: int) -> Path:
     return directory / f"rung-{rung}.json"
 
 
+def state_file(directory: Path, rung: int) -> Path:
+    """Where a trial keeps what its training goes on from."""
+    return directory / f"rung-{rung}.pt"
+
+
 def read_trials(out: Path) -> list[dict[str, Any]]:
     """Every trial of a search: its values, rungs and state, by name.
 
     `state` is done (all rungs, or `stopped` as worse than others), failed, or open; `success` that
-    of the last rung, None before the first.
+    of the last rung, None before the first; `taken_over` how many rungs are another's, with whose
+    weights it began.
     """
-    trials = []
+    if not (out / SEARCH).exists():
+        return []
+    count, trials = len(read_json(out / SEARCH)["rungs"]), []
     for file in sorted(out.glob(f"*/{TRIAL}")):
         rungs: list[dict[str, Any]] = []
-        while len(rungs) < len(RUNGS) and (path := rung_file(file.parent, len(rungs))).exists():
+        while len(rungs) < count and (path := rung_file(file.parent, len(rungs))).exists():
             rungs.append(read_json(path))
         stopped = (file.parent / STOPPED).exists()
-        done = stopped or len(rungs) == len(RUNGS)
-        failed = (file.parent / ERROR).exists()
+        whole = len(rungs) == count
+        failed, about = (file.parent / ERROR).exists(), read_json(file)
         trials.append(
             {
                 "name": file.parent.name,
-                "values": read_json(file)["values"],
-                "state": "done" if done else "failed" if failed else "open",
+                "values": about["values"],
+                "taken_over": about.get("taken_over", 0),
+                "state": "done" if whole or stopped else "failed" if failed else "open",
                 "stopped": stopped,
+                "whole": whole,
                 "rungs": rungs,
                 "success": rungs[-1]["success"] if rungs else None,
             }
@@ -56,7 +69,7 @@ def summarise(trials: list[dict[str, Any]]) -> dict[str, Any]:
     Raises:
         NnitError: no trial came through.
     """
-    whole = [trial for trial in trials if len(trial["rungs"]) == len(RUNGS)]
+    whole = [trial for trial in trials if trial["whole"]]
     if not whole:
         raise NnitError(
             "no trial of the search came through all its steps: give it more time, or see the "
@@ -69,8 +82,18 @@ def summarise(trials: list[dict[str, Any]]) -> dict[str, Any]:
         "stopped": sum(trial["stopped"] for trial in trials),
         "failed": sum(trial["state"] == "failed" for trial in trials),
         "best": {key: best[key] for key in ("name", "values", "success")},
-        "loss_and_success": [_rank_correlation(trials, rung) for rung in range(len(RUNGS))],
+        "seconds": seconds_of(trials),
+        "loss_and_success": [_rank_correlation(trials, k) for k in range(len(best["rungs"]))],
     }
+
+
+def seconds_of(trials: list[dict[str, Any]]) -> dict[str, float]:
+    """What trials spent, by what for."""
+    spent: dict[str, float] = {}
+    for rung in (rung for trial in trials for rung in trial["rungs"][trial["taken_over"] :]):
+        for name, seconds in rung["seconds"].items():
+            spent[name] = spent.get(name, 0.0) + seconds
+    return spent
 
 
 def _rank_correlation(trials: list[dict[str, Any]], rung: int) -> dict[str, float] | None:

@@ -2,10 +2,11 @@
 
 import os
 import random
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from optuna.distributions import distribution_to_json
@@ -27,10 +28,12 @@ from nnit_dist.tune import final
 from nnit_dist.tune.examiner import start_examiner
 from nnit_dist.tune.objective import Objective
 from nnit_dist.tune.results import POOL, RUNGS, SEARCH, read_trials, rung_file, summarise
-from nnit_dist.tune.schedule import asha, fresh_search
+from nnit_dist.tune.schedule import Population, asha, check_pbt, first_ones, fresh_search
 from nnit_dist.tune.space import Space
 from nnit_dist.tune.trial import OBJECTIVES, run_trial, trial_name
 from nnit_dist.tune.watch import RETRIES, Watch
+
+Scheduler = Literal["asha", "pbt"]
 
 
 class SearchConfig(BaseModel):
@@ -44,6 +47,7 @@ class SearchConfig(BaseModel):
     samples: int = Field(1, gt=0, description="networks a topology")
     episodes: int = Field(40, gt=0, description="episodes a network")
     seed: int = 0
+    scheduler: Scheduler = "asha"
 
 
 def validation_topologies(
@@ -103,27 +107,32 @@ class Search:
                 f"the search goes on from a run's hypernetwork, and {self.run.out} has none yet; "
                 "run `nnit align` with this configuration first."
             )
-        OBJECTIVES[self.space.stage](self.config, self.config, self.run.out, self.out)
+        self._objective(self.config, self.out)  # does it find what it needs?
+        if self.settings.scheduler == "pbt":
+            check_pbt(self.space, self.settings.trials)
         about = self._about()
         write_json(self.out / SEARCH, about)
         known = read_trials(self.out)
-        left = self.settings.trials - sum(trial["state"] != "open" for trial in known)
+        left = self._left(known)
         ray_of = partial(ray_session, self.config.ray.address, self.config.ray.num_cpus)
         if left > 0:
             with ray_of():
-                self._search(known, left)
+                # (Trials of PBT report again what they have done.)
+                self._search([] if self.settings.scheduler == "pbt" else known, left)
         figures = summarise(read_trials(self.out))
         with ray_of():  # another job: what trials that were stopped held is free
-            figures["test"] = self._test(figures["best"]["values"])
+            figures["test"] = self._test(figures["best"])
         write_json(self.out / SEARCH, about | figures)
         return figures
 
     def _about(self) -> dict[str, Any]:
         """What the search is, and is shown with; NnitError if `out` holds another one."""
-        judged = self.settings.model_dump(exclude={"trials", "budget_s", "seed"})
+        judged = self.settings.model_dump(exclude={"trials", "budget_s", "seed", "scheduler"})
         about = {
             "distributions": {k: distribution_to_json(d) for k, d in self.space.domains.items()},
             "stage": self.space.stage,
+            "scheduler": self.settings.scheduler,
+            "rungs": list(self._rungs),
             "task": self.config.tasks[0],
             "config": self.config.model_dump(mode="json", exclude={"training", "ray", "logging"}),
             "judged": judged,
@@ -173,6 +182,7 @@ class Search:
             "config": self.config.model_dump(mode="json", exclude_unset=True)
             | {"training": placement.model_dump()},
             "stage": self.space.stage,
+            "rungs": self._rungs,
             "run": str(self.run.out.absolute()),
             "out": str(self.out.absolute()),
             "topologies": validation_topologies(
@@ -183,32 +193,62 @@ class Search:
             "examiner": examiner,
         }
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # an interruption ends the command
+        total, began, worked = self.settings.trials, time.monotonic(), time.process_time()
         with StageProgress("trials") as view:
             trainable = tune.with_resources(tune.with_parameters(run_trial, about=about), resources)
             tune.Tuner(
                 trainable,
+                param_space=self.space.given if self.settings.scheduler == "pbt" else None,
                 tune_config=tune.TuneConfig(
-                    search_alg=fresh_search(self.space, self.config, known, self.settings.seed),
-                    scheduler=asha(known),
                     metric="success",
                     mode="max",
                     num_samples=left,
-                    # One more than fit: while one is measured, another trains.
-                    max_concurrent_trials=room + 1,
                     time_budget_s=self.settings.budget_s,
+                    **self._schedule(known, room),
                 ),
                 run_config=tune.RunConfig(
                     name="tune",
                     storage_path=str(self.out.absolute()),
                     failure_config=tune.FailureConfig(max_failures=RETRIES),
+                    stop={"training_iteration": len(self._rungs)},  # none takes over after the last
                     verbose=0,
                     callbacks=[
-                        Watch(view, self.out, self.settings.trials, known, examiner),
+                        Watch(view, self.out, total, known, len(self._rungs), examiner),
                         *self._loggers(),
                     ],
                 ),
             ).fit()
-        write_json(self.out / POOL, ray.get(examiner.figures.remote()))
+        driver = (time.process_time() - worked) / (time.monotonic() - began)
+        pool = ray.get(examiner.figures.remote())
+        write_json(self.out / POOL, pool | {"driver": round(driver, 3)})
+
+    @property
+    def _rungs(self) -> tuple[float, ...]:
+        return RUNGS[self.settings.scheduler]
+
+    def _left(self, known: list[dict[str, Any]]) -> int:
+        """How many trials are still to be begun, or gone on with.
+
+        Those of PBT depend on one another: all go on, and report at once what they have done.
+        """
+        if self.settings.scheduler == "pbt":
+            done = sum(trial["whole"] for trial in known) >= self.settings.trials
+            return 0 if done else self.settings.trials
+        return self.settings.trials - sum(trial["state"] != "open" for trial in known)
+
+    def _schedule(self, known: list[dict[str, Any]], room: int) -> dict[str, Any]:
+        seed = self.settings.seed
+        if self.settings.scheduler == "pbt":
+            return {
+                "search_alg": first_ones(self.space, self.config, seed),
+                "scheduler": Population(self.space, seed),
+            }
+        return {
+            "search_alg": fresh_search(self.space, self.config, known, seed),
+            "scheduler": asha(known),
+            # One more than fit: while one is measured, another trains.
+            "max_concurrent_trials": room + 1,
+        }
 
     def _split(self) -> TopologySplit:
         """Of the run; where populations are searched for there need not be one yet."""
@@ -257,10 +297,12 @@ class Search:
         hiddens = [hidden for kind in ("combination", "width") for hidden in unseen.get(kind, [])]
         if not hiddens:
             return {}
-        compared = {"best": best} | ({"defaults": defaults} if best != defaults else {})
+        compared = {"best": (best["name"], best["values"])}
+        if (name := trial_name(defaults)) != best["name"]:
+            compared["defaults"] = (name, defaults)
         written = {
-            name: self._finished(values).policies(hiddens, final.SAMPLES)
-            for name, values in compared.items()
+            group: self._finished(*trial).policies(hiddens, final.SAMPLES)
+            for group, trial in compared.items()
         }
         found = final.measure(
             written, self.out / "test", self.config.ray.actors, self.config.ray.sim_backend
@@ -268,12 +310,16 @@ class Search:
         final.show(written["best"], self.out / "best")
         return found
 
-    def _finished(self, values: dict[str, Any]) -> Objective:
-        """What a trial with these values has trained; one that was stopped early goes on first."""
-        directory = self.out / trial_name(values)
-        config = with_values(self.config, values, "the search")
-        objective = OBJECTIVES[self.space.stage](config, self.config, self.run.out, directory)
-        for rung in range(len(RUNGS)):
+    def _finished(self, name: str, values: dict[str, Any]) -> Objective:
+        """What a trial has trained; one that was stopped early goes on first."""
+        directory = self.out / name
+        objective = self._objective(with_values(self.config, values, "the search"), directory)
+        for rung in range(len(self._rungs)):
             if not rung_file(directory, rung).exists():
                 objective.train(rung)
         return objective
+
+    def _objective(self, config: RunConfig, directory: Path) -> Objective:
+        return OBJECTIVES[self.space.stage](
+            config, self.config, self.run.out, directory, self._rungs
+        )

@@ -1,18 +1,26 @@
-"""What a search tries next, and what it stops: Optuna's sampler and ASHA, told what is known."""
+"""What a search tries next, and what it stops: Optuna's sampler with ASHA, or PBT."""
 
+import random
+import zlib
 from typing import Any
 
+import numpy as np
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 from ray import tune
+from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.searcher import Searcher
 
 from nnit_dist.config import RunConfig
+from nnit_dist.errors import NnitError
 from nnit_dist.tune.results import RUNGS
 from nnit_dist.tune.space import Space
-from nnit_dist.tune.trial import trial_name
+from nnit_dist.tune.trial import TAKEOVER, trial_name
 
 ATTEMPTS = 50  # to suggest values that were not tried yet
+# What weights that are taken over fit, and what a step costs.
+FIXED = ("nnit.transformer.", "nnit.patch", "nnit.topologies", "nnit.networks", "nnit.steps")
 
 
 class FreshSearch(OptunaSearch):
@@ -62,7 +70,7 @@ def fresh_search(
 def asha(known: list[dict[str, Any]]) -> tune.schedulers.AsyncHyperBandScheduler:
     """ASHA, which stops the worse half at every rung but the last; it remembers what is known."""
     scheduler = tune.schedulers.AsyncHyperBandScheduler(
-        time_attr="training_iteration", max_t=len(RUNGS), grace_period=1, reduction_factor=2
+        time_attr="training_iteration", max_t=len(RUNGS["asha"]), grace_period=1, reduction_factor=2
     )
     for milestone, recorded in scheduler._brackets[0]._rungs:
         recorded |= {
@@ -71,3 +79,70 @@ def asha(known: list[dict[str, Any]]) -> tune.schedulers.AsyncHyperBandScheduler
             if trial["state"] == "done" and len(trial["rungs"]) >= milestone
         }
     return scheduler
+
+
+def check_pbt(space: Space, trials: int) -> None:
+    """
+    Raises:
+        NnitError: PBT cannot search this space, or not with so few trials.
+    """
+    if space.stage != "train":
+        raise NnitError(
+            f"PBT goes on with another trial's weights, which only NNiT's training does; "
+            f"{space.name} has STAGE={space.stage!r}: search it with --scheduler asha."
+        )
+    if fixed := [key for key in space.domains if key.startswith(FIXED)]:
+        raise NnitError(
+            f"PBT goes on with another trial's weights, which do not fit another {fixed[0]}: "
+            "leave it out (tuning/nnit_pbt.py), or search with --scheduler asha."
+        )
+    if trials < 2:
+        raise NnitError("PBT needs at least 2 trials, of which the worse take over the better.")
+
+
+def first_ones(space: Space, config: RunConfig, seed: int) -> BasicVariantGenerator:
+    """PBT's first trials: the defaults, and others at random."""
+    return BasicVariantGenerator(points_to_evaluate=[space.defaults(config)], random_state=seed)
+
+
+class Population(tune.schedulers.PopulationBasedTraining):
+    """PBT (arXiv 1711.09846): after each rung the worst quarter goes on from the weights of one of
+    the best, with values close to its, or some at random.
+
+    Trials wait for one another, and chance is seeded at every decision: a search that is begun
+    again decides alike, and so finds in its trials' directories what they have done.
+    """
+
+    def __init__(self, space: Space, seed: int) -> None:
+        super().__init__(
+            time_attr="training_iteration",
+            perturbation_interval=1,
+            hyperparam_mutations={
+                key: list(domain.choices)
+                if isinstance(domain := space.domains[key], CategoricalDistribution)
+                else given
+                for key, given in space.given.items()
+            },
+            custom_explore_fn=self._explored,
+            synch=True,
+        )
+        self.space, self.seed, self.decision = space, seed, ""
+
+    def _checkpoint_or_exploit(self, trial: Any, *args: Any) -> None:
+        states = self._trial_state
+        self.decision = f"{list(states).index(trial)} after {states[trial].last_train_time}"
+        key = zlib.crc32(f"{self.seed}/{self.decision}".encode())
+        random.seed(key)
+        np.random.seed(key)
+        super()._checkpoint_or_exploit(trial, *args)
+
+    def _explored(self, config: dict[str, Any]) -> dict[str, Any]:
+        within = {k: _within(domain, config[k]) for k, domain in self.space.domains.items()}
+        return config | within | {TAKEOVER: self.decision}
+
+
+def _within(domain: Any, value: Any) -> Any:
+    """The nearest value of a domain."""
+    if isinstance(domain, FloatDistribution | IntDistribution):
+        return type(value)(min(max(value, domain.low), domain.high))
+    return value

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast, get_args
 
 from optuna.distributions import BaseDistribution
 from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.sample import Domain
 
 from nnit_dist.config import RunConfig, value_of, with_values
 from nnit_dist.errors import NnitError
@@ -23,11 +24,14 @@ TRIED = 8  # values of a domain that the configuration must take
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched: `domains` by configuration key, of what `stage` trains."""
+    """What is searched: `domains` by configuration key, of what `stage` trains, and `given` alike
+    as Ray Tune's.
+    """
 
     name: str
     stage: Stage
     domains: dict[str, BaseDistribution]
+    given: dict[str, Domain]
 
     def defaults(self, config: RunConfig) -> dict[str, Any]:
         """The configuration's own values of what is searched."""
@@ -61,7 +65,7 @@ def load_space(path: Path, config: RunConfig) -> Space:
             raise NnitError(f"{path}: SPACE leaves out {key}={own!r}, the configuration's own.")
         for _ in range(TRIED):
             with_values(config, {key: space[key].sample()}, f"{path}: SPACE")
-    return Space(path.stem, cast(Stage, stage), domains)
+    return Space(path.stem, cast(Stage, stage), domains, space)
 
 
 def _domain(path: Path, key: str, domain: Any) -> BaseDistribution:

@@ -9,8 +9,8 @@ from ray import tune
 
 from nnit_dist.artifacts import write_json
 from nnit_dist.progress import StageProgress
-from nnit_dist.tune.results import ERROR, POOL, RUNGS, STOPPED, rung_file
-from nnit_dist.tune.trial import trial_name
+from nnit_dist.tune.results import ERROR, POOL, STOPPED, rung_file
+from nnit_dist.tune.trial import place_of
 
 RETRIES = 2  # of a trial that fails
 LOOK_EVERY_S = 5.0
@@ -25,9 +25,11 @@ class Watch(tune.Callback):
         out: Path,
         total: int,
         known: list[dict[str, Any]],
+        rungs: int,
         examiner: Any,
     ) -> None:
-        self.view, self.out, self.examiner = view, out, examiner
+        self.view, self.out, self.rungs, self.examiner = view, out, rungs, examiner
+        self.places: dict[str, str] = {}  # of the last results, by trial
         self.done = sum(trial["state"] != "open" for trial in known)
         self.best = max((trial["success"] for trial in known if trial["rungs"]), default=0.0)
         self.looked, self.answer = 0.0, None
@@ -47,19 +49,23 @@ class Watch(tune.Callback):
             release_orphans()
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        place, before = result["directory"], self.places.get(trial.trial_id)
+        if before and before != place:  # it took over what another had trained
+            write_json(self.out / before / STOPPED, {"after": result["rung"] - 1})
+        self.places[trial.trial_id] = place
         self.best = max(self.best, result["success"])
-        self._show(f"rung {result['rung'] + 1} of {len(RUNGS)}: {result['success']:.3f}")
+        self._show(f"rung {result['rung'] + 1} of {self.rungs}: {result['success']:.3f}")
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         """(At the end of the budget Tune does not call it: those trials stay open.)"""
-        directory = self.out / trial_name(trial.config)
-        if not rung_file(directory, len(RUNGS) - 1).exists():
+        directory = self.out / trial.last_result["directory"]
+        if not rung_file(directory, self.rungs - 1).exists():
             write_json(directory / STOPPED, {"after": trial.last_result["rung"]})
         self.done += 1
         self._show("")
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
-        path = self.out / trial_name(trial.config) / ERROR
+        path = self.out / place_of(trial.config, trial.checkpoint).name / ERROR
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(Path(trial.error_file).read_text() if trial.error_file else "unknown")
         self.done += 1
