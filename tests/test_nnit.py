@@ -1,4 +1,5 @@
 import copy
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch.multiprocessing as mp
 
 from nnit_dist.errors import NnitError
 from nnit_dist.nnit.model import NNiTModel
-from nnit_dist.nnit.source import AlignedSource, tell
+from nnit_dist.nnit.source import WINDOW, AlignedSource, batch_of, tell
 from nnit_dist.nnit.train import NNiTConfig
 from nnit_dist.nnit.trainer import Trainer
 from nnit_dist.nnit.transformer import TransformerConfig
@@ -39,6 +40,33 @@ def trained(sampler):
     trainer = trainer_of(sampler)
     history = [trainer.step(step) for step in range(60)]
     return NNiTModel.of(trainer, trainer.source), history
+
+
+@pytest.mark.parametrize("reuse", [1, 3])
+def test_every_network_is_used_as_often_as_asked(reuse):
+    used = Counter(batch_of(step, 5, reuse) for step in range(2 * reuse * WINDOW))
+    assert used == {batch: reuse for batch in range(2 * WINDOW)}
+    if reuse == 1:
+        assert all(batch_of(step, 5, 1) == step for step in range(99))
+
+
+def test_networks_that_are_used_again_meet_others():
+    pairs = [(batch_of(step, 3, 4), batch_of(step, 8, 4)) for step in range(4 * WINDOW)]
+    assert len(set(pairs)) == len(pairs)
+
+
+def test_networks_are_the_same_whenever_training_goes_on(sampler):
+    config = CONFIG.model_copy(update={"reuse": 2})
+    through = AlignedSource([sampler], config, 0)
+    for step in range(WINDOW + 4):
+        every = through.examples(step, range(10))
+    anew = AlignedSource([sampler], config, 0).examples(step, range(10))
+    own = AlignedSource([sampler], CONFIG, 0).examples(batch_of(step, 3, 2), [3])[0]
+    for one, other in zip(every, anew, strict=True):
+        assert one.ids == other.ids
+        assert (one.x is None) == (other.x is None)
+        assert one.x is None or torch.allclose(one.x, other.x, atol=1e-5)
+    assert torch.allclose(own.x, every[3].x, atol=1e-5)
 
 
 def test_training_lowers_both_losses(trained):

@@ -28,7 +28,7 @@ from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.rollout import Part, run_part
 from nnit_dist.evaluate.run import Evaluation, evaluate
 from nnit_dist.nnit.model import NNiTModel
-from nnit_dist.nnit.source import AlignedSource, Drawn
+from nnit_dist.nnit.source import AlignedSource, Drawn, batch_of
 from nnit_dist.nnit.train import NNiTConfig
 from nnit_dist.policy import Policy
 from nnit_dist.randomness import generator_of
@@ -117,19 +117,20 @@ def _groups(
     config = NNiTConfig(**key["nnit"])
     exact, task = [replace(sampler, variation=0) for sampler in samplers], model.number
     source = AlignedSource(exact, config, key["seed"])
-    train = _networks(source, task, topologies, range(config.steps), trained)
-    fresh = _networks(source, task, topologies, range(config.steps, 10 * config.steps), drawn)
+    batches = 1 + max(batch_of(step, 0, config.reuse) for step in range(config.steps))
+    train = _networks(source, task, topologies, range(batches), trained)
+    fresh = _networks(source, task, topologies, range(batches, 10 * batches), drawn)
     return [_Group(samplers[task], model, h, train[h], fresh[h], drawn) for h in topologies]
 
 
 def _networks(
-    source: AlignedSource, task: int, topologies: list[Hidden], steps: range, count: int
+    source: AlignedSource, task: int, topologies: list[Hidden], batches: range, count: int
 ) -> dict[Hidden, list[Layers]]:
-    """Networks after a task's best teachers that these steps draw, up to `count` a topology."""
+    """Networks after a task's best teachers that these batches hold, up to `count` a topology."""
     config, best = source.config, source.samplers[task].best
     found: dict[Hidden, list[Drawn]] = {hidden: [] for hidden in topologies}
-    for step in steps:
-        for one in source.drawn(step, range(config.topologies * config.networks)):
+    for batch in batches:
+        for one in source.drawn(batch, range(config.topologies * config.networks)):
             wanted = found.get(one.seen) if one.task == task else None
             if wanted is not None and len(wanted) < count and one.mix[best].any():
                 wanted.append(one)

@@ -22,6 +22,7 @@ from nnit_dist.randomness import generator_of
 from nnit_dist.topology import Hidden, Topology
 
 WHITENING_NETWORKS = 256
+WINDOW = 16  # steps whose networks are mixed where they are used again
 
 
 class SourceConfig(Protocol):
@@ -30,6 +31,7 @@ class SourceConfig(Protocol):
     patch: int
     topologies: int
     networks: int
+    reuse: int
     turns: Turns
     width_jitter: float
     depth_jitter: float
@@ -54,6 +56,8 @@ class Drawn:
 class AlignedSource:
     """A step has `topologies` topologies, `networks` networks of each, then architectures alone.
 
+    Writing a network costs more than a transformer of this size learns from it in one step, so it
+    may be used in several (`reuse`), each time with noise of its own and beside other networks.
     Tasks, each with a sampler of the same hypernetwork, take turns. Each has a whitening of its
     own. (With one for all, a task whose weights are seven times as large asked for four times the
     sampler's steps.)
@@ -76,36 +80,45 @@ class AlignedSource:
         self.best_success = [float(s.success[s.best].max()) for s in samplers]
         self.round = round_of(self.vocabulary.tasks, config.turns)
         self.whitenings = [self._fit_whitening(sampler) for sampler in samplers]
+        self._kept: dict[tuple[int, int], Example] = {}
 
     def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
         """Examples of these numbers: networks below topologies * networks, else architectures."""
-        networks = iter(self._examples(self.drawn(step, numbers)))
         first = self.config.topologies * self.config.networks
+        wanted = [(batch_of(step, n, self.config.reuse), n) for n in numbers if n < first]
+        kept = {key: self._kept[key] for key in wanted if key in self._kept}
+        new = [key for key in wanted if key not in kept]
+        drawn = [one for batch, number in new for one in self.drawn(batch, [number])]
+        kept |= zip(new, self._examples(drawn), strict=True)
+        if self.config.reuse > 1:
+            oldest = step // (WINDOW * self.config.reuse) * WINDOW
+            self._kept = {k: v for k, v in (self._kept | kept).items() if k[0] >= oldest}
+        networks = iter(wanted)
         return [
-            next(networks) if number < first else self._architecture(step, number)
+            kept[next(networks)] if number < first else self._architecture(step, number)
             for number in numbers
         ]
 
-    def drawn(self, step: int, numbers: Sequence[int]) -> list[Drawn]:
-        """The networks of these numbers, not yet written."""
-        config, rng = self.config, generator_of(self.seed, step, -1)
+    def drawn(self, batch: int, numbers: Sequence[int]) -> list[Drawn]:
+        """The networks of these numbers of a batch (`batch_of`), not yet written."""
+        config, rng = self.config, generator_of(self.seed, batch, -1)
         picked = torch.randint(len(self.seen), (config.topologies,), generator=rng).tolist()
         return [
-            self._draw(self.seen[picked[number // config.networks]], step, number)
+            self._draw(self.seen[picked[number // config.networks]], batch, number)
             for number in numbers
             if number < len(picked) * config.networks
         ]
 
-    def _draw(self, hidden: Hidden, step: int, number: int) -> Drawn:
+    def _draw(self, hidden: Hidden, batch: int, number: int) -> Drawn:
         """A network near a seen topology, from its own generator."""
-        rng, task = generator_of(self.seed, step, number), self._task(step, number)
+        rng, task = generator_of(self.seed, batch, number), self._task(batch, number)
         topology = self.samplers[task].vary(hidden, rng)
         (mix,) = self.samplers[task].mixes(1, self.config.best_share, rng)
         told = tell(topology, self.config, self.vocabulary, rng)
         return Drawn(task, hidden, topology, mix, told, rng)
 
-    def _task(self, step: int, number: int) -> int:
-        return self.round[(step + number) % len(self.round)]
+    def _task(self, batch: int, number: int) -> int:
+        return self.round[(batch + number) % len(self.round)]
 
     def write(self, drawn: list[Drawn]) -> list[Layers]:
         """Their layers [1, ...], for whitened inputs; each can be written once."""
@@ -156,6 +169,18 @@ class AlignedSource:
         return Whitening.fit(
             [(tokenize(n, lay), lay) for n, lay in zip(networks, layouts, strict=True)]
         )
+
+
+def batch_of(step: int, number: int, reuse: int) -> int:
+    """Which batch of networks a step takes its network `number` from; the step's own without reuse.
+
+    In a window of `reuse` * WINDOW steps there are WINDOW batches, which are passed through
+    `reuse` times. From pass to pass a number moves on by as many batches, so that networks meet
+    others each time.
+    """
+    window, offset = divmod(step, reuse * WINDOW)
+    again, place = divmod(offset, WINDOW)
+    return window * WINDOW + (place + again * number) % WINDOW
 
 
 def tell(

@@ -25,6 +25,7 @@ class NNiTConfig(BaseModel):
     steps: int = Field(2000, gt=0)
     topologies: int = Field(8, gt=0, description="topologies a step, over all workers")
     networks: int = Field(4, gt=0, description="networks of each of them")
+    reuse: int = Field(1, gt=0, description="steps that a network is used in")
     turns: Turns = {}
     architectures: int = Field(32, ge=0, description="architectures alone beside them")
     accumulate: int = Field(1, gt=0, description="parts that a worker's share is computed in")
