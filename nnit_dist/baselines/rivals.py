@@ -26,7 +26,7 @@ from nnit_dist.baselines.flat import FlatDiffusion
 from nnit_dist.errors import NnitError
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.nnit.source import AlignedSource, Listed, ListedSource
-from nnit_dist.nnit.train import NNiTConfig
+from nnit_dist.nnit.train import trained_with
 from nnit_dist.nnit.trainer import Trainer
 from nnit_dist.policy import Policy
 from nnit_dist.randomness import generator_of
@@ -63,8 +63,7 @@ class Rivals:
             )
         self.states = max(states, key=lambda path: int(path.stem.rsplit("-", 1)[1]))
         self.sampler = AlignedSampler.load(self.run / "align" / "ghn.safetensors", self.task)
-        key = read_json(self.run / "train" / "manifest.json")["key"]["config"]
-        self.config, self.seed = NNiTConfig(**key["nnit"]), key["seed"]
+        self.config, self.seed = trained_with(self.run)
         self.align = read_json(self.run / "align" / "manifest.json")["key"]["config"]["align"]
         parts = [content_hash(self.run / "align" / "ghn.safetensors"), content_hash(self.states)]
         parts += [self.config.model_dump_json(), str(self.seed)]

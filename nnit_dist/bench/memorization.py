@@ -20,7 +20,6 @@ from torch import Tensor
 
 from nnit_dist.align.ghn import Layers, apply_layers
 from nnit_dist.align.sampler import AlignedSampler, load_samplers
-from nnit_dist.artifacts import read_json
 from nnit_dist.baselines.crops import policies_of
 from nnit_dist.bench.results import measured_here, write_results
 from nnit_dist.envs.sim import TRAIN_SEEDS, SimEnv
@@ -29,7 +28,7 @@ from nnit_dist.evaluate.rollout import Part, run_part
 from nnit_dist.evaluate.run import Evaluation, evaluate
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.nnit.source import AlignedSource, Drawn, batch_of
-from nnit_dist.nnit.train import NNiTConfig
+from nnit_dist.nnit.train import trained_with
 from nnit_dist.policy import Policy
 from nnit_dist.randomness import generator_of
 from nnit_dist.topology import Hidden, Topology, hidden_name, spread
@@ -113,10 +112,9 @@ def _groups(
     trained: int,
     drawn: int,
 ) -> list["_Group"]:
-    key = read_json(run / "train" / "manifest.json")["key"]["config"]
-    config = NNiTConfig(**key["nnit"])
+    config, seed = trained_with(run)
     exact, task = [replace(sampler, variation=0) for sampler in samplers], model.number
-    source = AlignedSource(exact, config, key["seed"])
+    source = AlignedSource(exact, config, seed)
     batches = 1 + max(batch_of(step, 0, config.reuse) for step in range(config.steps))
     train = _networks(source, task, topologies, range(batches), trained)
     fresh = _networks(source, task, topologies, range(batches, 10 * batches), drawn)

@@ -1,11 +1,14 @@
 """The configuration of NNiT and its training under Ray Train: one worker."""
 
+from pathlib import Path
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from nnit_dist.align.grow import grow
 from nnit_dist.align.sampler import load_samplers
 from nnit_dist.align.turns import Turns
+from nnit_dist.artifacts import read_json
 from nnit_dist.errors import NnitError
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.nnit.source import AlignedSource
@@ -25,7 +28,7 @@ class NNiTConfig(BaseModel):
     steps: int = Field(2000, gt=0)
     topologies: int = Field(8, gt=0, description="topologies a step, over all workers")
     networks: int = Field(4, gt=0, description="networks of each of them")
-    reuse: int = Field(1, gt=0, description="steps that a network is used in")
+    reuse: int = Field(4, gt=0, description="steps that a network is used in")
     turns: Turns = {}
     architectures: int = Field(32, ge=0, description="architectures alone beside them")
     accumulate: int = Field(1, gt=0, description="parts that a worker's share is computed in")
@@ -50,6 +53,12 @@ class NNiTConfig(BaseModel):
     )
     bf16: bool = Field(True, description="autocast where the device computes in bfloat16")
     checkpoint_every: int = Field(100, gt=0)
+
+
+def trained_with(run: Path) -> tuple[NNiTConfig, int]:
+    """Settings and seed of a run's NNiT. (Before `reuse` was a setting, it was 1.)"""
+    key = read_json(run / "train" / "manifest.json")["key"]["config"]
+    return NNiTConfig(**{"reuse": 1} | key["nnit"]), key["seed"]
 
 
 def nnit_worker(config: dict) -> None:
