@@ -30,7 +30,6 @@ def nnit_curve(sampler) -> list[dict[str, float]]:
         steps=STEPS,
         topologies=2,
         networks=2,
-        reuse=1,
         architectures=8,
         lr=3e-3,
         bf16=False,

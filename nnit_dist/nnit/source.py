@@ -85,17 +85,18 @@ class AlignedSource:
     def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
         """Examples of these numbers: networks below topologies * networks, else architectures."""
         first = self.config.topologies * self.config.networks
-        wanted = [(batch_of(step, n, self.config.reuse), n) for n in numbers if n < first]
-        kept = {key: self._kept[key] for key in wanted if key in self._kept}
-        new = [key for key in wanted if key not in kept]
-        drawn = [one for batch, number in new for one in self.drawn(batch, [number])]
-        kept |= zip(new, self._examples(drawn), strict=True)
-        if self.config.reuse > 1:
-            oldest = step // (WINDOW * self.config.reuse) * WINDOW
-            self._kept = {k: v for k, v in (self._kept | kept).items() if k[0] >= oldest}
-        networks = iter(wanted)
+        networks = [number for number in numbers if number < first]
+        reuse = self.config.reuse
+        wanted = {n: (batch_of(step, n, reuse), n) for n in networks}
+        oldest = step if reuse == 1 else step // (WINDOW * reuse) * WINDOW
+        self._kept = {key: one for key, one in self._kept.items() if key[0] >= oldest}
+        for batch, number in wanted.values():
+            if (batch, number) not in self._kept:
+                # Always together: written beside others, a network differs in its last bits.
+                written = self._examples(self.drawn(batch, networks))
+                self._kept |= {(batch, n): one for n, one in zip(networks, written, strict=True)}
         return [
-            kept[next(networks)] if number < first else self._architecture(step, number)
+            self._kept[wanted[number]] if number < first else self._architecture(step, number)
             for number in numbers
         ]
 

@@ -28,7 +28,11 @@ class NNiTConfig(BaseModel):
     steps: int = Field(2000, gt=0)
     topologies: int = Field(8, gt=0, description="topologies a step, over all workers")
     networks: int = Field(4, gt=0, description="networks of each of them")
-    reuse: int = Field(4, gt=0, description="steps that a network is used in")
+    reuse: int = Field(
+        1,
+        gt=0,
+        description="steps that use a network; more than one pays without loaders",
+    )
     turns: Turns = {}
     architectures: int = Field(32, ge=0, description="architectures alone beside them")
     accumulate: int = Field(1, gt=0, description="parts that a worker's share is computed in")
@@ -56,9 +60,9 @@ class NNiTConfig(BaseModel):
 
 
 def trained_with(run: Path) -> tuple[NNiTConfig, int]:
-    """Settings and seed of a run's NNiT. (Before `reuse` was a setting, it was 1.)"""
+    """Settings and seed of a run's NNiT."""
     key = read_json(run / "train" / "manifest.json")["key"]["config"]
-    return NNiTConfig(**{"reuse": 1} | key["nnit"]), key["seed"]
+    return NNiTConfig(**key["nnit"]), key["seed"]
 
 
 def nnit_worker(config: dict) -> None:
