@@ -56,8 +56,9 @@ class Drawn:
 class AlignedSource:
     """A step has `topologies` topologies, `networks` networks of each, then architectures alone.
 
-    Writing a network costs more than a transformer of this size learns from it in one step, so it
-    may be used in several (`reuse`), each time with noise of its own and beside other networks.
+    Writing its networks is a third of a step's time on a CPU, so they may be used in several steps
+    (`reuse`), each time with noise of their own and beside other networks.
+
     Tasks, each with a sampler of the same hypernetwork, take turns. Each has a whitening of its
     own. (With one for all, a task whose weights are seven times as large asked for four times the
     sampler's steps.)
