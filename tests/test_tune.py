@@ -24,7 +24,7 @@ from nnit_dist.errors import NnitError
 from nnit_dist.pipeline import Run
 from nnit_dist.pretrained import shipped
 from nnit_dist.tune.dashboard import page_key
-from nnit_dist.tune.examiner import start_examiner
+from nnit_dist.tune.examiner import examining
 from nnit_dist.tune.objective import NNiTObjective, work
 from nnit_dist.tune.results import RUNGS, TRIAL, read_trials, rung_file, summarise
 from nnit_dist.tune.run import Search, SearchConfig, validation_topologies
@@ -127,8 +127,12 @@ def test_a_larger_network_trains_fewer_steps(tmp_path):
 
 
 def test_trials_have_their_turns_at_the_pool_and_failing_networks_count_as_zero(ray_local):
-    examiner = start_examiner(TASK, "pd_joint_delta_pos", 1, "physx_cpu")
-    long = [random_policy((16,), seed, f"long{seed}") for seed in range(120)]
+    with examining(TASK, "pd_joint_delta_pos", 1, "physx_cpu") as examiner:
+        _take_turns(examiner)
+
+
+def _take_turns(examiner):
+    long = [random_policy((16,), seed, f"long{seed}") for seed in range(200)]
     ended: dict[str, float] = {}
 
     def ask(name, policies):
@@ -137,18 +141,19 @@ def test_trials_have_their_turns_at_the_pool_and_failing_networks_count_as_zero(
 
     asking = [threading.Thread(target=ask, args=("long", long))]
     asking[0].start()
-    time.sleep(8)  # the simulator starts, and the long one is at work
+    while not ray.get(examiner.figures.remote())["episodes"]:  # the long one's first turn
+        time.sleep(0.1)
     short = [random_policy((16,), seed, f"short{seed}") for seed in range(2)]
     asking.append(threading.Thread(target=ask, args=("short", short)))
     asking[1].start()
     for thread in asking:
         thread.join(timeout=120)
     assert ended["short"] < ended["long"]
-    assert len(ended["long_success"]) == 120
+    assert len(ended["long_success"]) == 200
     broken = random_policy((16,), 0, "broken", act_dim=4)
     assert ray.get(examiner.success.remote([broken, *short], 2))[0] == 0.0
     figures = ray.get(examiner.figures.remote())
-    assert figures["episodes"] == 120 * 4 + 2 * 4 + 3 * 2
+    assert figures["episodes"] == 200 * 4 + 2 * 4 + 3 * 2
     assert figures["failed_networks"] == 1
 
 

@@ -3,6 +3,8 @@
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -147,9 +149,18 @@ class Examiner:
         self._lost.set(now["replaced"])
 
 
-def start_examiner(task: str, control_mode: str, actors: int, sim_backend: SimBackend) -> Any:
-    """The actor, once its simulators have started."""
+@contextmanager
+def examining(
+    task: str, control_mode: str, actors: int, sim_backend: SimBackend = "auto"
+) -> Iterator[Any]:
+    """The actor, once its simulators have started; it ends with the block.
+
+    (Ray would keep it as long as the process: Tune never forgets what it was given for its trials.)
+    """
     actor: Any = ray.remote(Examiner).options(num_cpus=0, max_concurrency=ASKERS)
     examiner = actor.remote(task, control_mode, actors, sim_backend)
-    ray.get(examiner.ready.remote())
-    return examiner
+    try:
+        ray.get(examiner.ready.remote())
+        yield examiner
+    finally:
+        ray.kill(examiner)

@@ -25,7 +25,7 @@ from nnit_dist.storage import beside
 from nnit_dist.topology import Hidden, TopologySplit, is_bottleneck
 from nnit_dist.training import Placement
 from nnit_dist.tune import final
-from nnit_dist.tune.examiner import start_examiner
+from nnit_dist.tune.examiner import examining
 from nnit_dist.tune.objective import Objective
 from nnit_dist.tune.results import POOL, RUNGS, SEARCH, read_trials, rung_file, summarise
 from nnit_dist.tune.schedule import Population, asha, check_pbt, first_ones, fresh_search
@@ -155,32 +155,77 @@ class Search:
         }
 
     def _search(self, known: list[dict[str, Any]], left: int) -> None:
-        cpus, placement = int(ray.cluster_resources().get("CPU", 1)), self.config.training
+        cpus, config, settings = (
+            int(ray.cluster_resources().get("CPU", 1)),
+            self.config,
+            self.settings,
+        )
         # A pool on GPUs would keep them from the trials.
-        backend = "physx_cpu" if placement.gpu else self.config.ray.sim_backend
-        actors = self.config.ray.actors or max(1, cpus // 2)
+        backend = "physx_cpu" if config.training.gpu else config.ray.sim_backend
+        actors = config.ray.actors or max(1, cpus // 2)
+        resources, placement, room = self._room(cpus, actors)
+        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # an interruption ends the command
+        began, worked = time.monotonic(), time.process_time()
+        with (
+            examining(config.tasks[0], config.control_mode, actors, backend) as examiner,
+            StageProgress("trials") as view,
+        ):
+            about = self._common(placement) | {"examiner": examiner}
+            trainable = tune.with_resources(tune.with_parameters(run_trial, about=about), resources)
+            watch = Watch(view, self.out, settings.trials, known, len(self._rungs), examiner)
+            tune.Tuner(
+                trainable,
+                param_space=self.space.given if settings.scheduler == "pbt" else None,
+                tune_config=tune.TuneConfig(
+                    metric="success",
+                    mode="max",
+                    num_samples=left,
+                    time_budget_s=settings.budget_s,
+                    **self._schedule(known, room),
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=str(self.out.absolute()),
+                    failure_config=tune.FailureConfig(max_failures=RETRIES),
+                    stop={"training_iteration": len(self._rungs)},  # none takes over after the last
+                    verbose=0,
+                    callbacks=[watch, *self._loggers()],
+                ),
+            ).fit()
+            driver = (time.process_time() - worked) / (time.monotonic() - began)
+            pool = ray.get(examiner.figures.remote())
+        write_json(self.out / POOL, pool | {"driver": round(driver, 3)})
+
+    def _room(self, cpus: int, actors: int) -> tuple[Any, Placement, int]:
+        """What Tune reserves for a trial, where its training runs, and how many fit at once.
+
+        Raises:
+            NnitError: simulators leave no CPU to any.
+        """
         if self.space.stage == "population":
             # It simulates and learns in its own process.
-            resources = trial_resources(self.config.population)
-            room = int((cpus - actors) / self.config.population.cpus)
+            each = self.config.population.cpus
+            room = int((cpus - actors) / each)
             if room < 1:
                 raise NnitError(
-                    f"simulators leave {cpus - actors} CPUs to trials of "
-                    f"population.cpus={self.config.population.cpus:g}: use a smaller ray.actors, "
-                    "or a larger ray.num_cpus."
+                    f"simulators leave {cpus - actors} CPUs to trials of population.cpus={each:g}: "
+                    "use a smaller ray.actors, or a larger ray.num_cpus."
                 )
-        else:
-            # Its own process takes no CPU: its training and the pool do.
-            resources = tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])
-            placement = self._placement(cpus - actors)
-            room = (cpus - actors) // (placement.cpus * placement.workers)
-            if placement.gpu:
-                gpus = int(ray.cluster_resources().get("GPU", 0))
-                room = min(room, max(1, gpus // placement.workers))
-        examiner = start_examiner(self.config.tasks[0], self.config.control_mode, actors, backend)
-        about = {
-            "config": self.config.model_dump(mode="json", exclude_unset=True)
-            | {"training": placement.model_dump()},
+            return trial_resources(self.config.population), self.config.training, room
+        # Its own process takes no CPU: its training and the pool do.
+        resources = tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])
+        placement = self._placement(cpus - actors)
+        room = (cpus - actors) // (placement.cpus * placement.workers)
+        if placement.gpu:
+            gpus = int(ray.cluster_resources().get("GPU", 0))
+            room = min(room, max(1, gpus // placement.workers))
+        return resources, placement, room
+
+    def _common(self, placement: Placement) -> dict[str, Any]:
+        """What all trials are told."""
+        config = self.config.model_dump(mode="json", exclude_unset=True)
+        return {
+            "config": config | {"training": placement.model_dump()},
             "stage": self.space.stage,
             "rungs": self._rungs,
             "run": str(self.run.out.absolute()),
@@ -190,37 +235,7 @@ class Search:
             ),
             "samples": self.settings.samples,
             "episodes": self.settings.episodes,
-            "examiner": examiner,
         }
-        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # an interruption ends the command
-        total, began, worked = self.settings.trials, time.monotonic(), time.process_time()
-        with StageProgress("trials") as view:
-            trainable = tune.with_resources(tune.with_parameters(run_trial, about=about), resources)
-            tune.Tuner(
-                trainable,
-                param_space=self.space.given if self.settings.scheduler == "pbt" else None,
-                tune_config=tune.TuneConfig(
-                    metric="success",
-                    mode="max",
-                    num_samples=left,
-                    time_budget_s=self.settings.budget_s,
-                    **self._schedule(known, room),
-                ),
-                run_config=tune.RunConfig(
-                    name="tune",
-                    storage_path=str(self.out.absolute()),
-                    failure_config=tune.FailureConfig(max_failures=RETRIES),
-                    stop={"training_iteration": len(self._rungs)},  # none takes over after the last
-                    verbose=0,
-                    callbacks=[
-                        Watch(view, self.out, total, known, len(self._rungs), examiner),
-                        *self._loggers(),
-                    ],
-                ),
-            ).fit()
-        driver = (time.process_time() - worked) / (time.monotonic() - began)
-        pool = ray.get(examiner.figures.remote())
-        write_json(self.out / POOL, pool | {"driver": round(driver, 3)})
 
     @property
     def _rungs(self) -> tuple[float, ...]:
