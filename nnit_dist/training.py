@@ -27,9 +27,12 @@ from nnit_dist.storage import append, path_of
 
 METRICS = "metrics.jsonl"
 _STATE = "state.pt"
-# Seconds that all workers have to start in, which on busy cores is long. After the loss of a node
-# those that it had are awaited once more, before training goes on with fewer.
+# Seconds in which there must be room for all workers. After the loss of a node those that it had
+# are awaited once more, before training goes on with fewer.
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+# Seconds between looks at the workers. A worker that has kept a checkpoint goes on, and a training
+# that has ended returns, when it is looked at.
+_LOOK_EVERY = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 T = TypeVar("T")
 
 
@@ -94,7 +97,8 @@ def fit(
     from nnit_dist.process_group import NodeNetwork
 
     least, most = placement.min_workers, placement.workers
-    os.environ.setdefault(_START_TIMEOUT, "60" if least else "300")
+    os.environ.setdefault(_START_TIMEOUT, "20" if least else "300")
+    os.environ.setdefault(_LOOK_EVERY, "0.5")
     trainer = TorchTrainer(
         train_fn,
         train_loop_config=config
