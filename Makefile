@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-long lint ship
+.PHONY: setup quickstart test test-long test-faults lint ship
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -21,6 +21,11 @@ test: setup
 
 test-long: setup
 	$(BIN)/python -m pytest -m long
+
+# Ten times in a row; stops at the first failure.
+test-faults: setup
+	for round in 1 2 3 4 5 6 7 8 9 10; do \
+		$(BIN)/python -m pytest -m fault -x --durations=0 --durations-min=1 || exit 1; done
 
 lint: setup
 	$(BIN)/ruff check .

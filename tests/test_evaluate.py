@@ -85,6 +85,7 @@ def test_failures_are_reported_and_the_rest_is_measured():
         result.success("bad")
 
 
+@pytest.mark.fault
 def test_a_killed_driver_goes_on_from_what_is_stored(tmp_path):
     """`kill -9` of `nnit evaluate` in the middle; run again, it ends as if nothing had been."""
     for policy in POLICIES:
@@ -104,6 +105,7 @@ def test_a_killed_driver_goes_on_from_what_is_stored(tmp_path):
     assert len(set(stored(tmp_path))) == len(stored(tmp_path)) == 450
 
 
+@pytest.mark.fault
 def test_a_full_disk_stops_with_an_error_and_loses_nothing_once_there_is_room(whole, tmp_path):
     """Files may not grow in this process, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

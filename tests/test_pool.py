@@ -219,6 +219,7 @@ def run_script(script: str, *words: str) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.fault
 def test_a_node_that_is_lost_loses_nothing(calm):
     """`kill -9` of all processes of the second of two nodes, in the middle of a run."""
     found = run_script("two_nodes.py", "lost")
@@ -227,6 +228,7 @@ def test_a_node_that_is_lost_loses_nothing(calm):
     assert {(p, s): tuple(v) for p, s, *v in found["episodes"]} == calm
 
 
+@pytest.mark.fault
 def test_a_full_object_store_loses_nothing(calm):
     found = run_script("two_nodes.py", "full")
     assert (found["nodes"], found["replaced"]) == (2, 0)
@@ -234,6 +236,7 @@ def test_a_full_object_store_loses_nothing(calm):
     assert {(p, s): tuple(v) for p, s, *v in found["episodes"]} == calm
 
 
+@pytest.mark.fault
 def test_a_node_that_joins_is_used(calm):
     found = run_script("two_nodes.py", "joins")
     assert (found["nodes"], found["alive"], found["replaced"]) == (1, 2, 0)

@@ -150,6 +150,7 @@ def test_a_run_is_not_submitted_beside_itself(head):
     assert third.returncode == 0, said(third)
 
 
+@pytest.mark.fault
 @pytest.mark.long  # 4 minutes
 @pytest.mark.timeout(600)
 def test_a_run_whose_driver_died_goes_on_when_it_is_submitted_again(head, tmp_path):

@@ -94,6 +94,7 @@ def changing_nodes(stage: str) -> dict:
     return found
 
 
+@pytest.mark.fault
 @pytest.mark.timeout(300)
 def test_training_goes_on_with_fewer_workers_where_a_node_dies():
     found = changing_nodes("training")
@@ -103,6 +104,7 @@ def test_training_goes_on_with_fewer_workers_where_a_node_dies():
     assert found["sums"] == pytest.approx([sum(range(step)) for step in found["steps"]])
 
 
+@pytest.mark.fault
 @pytest.mark.long  # 3 minutes: Ray Train looks for nodes once a minute
 @pytest.mark.timeout(300)
 def test_training_grows_where_a_node_comes():
@@ -112,6 +114,7 @@ def test_training_grows_where_a_node_comes():
     assert found["sums"] == pytest.approx([sum(range(step)) for step in found["steps"]])
 
 
+@pytest.mark.fault
 @pytest.mark.timeout(300)
 def test_alignment_goes_on_with_fewer_workers_where_a_node_dies():
     found = changing_nodes("alignment")
@@ -126,6 +129,7 @@ def test_the_interface_of_an_address_is_found():
     assert interface_of("203.0.113.9") is None
 
 
+@pytest.mark.fault
 @pytest.mark.timeout(300)
 def test_a_population_is_complete_where_a_node_dies():
     found = changing_nodes("population")
