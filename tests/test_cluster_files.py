@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+import kuberay
 import pytest
 import ray
 import yaml
+from pydantic import ValidationError
 
 from nnit_dist.storage import DEFAULT
 
@@ -60,11 +62,35 @@ def test_storage_is_shared_and_the_same_on_every_node(cluster):
     assert re.match(r"s3://|gs://|/shared/", places.pop())
 
 
+def resources(name: str) -> list[dict]:
+    return list(yaml.safe_load_all((ROOT / "cluster" / "kuberay" / name).read_text()))
+
+
 def pods(name: str) -> dict[str, dict]:
     """The groups of a RayCluster, by name."""
-    documents = yaml.safe_load_all((ROOT / "cluster" / "kuberay" / name).read_text())
-    (spec,) = (one["spec"] for one in documents if one["kind"] == "RayCluster")
+    (spec,) = (one["spec"] for one in resources(name) if one["kind"] == "RayCluster")
     return {"head": spec["headGroupSpec"]} | {g["groupName"]: g for g in spec["workerGroupSpecs"]}
+
+
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+def test_kubernetes_would_take_it(name):
+    for resource in resources(name):
+        kuberay.validate(resource)
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["spec", "spec.headGroupSpec", "spec.headGroupSpec.template.spec", "spec.autoscalerOptions",
+     "spec.workerGroupSpecs.1.template.spec.containers.0.resources"],
+)  # fmt: skip
+def test_kubernetes_would_refuse_a_field_that_does_not_exist(where):
+    (_, cluster) = resources("raycluster.yaml")
+    place = cluster
+    for key in where.split("."):
+        place = place[int(key) if key.isdigit() else key]
+    place["replica"] = "1"
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        kuberay.validate(cluster)
 
 
 def test_pods_are_as_the_nodes_of_other_clusters():
@@ -86,7 +112,7 @@ def test_pods_are_as_the_nodes_of_other_clusters():
 
 
 def test_a_job_selects_the_cluster_beside_it():
-    job = yaml.safe_load((ROOT / "cluster" / "kuberay" / "rayjob.yaml").read_text())
+    (job,) = resources("rayjob.yaml")
     assert job["kind"] == "RayJob"
     assert job["spec"]["clusterSelector"] == {"ray.io/cluster": "nnit"}
     config = re.search(r"configs/\S+\.yaml", job["spec"]["entrypoint"])
