@@ -30,7 +30,10 @@ def tune(
         Path | None,
         typer.Option(**PLACE, help="the search's directory; RUN/tune/SPACE by default"),
     ] = None,
-    episodes: Annotated[int, typer.Option(min=1, help="episodes a network")] = 40,
+    topologies: Annotated[
+        int, typer.Option(min=1, help="of validation, that a trial is judged by")
+    ] = 48,
+    episodes: Annotated[int, typer.Option(min=1, help="episodes a network")] = 10,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="override a key of the configuration")
     ] = None,
@@ -51,7 +54,11 @@ def tune(
     what = load_space(space, loaded)
     place = out or base.out / "tune" / what.name
     settings = SearchConfig(
-        trials=trials, budget_s=seconds_of(budget), episodes=episodes, scheduler=scheduler
+        trials=trials,
+        budget_s=seconds_of(budget),
+        topologies=topologies,
+        episodes=episodes,
+        scheduler=scheduler,
     )
     search = Search(what, loaded, base, place, settings)
     with quiet_libraries(beside(place, "logs") / "tune.log"):

@@ -111,6 +111,9 @@ def test_topologies_of_validation_are_neither_seen_nor_tested():
     assert len(set(found)) == 24
     assert all(split.kind_of(hidden) == "other" for hidden in found)
     assert {len(hidden) for hidden in found} == {len(hidden) for hidden in split.seen}
+    deepest = max(len(hidden) for hidden in split.seen)
+    share = [sum(len(h) == deepest for h in some) / len(some) for some in (found, split.seen)]
+    assert share[0] == pytest.approx(share[1], abs=0.2)
     tested = {w for held in split.unseen.values() for hidden in held for w in hidden}
     assert not {w for hidden in found for w in hidden} & (tested - set(config.topologies.widths))
     assert found == validation_topologies(split, config.topologies.widths, 24, 0)
@@ -162,7 +165,7 @@ def search_command(tmp_path: Path, trials: int, space: str = SPACE) -> list[str]
     return [
         sys.executable, "-m", "nnit_dist", "tune", str(space_file(tmp_path, space)), str(CONFIG),
         "--run", str(shipped(TASK)), "--out", str(tmp_path / "search"), "--trials", str(trials),
-        "--episodes", "1", "--set=ray.num_cpus=2", *sets,
+        "--topologies=12", "--episodes=1", "--set=ray.num_cpus=2", *sets,
     ]  # fmt: skip
 
 

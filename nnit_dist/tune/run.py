@@ -37,15 +37,18 @@ Scheduler = Literal["asha", "pbt"]
 
 
 class SearchConfig(BaseModel):
-    """How much is tried, and how it is judged."""
+    """How much is tried, and how it is judged: by many networks, a few episodes each.
+
+    A generator fails by whole networks: few of them can all be good by luck.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     trials: int = Field(24, gt=0)
     budget_s: float | None = Field(None, gt=0, description="wall time that trials have")
-    topologies: int = Field(12, gt=0, description="of validation, that a trial is judged by")
+    topologies: int = Field(48, gt=0, description="of validation, that a trial is judged by")
     samples: int = Field(1, gt=0, description="networks a topology")
-    episodes: int = Field(40, gt=0, description="episodes a network")
+    episodes: int = Field(10, gt=0, description="episodes a network")
     seed: int = 0
     scheduler: Scheduler = "asha"
 
@@ -55,20 +58,20 @@ def validation_topologies(
 ) -> list[Hidden]:
     """Topologies that are neither on the training grid nor kept for the test.
 
-    As deep as those of the grid, at least one width of each between two of its. (Training varies
-    widths, so that some lie near networks that it had.)
+    Like those of the grid, and so as often deep as they, at least one width between two of its.
+    (Training varies widths, so that some lie near networks that it had.)
 
     Raises:
         NnitError: there are not as many.
     """
     taken = {w for held in split.unseen.values() for hidden in held for w in hidden} | set(widths)
     between = [w for w in range(min(widths), max(widths)) if w not in taken]
-    depths, middle = sorted({len(h) for h in split.seen}), (min(widths) + max(widths)) / 2
+    middle = (min(widths) + max(widths)) / 2
     rng, found = random.Random(seed), set[Hidden]()
-    for attempt in range(100 * count):
+    for _ in range(100 * count):
         if len(found) == count or not between:
             break
-        others = [rng.choice([*widths, *between]) for _ in range(depths[attempt % len(depths)] - 1)]
+        others = [rng.choice([*widths, *between]) for _ in rng.choice(split.seen)[1:]]
         hidden = (*others, rng.choice(between))
         if not ("apart" in split.unseen and is_bottleneck(hidden, middle)):
             found.add(hidden)
