@@ -78,7 +78,8 @@ def validation_topologies(
     if len(found) < count:
         raise NnitError(
             f"widths {sorted(widths)} leave {len(found)} topologies of validation between them, "
-            f"and {count} are wanted: train on widths further apart."
+            f"and {count} are wanted: train on widths further apart, or ask for fewer with "
+            "--topologies."
         )
     return sorted(found, key=lambda hidden: (len(hidden), hidden))
 
@@ -158,22 +159,20 @@ class Search:
         }
 
     def _search(self, known: list[dict[str, Any]], left: int) -> None:
-        cpus, config, settings = (
-            int(ray.cluster_resources().get("CPU", 1)),
-            self.config,
-            self.settings,
-        )
+        config, settings = self.config, self.settings
+        cpus = int(ray.cluster_resources().get("CPU", 1))
         # A pool on GPUs would keep them from the trials.
         backend = "physx_cpu" if config.training.gpu else config.ray.sim_backend
         actors = config.ray.actors or max(1, cpus // 2)
         resources, placement, room = self._room(cpus, actors)
+        about = self._common(placement)
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # an interruption ends the command
         began, worked = time.monotonic(), time.process_time()
         with (
             examining(config.tasks[0], config.control_mode, actors, backend) as examiner,
             StageProgress("trials") as view,
         ):
-            about = self._common(placement) | {"examiner": examiner}
+            about |= {"examiner": examiner}
             trainable = tune.with_resources(tune.with_parameters(run_trial, about=about), resources)
             watch = Watch(view, self.out, settings.trials, known, len(self._rungs), examiner)
             tune.Tuner(
