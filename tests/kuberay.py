@@ -1,7 +1,8 @@
-"""KubeRay's custom resources, as its reference lists their fields (ray.io/v1 of KubeRay 1.5.1).
+"""Fields of KubeRay's custom resources (ray.io/v1), written after its types and its reference.
 
-An unknown field is refused, as a server does that validates strictly. Pods are those of Kubernetes'
-own client. https://ray-project.github.io/kuberay/reference/api/
+Not its CRD, and of no one release: a field that is in none of them is refused, as a server does that
+validates strictly. Pods are those of Kubernetes' own client.
+https://ray-project.github.io/kuberay/reference/api/
 """
 
 from typing import Any, Literal

@@ -150,9 +150,7 @@ class Examiner:
 
 
 @contextmanager
-def examining(
-    task: str, control_mode: str, actors: int, sim_backend: SimBackend = "auto"
-) -> Iterator[Any]:
+def examining(task: str, control_mode: str, actors: int, sim_backend: SimBackend) -> Iterator[Any]:
     """The actor, once its simulators have started; it ends with the block.
 
     (Ray would keep it as long as the process: Tune never forgets what it was given for its trials.)
