@@ -1,6 +1,6 @@
 """Fields of KubeRay's custom resources (ray.io/v1), written after its types and its reference.
 
-Not its CRD, and of no one release: a field that is in none of them is refused, as a server does that
+Not its CRD, and of no one release: a field that is in none of them is refused, as by a server that
 validates strictly. Pods are those of Kubernetes' own client.
 https://ray-project.github.io/kuberay/reference/api/
 """
