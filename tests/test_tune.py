@@ -9,12 +9,17 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import ray
 from conftest import TASK, random_policy
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
+from prometheus import collecting
 from ray import tune
 
 from nnit_dist.align.sampler import AlignedSampler
@@ -231,7 +236,10 @@ def test_a_trial_that_dies_is_tried_again_and_one_that_cannot_work_is_marked(tmp
     assert "can't allocate memory" in failed.read_text()
 
 
-def test_a_search_of_recipes_trains_policies_by_them(tmp_path):
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory):
+    """A search of PPO's recipes, what it returned, and Prometheus' answers where there is one."""
+    tmp_path = tmp_path_factory.mktemp("recipes")
     recipe = {
         "env_steps": 1024, "batch": 256, "minibatch": 64, "epochs": 1, "envs": 4,
         "eval_every": 256, "eval_episodes": 1, "success_bar": 1.0,
@@ -256,7 +264,19 @@ SPACE = {"population.recipe.lr": tune.choice([1e-4, 7e-4])}
     crowded = with_values(config, {"ray.actors": 2}, "")
     with pytest.raises(NnitError, match="simulators leave 0 CPUs to trials of population.cpus=1"):
         Search(space, crowded, Run(crowded, tmp_path / "run"), out, settings).go()
-    found = Search(space, config, Run(config, tmp_path / "run"), out, settings).go()
+    search = Search(space, config, Run(config, tmp_path / "run"), out, settings)
+    with ExitStack() as stack:
+        stack.enter_context(pytest.MonkeyPatch.context()).setenv(
+            "RAY_metrics_report_interval_ms", "500"
+        )
+        installed = shutil.which("prometheus")
+        ask = stack.enter_context(collecting(tmp_path)) if installed else None
+        yield search, search.go(), ask
+
+
+def test_a_search_of_recipes_trains_policies_by_them(recipes):
+    search, found, _ = recipes
+    out = search.out
     assert (found["trials"], found["failed"]) == (2, 0)
     trials = read_trials(out)
     assert {trial["values"]["population.recipe.lr"] for trial in trials} == {1e-4, 7e-4}
@@ -266,6 +286,35 @@ SPACE = {"population.recipe.lr": tune.choice([1e-4, 7e-4])}
     steps = {member.env_steps for member in Zoo(out / whole[0]["name"] / "zoo").members()}
     assert steps == {256, 512, 768, 1024}
     assert set(found["test"]) == {"best", "defaults", "difference"}
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus on this machine")
+def test_the_board_shows_what_prometheus_collects_of_a_search(recipes):
+    search, found, ask = recipes
+    board = read_json(ROOT / "cluster" / "grafana-tune.json")
+    shown = {p["title"]: ask(p["targets"][0]["expr"]) for p in board["panels"]}
+    assert all(shown.values()), shown
+    assert max(shown["Episodes a second"]) > 0
+    assert max(shown["Simulators"]) == 1
+    assert max(shown["Simulators replaced"]) == 0
+    assert 1 <= max(shown["Trials that are done"]) <= found["trials"]  # the last one ends it
+    rungs = [rung["success"] for trial in read_trials(search.out) for rung in trial["rungs"]]
+    assert max(shown["Success of the best trial"]) in [pytest.approx(one) for one in rungs]
+
+
+def test_grafanas_own_types_know_all_of_the_board():
+    board = read_json(ROOT / "cluster" / "grafana-tune.json")
+    known = json.loads(JSONEncoder().encode(Dashboard.from_json(board)))
+    assert lost(board, known) == []
+
+
+def lost(given: Any, known: Any, path: str = "") -> list[str]:
+    """Where something of `given` is missing from `known`, or another."""
+    if isinstance(given, dict) and isinstance(known, dict):
+        return [x for k, v in given.items() for x in lost(v, known.get(k), f"{path}/{k}")]
+    if isinstance(given, list) and isinstance(known, list) and len(given) == len(known):
+        return [x for i, v in enumerate(given) for x in lost(v, known[i], f"{path}/{i}")]
+    return [] if given == known else [path]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.util import metrics
 
 from nnit_dist.artifacts import write_json
 from nnit_dist.progress import StageProgress
@@ -33,6 +34,8 @@ class Watch(tune.Callback):
         self.done = sum(trial["state"] != "open" for trial in known)
         self.best = max((trial["success"] for trial in known if trial["rungs"]), default=0.0)
         self.looked, self.answer = 0.0, None
+        self._done = metrics.Gauge("nnit_search_done", "Trials that are done.")
+        self._best = metrics.Gauge("nnit_search_success", "Success of the best trial.")
         view.add("search", total, self.done)
 
     def __getstate__(self) -> dict:
@@ -72,6 +75,8 @@ class Watch(tune.Callback):
         self._show(f"{path.parent.name} failed {RETRIES + 1} times")
 
     def _show(self, note: str) -> None:
+        self._done.set(self.done)
+        self._best.set(self.best)
         self.view.update("search", self.done, f"best {self.best:.3f}  {note}")
 
 
