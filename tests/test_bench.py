@@ -13,7 +13,13 @@ from nnit_dist.bench.alignment import bench_alignment
 from nnit_dist.bench.generalization import bench_generalization
 from nnit_dist.bench.memorization import bench_memorization
 from nnit_dist.bench.pool import bench_scale
-from nnit_dist.bench.scaling import Driver, measure_driver, simulate_pool, step_over_network
+from nnit_dist.bench.scaling import (
+    Driver,
+    measure_driver,
+    measure_store,
+    simulate_pool,
+    step_over_network,
+)
 from nnit_dist.nnit.source import AlignedSource
 from nnit_dist.nnit.tokens import detokenize
 from nnit_dist.nnit.train import NNiTConfig
@@ -147,6 +153,14 @@ def test_a_pool_that_is_simulated_is_bound_by_its_simulators_or_by_its_driver():
     assert busy["driver"] > 0.9
     assert busy["rollouts_s"] == pytest.approx(100, rel=0.1)
     assert busy["simulators"] < 0.1
+    # Each call begins within a network: there are no fewer than that, nor more than one an episode.
+    assert busy["rollouts_s"] / 100 < busy["networks_s"] <= 1.01 * busy["rollouts_s"]
+
+
+def test_another_process_gets_what_was_put():
+    store = measure_store("PushCube-v1", networks=5)
+    assert 4 * (35 * 64 + 64 * 64 + 64 * 8) < store.network_bytes < 40_000
+    assert 0 < store.get_s < 1
 
 
 def test_gradients_take_their_time_on_the_network():

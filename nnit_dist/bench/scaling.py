@@ -1,9 +1,10 @@
 """`nnit bench scaling`: each stage with 1, 2, ... workers here, and what more would make of it.
 
 Measured: the rates of evaluation and PPO by processes, a training step by the share of its batch
-that a worker has, what the pool's driver spends on a call and on a rollout, and what an episode
-takes of storage. Simulated from that: one driver before up to 10,000 simulators, event by event.
-Calculated: a training step of many workers, with the gradients' way over a network.
+that a worker has, what the pool's driver spends on a call and on a rollout, what an episode takes
+of storage, and a network of the object store. Simulated from that: one driver before up to 10,000
+simulators, event by event. Calculated: a training step of many workers, with the gradients' way
+over a network.
 """
 
 import heapq
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -32,6 +34,7 @@ WORKERS = (1, 2, 4, 8, 16, 32, 64)
 NETWORKS = {"10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}
 ALL_REDUCE_S = 2e-4  # of latency, before a byte has travelled
 EPISODES_A_SIMULATOR = 40
+EPISODES_A_NETWORK = 100
 
 
 @dataclass(frozen=True)
@@ -104,22 +107,57 @@ def measure_driver(settings: Sequence[tuple[int, float]] = ((20, 0.1), (100, 0.5
     return Driver(max(0.0, float(call_s)), max(0.0, float(rollout_s)), stored)
 
 
+@dataclass(frozen=True)
+class Store:
+    """The object store, with a network of two hidden layers of 64: its bytes, and seconds."""
+
+    network_bytes: int
+    put_s: float
+    get_s: float
+
+
+class _Reader:
+    """Another process, which reads what was put."""
+
+    def read(self, references: list[Any]) -> float:
+        """Seconds each takes."""
+        began = time.perf_counter()
+        for reference in references:
+            ray.get(reference)
+        return (time.perf_counter() - began) / len(references)
+
+
+def measure_store(task: str, networks: int = 1000) -> Store:
+    """What it takes to put networks into the store, and to get them in another process."""
+    policies = [random_policy(task_info(task), seed) for seed in range(networks)]
+    reader: Any = ray.remote(_Reader).options(num_cpus=0).remote()
+    ray.get(reader.read.remote([ray.put(policies[0])]))
+    began = time.perf_counter()
+    references = [ray.put(policy) for policy in policies]
+    put_s = (time.perf_counter() - began) / networks
+    get_s = ray.get(reader.read.remote(references))
+    ray.kill(reader)
+    return Store(len(ray.cloudpickle.dumps(policies[0])), put_s, get_s)
+
+
 def simulate_pool(
     simulators: int, episode_s: float, driver: Driver, spread: float = 0.1, seed: int = 0
 ) -> dict[str, float]:
     """A pool's run, event by event: the driver serves one call at a time, in their order.
 
     Episodes take `episode_s`, with a relative `spread` a call; calls are as long as the pool makes
-    them. Returns the share of time that simulators work, that the driver does, and rollouts/s.
+    them. Returns the share of time that simulators work, that the driver does, rollouts/s, and
+    networks/s that leave the driver's node if no two calls find theirs on the same one.
     """
     rng = np.random.default_rng(seed)
     left = simulators * EPISODES_A_SIMULATOR
-    total, free, works, busy, ended = left, 0.0, 0.0, 0.0, 0.0
+    total, networks, free, works, busy, ended = left, 0.0, 0.0, 0.0, 0.0, 0.0
     ready = [(0.0, number) for number in range(simulators)]
     while left:
         arrived, number = heapq.heappop(ready)
         count = call_size(left, simulators, episode_s)
         left -= count
+        networks += 1 + count / EPISODES_A_NETWORK  # a call begins within one
         served = driver.call_s + count * driver.rollout_s
         free, busy = max(free, arrived) + served, busy + served
         worked = count * episode_s * max(0.1, 1 + spread * rng.standard_normal())
@@ -130,6 +168,7 @@ def simulate_pool(
         "simulators": works / simulators / ended,
         "driver": busy / ended,
         "rollouts_s": total / ended,
+        "networks_s": networks / ended,
     }
 
 
@@ -156,6 +195,12 @@ def lines(task: str, cores: int, seconds: float, steps: int) -> Iterator[str]:
         f"{1000 * driver.rollout_s:.3f} ms a rollout; an episode takes {driver.stored_bytes:.0f} "
         "bytes of storage.\n"
     )
+    store = measure_store(task)
+    yield (
+        f"The object store takes a network of {store.network_bytes / 1000:.0f} kB in "
+        f"{1000 * store.put_s:.2f} ms, and gives it to another process in "
+        f"{1000 * store.get_s:.2f} ms.\n"
+    )
     share = measure_step("pushcube", steps)
     size = gradient_bytes("pushcube")
     yield "**Simulated: one driver, a pool of many simulators**\n"
@@ -164,12 +209,13 @@ def lines(task: str, cores: int, seconds: float, steps: int) -> Iterator[str]:
         f"{episode_s * 1000:.0f} ms an episode, {EPISODES_A_SIMULATOR} episodes a simulator, as "
         "`bench pool` has them for one actor.\n"
     )
-    yield "| simulators | at work | driver busy | rollouts/s |\n| --- | --- | --- | --- |"
+    yield "| simulators | at work | driver busy | rollouts/s | networks sent, MB/s |"
+    yield "| --- |" + " --- |" * 4
     for simulators in SIMULATORS:
         found = simulate_pool(simulators, episode_s, driver)
         yield (
             f"| {simulators:,} | {found['simulators']:.0%} | {found['driver']:.0%} | "
-            f"{found['rollouts_s']:,.0f} |"
+            f"{found['rollouts_s']:,.0f} | {found['networks_s'] * store.network_bytes / 1e6:.1f} |"
         )
     yield "\n**NNiT's step: measured shares of a batch, calculated network**\n"
     yield "| workers | share of the batch | " + " | ".join(NETWORKS) + " | speedup |"
