@@ -104,9 +104,8 @@ def _show(figures: dict[str, Any], search: Any) -> None:
     for trial in whole[:5] + [t for t in whole[5:] if t["name"] == default]:
         last = trial["rungs"][-1]
         name = trial["name"] + (" (defaults)" if trial["name"] == default else "")
-        table.add_row(
-            name, f"{last['success']:.3f}", f"{last['loss']:.4f}", f"{last['parameters']:,}"
-        )
+        loss = "–" if last["loss"] is None else f"{last['loss']:.4f}"
+        table.add_row(name, f"{last['success']:.3f}", loss, f"{last['parameters']:,}")
     console.print(table)
     console.print(
         f"{figures['trials']} trials: {figures['whole']} whole, {figures['stopped']} stopped "
@@ -132,5 +131,7 @@ def _show(figures: dict[str, Any], search: Any) -> None:
             apart, low, high = (100 * test["difference"][key] for key in ("mean", "low", "high"))
             said += f", difference {apart:+.1f} points [{low:+.1f}, {high:+.1f}]"
         console.print(f"on the topologies kept for the test: {said}")
-    console.print(f"best: {as_overrides(figures['best']['values'])}")
+    for leg in figures["best"]["schedule"]:
+        after = f", from rung {leg['after'] + 1}" if leg["after"] else ""
+        console.print(f"best{after}: {as_overrides(leg['values'])}")
     console.print(f"search: {search.out}  (its page: nnit dashboard {search.out})")

@@ -19,22 +19,37 @@ import ray
 from conftest import TASK, random_policy
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
+from optuna.distributions import distribution_to_json
 from prometheus import collecting
 from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.search.optuna import OptunaSearch
 
 from nnit_dist.align.sampler import AlignedSampler
 from nnit_dist.artifacts import read_json, write_json
 from nnit_dist.config import load_config, with_values
 from nnit_dist.errors import NnitError
+from nnit_dist.evaluate.simulator import Simulators
 from nnit_dist.pipeline import Run
 from nnit_dist.pretrained import shipped
+from nnit_dist.progress import StageProgress
 from nnit_dist.tune.dashboard import page_key
 from nnit_dist.tune.examiner import examining
 from nnit_dist.tune.objective import NNiTObjective, work
-from nnit_dist.tune.results import RUNGS, TRIAL, read_trials, rung_file, summarise
+from nnit_dist.tune.results import (
+    ENOUGH,
+    RUNGS,
+    TRIAL,
+    importance,
+    read_trials,
+    rung_file,
+    schedule,
+    summarise,
+)
 from nnit_dist.tune.run import Search, SearchConfig, validation_topologies
-from nnit_dist.tune.schedule import check_pbt
+from nnit_dist.tune.schedule import Halving, Population, asha, check_pbt, first_ones
 from nnit_dist.tune.space import load_space
+from nnit_dist.tune.watch import Watch
 from nnit_dist.zoo import Zoo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,11 +98,46 @@ def test_a_space_is_read_with_the_defaults_of_a_configuration(tmp_path):
         (SPACE.replace("nnit.lr", "nnit.rate"), "there is no key 'nnit.rate'"),
         (SPACE.replace("0.995]", "1.5]"), "SPACE leaves out nnit.ema=0.995, the configuration's"),
         (SPACE.replace("0.9,", "1.5,").replace("choice(", "choice([1.5] * 999 + "), "less than 1"),
+        (SPACE.replace("nnit.lr", "nnit.steps"), "do not read nnit.steps; they read nnit.*"),
+        (SPACE.replace("nnit.lr", "align.distill.lr"), "do not read align.distill.lr"),
     ],
 )
 def test_a_space_that_does_not_fit_is_refused(tmp_path, text, expected):
     with pytest.raises(NnitError, match=expected):
         load_space(space_file(tmp_path, text), load_config(CONFIG))
+
+
+def test_the_default_of_a_recipe_is_the_tasks_and_what_it_says_itself_is_not_searched(tmp_path):
+    text = """
+from ray import tune
+STAGE = "population"
+SPACE = {"population.recipe.env_steps": tune.randint(1, 10**7)}
+"""
+    file = tmp_path / "config.yaml"
+    file.write_text("name: x\ntasks: [PickCube-v1]\n")
+    config = load_config(file)
+    known = config.population.recipe_of("PickCube-v1").env_steps
+    assert known != config.population.recipe.env_steps
+    assert load_space(space_file(tmp_path, text), config).defaults(config) == {
+        "population.recipe.env_steps": known
+    }
+    own = {"population.recipes": {"PickCube-v1": {"env_steps": 100_000}}}
+    with pytest.raises(NnitError, match="has a env_steps of its own; search that, not"):
+        load_space(space_file(tmp_path, text), with_values(config, own, "test"))
+    other = with_values(config, own | {"tasks": ["PushCube-v1", "PickCube-v1"]}, "test")
+    text = text.replace("recipe.", "recipes.PickCube-v1.")
+    with pytest.raises(NnitError, match="the search is on PushCube-v1"):
+        load_space(space_file(tmp_path, text), other)
+
+
+def test_defaults_are_written_as_a_search_writes_them(tmp_path):
+    text = (
+        'from ray import tune\nSTAGE = "train"\nSPACE = {"nnit.width_jitter": tune.randint(0, 5)}'
+    )
+    config = load_config(CONFIG)
+    assert config.nnit.width_jitter == 3.0
+    defaults = load_space(space_file(tmp_path, text), config).defaults(config)
+    assert json.dumps(defaults) == '{"nnit.width_jitter": 3}'
 
 
 @pytest.mark.parametrize("name", ["nnit", "nnit_pbt", "ghn", "population"])
@@ -134,9 +184,18 @@ def test_a_larger_network_trains_fewer_steps(tmp_path):
     assert NNiTObjective(base, base, run, tmp_path, rungs).until[-1] == base.nnit.steps
 
 
-def test_trials_have_their_turns_at_the_pool_and_failing_networks_count_as_zero(ray_local):
-    with examining(TASK, "pd_joint_delta_pos", 1, "physx_cpu") as examiner:
+def test_trials_have_their_turns_and_failing_networks_count_as_zero(ray_local, tmp_path):
+    simulators = Simulators(TASK, "pd_joint_delta_pos", sim_backend="physx_cpu")
+    with examining(simulators, 1, 1) as examiner:
         _take_turns(examiner)
+        with StageProgress("trials") as view:
+            watch = Watch(view, tmp_path, 1, [], 1, examiner)
+            ray.kill(examiner)
+            with pytest.raises(NnitError, match="the pool of simulators died"):
+                while True:  # before trials fail for it
+                    watch.looked = 0.0
+                    watch.on_step_end(0, [])
+                    time.sleep(0.1)
 
 
 def _take_turns(examiner):
@@ -321,16 +380,71 @@ def lost(given: Any, known: Any, path: str = "") -> list[str]:
     ("space", "trials", "expected"),
     [
         (SPACE.replace("nnit.lr", "nnit.patch").replace("loguniform(1e-4, 1e-2)", "choice([4, 8])"),
-         4, "do not fit another nnit.patch"),
+         4, "does not fit another nnit.patch"),
         (SPACE.replace("train", "align").replace("nnit.", "align.distill.").replace("ema", "wd"),
          4, "only NNiT's training does"),
         (SPACE, 1, "at least 2 trials"),
+        (SPACE.replace("nnit.lr", "nnit.weight_decay").replace("1e-4, 1e-2", "1e-3, 0.1"), 4,
+         "does not fit another nnit.weight_decay"),
     ],
 )  # fmt: skip
 def test_pbt_refuses_what_weights_do_not_fit(tmp_path, space, trials, expected):
     space = space.replace('"align.distill.wd": tune.choice([0.9, 0.995])', "")
     with pytest.raises(NnitError, match=expected):
         check_pbt(load_space(space_file(tmp_path, space), load_config(CONFIG)), trials)
+
+
+def test_a_population_begins_with_different_trials(tmp_path):
+    text = 'from ray import tune\nSTAGE = "train"\nSPACE = {"nnit.ema": tune.choice([0.9, 0.995])}'
+    config = load_config(CONFIG)
+    space = load_space(space_file(tmp_path, text), config)
+    first_ones(space, config, 2, seed=0)
+    with pytest.raises(NnitError, match="has 2 different values, and PBT begins with 3 trials"):
+        first_ones(space, config, 3, seed=0)
+
+
+class Tuned:
+    """What PBT reads of Tune: some trials, of which one has failed."""
+
+    search_alg = None
+
+    def __init__(self, configs):
+        self.trials = [Trial("fake", config=config, stub=True) for config in configs]
+
+    def get_trials(self):
+        return self.trials
+
+    get_live_trials = get_trials
+
+
+def test_nobody_waits_for_a_trial_of_a_population_that_failed(tmp_path):
+    space = load_space(space_file(tmp_path), load_config(CONFIG))
+    scheduler = Population(space, seed=0)
+    scheduler.set_search_properties("success", "max")
+    tuned = Tuned([{"nnit.lr": 1e-3, "nnit.ema": 0.9}] * 3)
+    for trial in tuned.trials:
+        scheduler.on_trial_add(tuned, trial)
+    for number, trial in enumerate(tuned.trials[:2]):
+        assert scheduler.choose_trial_to_run(tuned) is not None
+        result = {"training_iteration": 1, "success": 0.1 * number}
+        assert scheduler.on_trial_result(tuned, trial, result) == scheduler.PAUSE
+        trial.set_status(Trial.PAUSED)
+    tuned.trials[2].set_status(Trial.ERROR)
+    assert scheduler.choose_trial_to_run(tuned) in tuned.trials[:2]
+
+
+def test_what_may_go_on_is_not_asked_again(tmp_path):
+    known = [{"name": str(k), "state": "done", "rungs": [{"success": 0.9}]} for k in range(4)]
+    trial, result = Trial("fake", stub=True), {"directory": "x", "rung": 0, "success": 0.1}
+    for began, expected in ((False, Halving.STOP), (True, Halving.CONTINUE)):
+        scheduler = asha(known, tmp_path)
+        scheduler.set_search_properties("success", "max")
+        scheduler.on_trial_add(None, trial)
+        if began:
+            (tmp_path / "x" / "rung-1").mkdir(parents=True)
+        assert (
+            scheduler.on_trial_result(None, trial, result | {"training_iteration": 1}) == expected
+        )
 
 
 @pytest.mark.timeout(900)
@@ -349,6 +463,7 @@ def test_of_a_population_the_worse_take_over_the_better(tmp_path, monkeypatch):
     assert donor["whole"] and child["whole"]
     assert child["rungs"][0] == donor["rungs"][0]
     assert child["values"] != donor["values"]
+    assert [leg["after"] for leg in schedule(list(trials.values()), child)] == [0, 1]
     # What was killed before its end decides alike, and repeats nothing.
     for directory in (search.out / name for name in trials):
         rung_file(directory, 1).unlink(missing_ok=True)
@@ -368,18 +483,13 @@ def fake_search(out: Path, trials: int) -> None:
         "nnit.transformer.width": tune.choice([64, 128, 256]),
         "nnit.depth_jitter": tune.uniform(0, 1),
     }
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
     distributions = OptunaSearch.convert_search_space(domains)
     write_json(
         out / "search.json",
         {
             "stage": "train",
             "rungs": [0.25, 0.5, 1.0],
-            "distributions": {
-                k: optuna.distributions.distribution_to_json(d) for k, d in distributions.items()
-            },
+            "distributions": {k: distribution_to_json(d) for k, d in distributions.items()},
             "settings": {"trials": trials, "topologies": 12, "episodes": 40},
             "run": "runs/quickstart",
             "task": TASK,
@@ -414,6 +524,18 @@ def test_what_a_search_came_to(tmp_path):
     assert found["seconds"]["start"] == pytest.approx(found["seconds"]["train"] * 8 / 60)
     with pytest.raises(NnitError, match="no trial of the search came through"):
         summarise([])
+
+
+def test_lists_are_choices_too(tmp_path):
+    domains = OptunaSearch.convert_search_space({"x": tune.choice([[1], [2, 3]])})
+    known = [
+        {"rungs": [{"success": 0.1 * k}], "taken_over": 0, "values": {"x": [[1], [2, 3]][k % 2]}}
+        for k in range(ENOUGH)
+    ]
+    text = {key: distribution_to_json(domain) for key, domain in domains.items()}
+    assert importance(known, text) == {"x": pytest.approx(1)}
+    known[0]["taken_over"] = 1  # its first rung is another's
+    assert importance(known, text) == {}
 
 
 @pytest.fixture

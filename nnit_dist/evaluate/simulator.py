@@ -148,7 +148,7 @@ class Simulators:
     def start(self) -> Any:
         """A new actor with `ready()` and `rollout(parts)`."""
         common = self.task, self.control_mode, self.reward
-        if self._on_gpu:
+        if self.on_gpu:
             gpu: Any = ray.remote(BatchSimulator).options(num_gpus=1, max_restarts=0)
             return gpu.remote(*common, self.width, "physx_cuda")
         cpu: Any = ray.remote(Simulator).options(
@@ -162,13 +162,14 @@ class Simulators:
     def default_count(self) -> int:
         """One for every GPU of the cluster, or for every CPU of nodes that do not train."""
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        if self._on_gpu:
+        if self.on_gpu:
             return max(1, int(sum(node["Resources"].get("GPU", 0) for node in nodes)))
         nodes = [node for node in nodes if node["Labels"].get(ROLE) != TRAINING]
         return max(1, int(sum(node["Resources"].get("CPU", 0) for node in nodes)))
 
     @property
-    def _on_gpu(self) -> bool:
+    def on_gpu(self) -> bool:
+        """Whether each takes a GPU, and no CPU."""
         if self.sim_backend == "auto":
             return ray.cluster_resources().get("GPU", 0) >= 1
         return self.sim_backend == "physx_cuda"

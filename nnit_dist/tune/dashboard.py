@@ -22,7 +22,6 @@ from nnit_dist.progress import console
 from nnit_dist.tune.results import POOL, SEARCH, importance, read_trials
 
 PAGE = Path(__file__).with_name("page.html")
-COOKIE = "nnit_token"
 PICTURES = {".png", ".mp4"}
 
 
@@ -103,13 +102,15 @@ def _guard(key: str, cluster: str | None) -> Any:
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        brought = [request.query.get("token", ""), request.cookies.get(COOKIE, ""), bearer]
+        # Cookies are the host's, whatever the port: each page has one of its own.
+        cookie = f"nnit_token_{request.url.port}"
+        brought = [request.query.get("token", ""), request.cookies.get(cookie, ""), bearer]
         known = any(_same(one, key) for one in brought) or (cluster and _same(bearer, cluster))
         if not known:
             raise web.HTTPUnauthorized(text="It wants the token that `nnit dashboard` shows.")
         if "token" in request.query:  # keep it out of the address bar and the history
             found = web.HTTPSeeOther(request.path)
-            found.set_cookie(COOKIE, key, httponly=True, samesite="Strict")
+            found.set_cookie(cookie, key, httponly=True, samesite="Strict")
             return found
         response = await handler(request)
         response.headers.setdefault("Cache-Control", "no-store")

@@ -10,11 +10,13 @@ from typing import Any, cast
 
 import numpy as np
 import ray
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util import metrics
 
 from nnit_dist.envs.sim import VALIDATION_SEED
+from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool
-from nnit_dist.evaluate.simulator import SimBackend, Simulators
+from nnit_dist.evaluate.simulator import Simulators
 from nnit_dist.policy import Policy
 
 TURN_S = 4  # of measuring for one trial, about, before it is another's turn
@@ -36,15 +38,13 @@ class _Exam:
 class Examiner:
     """Measures networks of many trials, each in its turn; an actor that takes no CPU itself.
 
-    Its simulators have theirs once `ready` has returned. So a search waits for that before its
-    first trial, and trials that hold all other CPUs wait for nothing that waits for them.
+    Of its simulators, `awaited` have theirs once `ready` has returned. So a search waits for that
+    before its first trial, and trials that hold all other CPUs wait for nothing that waits for
+    them.
     """
 
-    def __init__(
-        self, task: str, control_mode: str, actors: int, sim_backend: SimBackend = "auto"
-    ) -> None:
-        simulators = Simulators(task, control_mode, sim_backend=sim_backend)
-        self._pool, self._actors = SimulatorPool(simulators, actors), actors
+    def __init__(self, simulators: Simulators, actors: int, awaited: int) -> None:
+        self._pool, self._awaited = SimulatorPool(simulators, actors), awaited
         self._exams: deque[_Exam] = deque()
         self._changed = threading.Condition()
         self._started, self._error = False, cast(Exception | None, None)
@@ -57,7 +57,7 @@ class Examiner:
         threading.Thread(target=self._work, daemon=True).start()
 
     def ready(self) -> None:
-        """Return when all simulators have started; raises what keeps them from it."""
+        """Return when simulators have started; raises what keeps them from it."""
         with self._changed:
             self._changed.wait_for(lambda: self._started or self._error)
         if self._error:
@@ -80,8 +80,10 @@ class Examiner:
         return [exam.success[policy.id] for policy in policies]
 
     def figures(self) -> dict[str, Any]:
-        """What the pool has done so far."""
+        """What the pool has done so far; raises what it gave up for."""
         with self._changed:
+            if self._error:
+                raise self._error
             waiting = sum(len(exam.left) for exam in self._exams)
         return {
             "episodes": self._episodes,
@@ -98,7 +100,7 @@ class Examiner:
         exam = None
         try:
             with self._pool:
-                self._pool.await_simulators(self._actors)
+                self._pool.await_simulators(self._awaited)
                 with self._changed:
                     self._started = True
                     self._changed.notify_all()
@@ -150,15 +152,30 @@ class Examiner:
 
 
 @contextmanager
-def examining(task: str, control_mode: str, actors: int, sim_backend: SimBackend) -> Iterator[Any]:
-    """The actor, once its simulators have started; it ends with the block.
+def examining(simulators: Simulators, actors: int, awaited: int) -> Iterator[Any]:
+    """The actor, once so many of its simulators have started; it ends with the block.
 
     (Ray would keep it as long as the process: Tune never forgets what it was given for its trials.)
+
+    Raises:
+        NnitError: they do not start.
     """
     actor: Any = ray.remote(Examiner).options(num_cpus=0, max_concurrency=ASKERS)
-    examiner = actor.remote(task, control_mode, actors, sim_backend)
+    examiner = actor.remote(simulators, actors, awaited)
     try:
-        ray.get(examiner.ready.remote())
+        with plainly():
+            ray.get(examiner.ready.remote())
         yield examiner
     finally:
         ray.kill(examiner)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """What the examiner raises, without the traces of where."""
+    try:
+        yield
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, NnitError) else error) from None
+    except RayActorError:
+        raise NnitError("the pool of simulators died; the same command goes on.") from None

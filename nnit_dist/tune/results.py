@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    json_to_distribution,
+)
 from scipy.stats import spearmanr
 
 from nnit_dist.artifacts import read_json
@@ -35,8 +40,8 @@ def read_trials(out: Path) -> list[dict[str, Any]]:
     """Every trial of a search: its values, rungs and state, by name.
 
     `state` is done (all rungs, or `stopped` as worse than others), failed, or open; `success` that
-    of the last rung, None before the first; `taken_over` how many rungs are another's, with whose
-    weights it began.
+    of the last rung, None before the first; `taken_over` how many rungs are those of another, the
+    `donor`, with whose weights it began.
     """
     if not (out / SEARCH).exists():
         return []
@@ -53,6 +58,7 @@ def read_trials(out: Path) -> list[dict[str, Any]]:
                 "name": file.parent.name,
                 "values": about["values"],
                 "taken_over": about.get("taken_over", 0),
+                "donor": about.get("donor"),
                 "state": "done" if whole or stopped else "failed" if failed else "open",
                 "stopped": stopped,
                 "whole": whole,
@@ -81,10 +87,20 @@ def summarise(trials: list[dict[str, Any]]) -> dict[str, Any]:
         "whole": len(whole),
         "stopped": sum(trial["stopped"] for trial in trials),
         "failed": sum(trial["state"] == "failed" for trial in trials),
-        "best": {key: best[key] for key in ("name", "values", "success")},
+        "best": {key: best[key] for key in ("name", "values", "success")}
+        | {"schedule": schedule(trials, best)},
         "seconds": seconds_of(trials),
         "loss_and_success": [_rank_correlation(trials, k) for k in range(len(best["rungs"]))],
     }
+
+
+def schedule(trials: list[dict[str, Any]], trial: dict[str, Any]) -> list[dict[str, Any]]:
+    """By which values what became a trial was trained: those of each leg, after how many rungs."""
+    named, legs = {other["name"]: other for other in trials}, []
+    while trial:
+        legs.append({"after": trial["taken_over"], "values": trial["values"]})
+        trial = named.get(trial["donor"], {})
+    return legs[::-1]
 
 
 def seconds_of(trials: list[dict[str, Any]]) -> dict[str, float]:
@@ -98,7 +114,8 @@ def seconds_of(trials: list[dict[str, Any]]) -> dict[str, float]:
 
 def _rank_correlation(trials: list[dict[str, Any]], rung: int) -> dict[str, float] | None:
     """Spearman's, of loss and success at a rung; None where it says nothing."""
-    rows = [trial["rungs"][rung] for trial in trials if len(trial["rungs"]) > rung]
+    own = [trial for trial in trials if trial["taken_over"] <= rung < len(trial["rungs"])]
+    rows = [trial["rungs"][rung] for trial in own]
     pairs = [(row["loss"], row["success"]) for row in rows if row["loss"] is not None]
     if len(pairs) < 3:
         return None
@@ -112,11 +129,12 @@ def _rank_correlation(trials: list[dict[str, Any]], rung: int) -> dict[str, floa
 def importance(trials: list[dict[str, Any]], distributions: dict[str, str]) -> dict[str, float]:
     """How much each searched value decides whether a trial is a good one, adding up to 1.
 
-    PED-ANOVA (arXiv 2304.10255) on success at the first rung, which all trials have; the best
-    quarter is good. Nothing is said of few trials. `distributions` are JSON of Optuna's.
+    PED-ANOVA (arXiv 2304.10255) on success at the first rung, which all trials have that took
+    nothing over; the best quarter is good. Nothing is said of few trials. `distributions` are JSON
+    of Optuna's.
     """
-    domains = {k: optuna.distributions.json_to_distribution(v) for k, v in distributions.items()}
-    known = [trial for trial in trials if trial["rungs"]]
+    domains = {k: _hashable(json_to_distribution(v)) for k, v in distributions.items()}
+    known = [trial for trial in trials if trial["rungs"] and not trial["taken_over"]]
     first = [trial["rungs"][0]["success"] for trial in known]
     if len(known) < ENOUGH or len(set(first)) < 2:
         return {}
@@ -124,12 +142,28 @@ def importance(trials: list[dict[str, Any]], distributions: dict[str, str]) -> d
     study = optuna.create_study(direction="maximize")
     study.add_trials(
         [
-            optuna.trial.create_trial(params=trial["values"], distributions=domains, value=value)
+            optuna.trial.create_trial(
+                params={
+                    key: json.dumps(chosen)
+                    if isinstance(domains[key], CategoricalDistribution)
+                    else chosen
+                    for key, chosen in trial["values"].items()
+                },
+                distributions=domains,
+                value=value,
+            )
             for trial, value in zip(known, first, strict=True)
         ]
     )
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=GOOD)
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+def _hashable(domain: BaseDistribution) -> BaseDistribution:
+    """Choices as JSON, since lists are none for Optuna's importance."""
+    if isinstance(domain, CategoricalDistribution):
+        return CategoricalDistribution([json.dumps(choice) for choice in domain.choices])
+    return domain
 
 
 def as_overrides(values: dict[str, Any]) -> str:

@@ -17,9 +17,10 @@ from nnit_dist.align.run import MODEL
 from nnit_dist.artifacts import content_hash, read_json, write_json
 from nnit_dist.config import RunConfig, with_values
 from nnit_dist.errors import NnitError
+from nnit_dist.evaluate.simulator import Simulators
 from nnit_dist.pipeline import Run
 from nnit_dist.population.run import trial_resources
-from nnit_dist.progress import StageProgress
+from nnit_dist.progress import StageProgress, console
 from nnit_dist.ray_session import ray_session
 from nnit_dist.storage import beside
 from nnit_dist.topology import Hidden, TopologySplit, is_bottleneck
@@ -114,6 +115,7 @@ class Search:
         self._objective(self.config, self.out)  # does it find what it needs?
         if self.settings.scheduler == "pbt":
             check_pbt(self.space, self.settings.trials)
+            first_ones(self.space, self.config, self.settings.trials, self.settings.seed)
         about = self._about()
         write_json(self.out / SEARCH, about)
         known = read_trials(self.out)
@@ -124,6 +126,7 @@ class Search:
                 # (Trials of PBT report again what they have done.)
                 self._search([] if self.settings.scheduler == "pbt" else known, left)
         figures = summarise(read_trials(self.out))
+        write_json(self.out / SEARCH, about | figures)
         with ray_of():  # another job: what trials that were stopped held is free
             figures["test"] = self._test(figures["best"])
         write_json(self.out / SEARCH, about | figures)
@@ -159,17 +162,16 @@ class Search:
         }
 
     def _search(self, known: list[dict[str, Any]], left: int) -> None:
-        config, settings = self.config, self.settings
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        # A pool on GPUs would keep them from the trials.
-        backend = "physx_cpu" if config.training.gpu else config.ray.sim_backend
-        actors = config.ray.actors or max(1, cpus // 2)
-        resources, placement, room = self._room(cpus, actors)
+        settings = self.settings
+        simulators, actors = self._simulators()
+        resources, placement, room = self._room(0 if simulators.on_gpu else actors)
+        # On this machine nobody waits for what is not there; on a cluster others may come.
+        awaited = 1 if self.config.ray.address else actors
         about = self._common(placement)
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # an interruption ends the command
         began, worked = time.monotonic(), time.process_time()
         with (
-            examining(config.tasks[0], config.control_mode, actors, backend) as examiner,
+            examining(simulators, actors, awaited) as examiner,
             StageProgress("trials") as view,
         ):
             about |= {"examiner": examiner}
@@ -198,26 +200,41 @@ class Search:
             pool = ray.get(examiner.figures.remote())
         write_json(self.out / POOL, pool | {"driver": round(driver, 3)})
 
-    def _room(self, cpus: int, actors: int) -> tuple[Any, Placement, int]:
-        """What Tune reserves for a trial, where its training runs, and how many fit at once.
+    def _simulators(self) -> tuple[Simulators, int]:
+        """What measures, and how many of it: on CPUs half of those that do not train."""
+        config = self.config
+        trains = config.population if self.space.stage == "population" else config.training
+        # A pool on GPUs would keep them from the trials.
+        backend = "physx_cpu" if trains.gpu else config.ray.sim_backend
+        simulators = Simulators(config.tasks[0], config.control_mode, sim_backend=backend)
+        room = simulators.default_count()
+        return simulators, config.ray.actors or (room if simulators.on_gpu else max(1, room // 2))
+
+    def _room(self, simulating: int) -> tuple[Any, Placement, int]:
+        """What Tune reserves for a trial, where its training runs, and how many fit at once beside
+        so many CPUs that simulate.
+
+        A cluster may grow: what it has no room for yet is asked of it.
 
         Raises:
-            NnitError: simulators leave no CPU to any.
+            NnitError: simulators leave no CPU to any, on this machine.
         """
+        cpus = int(ray.cluster_resources().get("CPU", 0)) - simulating
+        least = 1 if self.config.ray.address else 0
         if self.space.stage == "population":
             # It simulates and learns in its own process.
             each = self.config.population.cpus
-            room = int((cpus - actors) / each)
+            room = max(int(cpus / each), least)
             if room < 1:
                 raise NnitError(
-                    f"simulators leave {cpus - actors} CPUs to trials of population.cpus={each:g}: "
+                    f"simulators leave {cpus} CPUs to trials of population.cpus={each:g}: "
                     "use a smaller ray.actors, or a larger ray.num_cpus."
                 )
             return trial_resources(self.config.population), self.config.training, room
         # Its own process takes no CPU: its training and the pool do.
         resources = tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])
-        placement = self._placement(cpus - actors)
-        room = (cpus - actors) // (placement.cpus * placement.workers)
+        placement = self._placement(cpus)
+        room = max(cpus // (placement.cpus * placement.workers), least)
         if placement.gpu:
             gpus = int(ray.cluster_resources().get("GPU", 0))
             room = min(room, max(1, gpus // placement.workers))
@@ -249,20 +266,20 @@ class Search:
         Those of PBT depend on one another: all go on, and report at once what they have done.
         """
         if self.settings.scheduler == "pbt":
-            done = sum(trial["whole"] for trial in known) >= self.settings.trials
-            return 0 if done else self.settings.trials
+            done = sum(trial["whole"] or trial["state"] == "failed" for trial in known)
+            return 0 if done >= self.settings.trials else self.settings.trials
         return self.settings.trials - sum(trial["state"] != "open" for trial in known)
 
     def _schedule(self, known: list[dict[str, Any]], room: int) -> dict[str, Any]:
         seed = self.settings.seed
         if self.settings.scheduler == "pbt":
             return {
-                "search_alg": first_ones(self.space, self.config, seed),
+                "search_alg": first_ones(self.space, self.config, self.settings.trials, seed),
                 "scheduler": Population(self.space, seed),
             }
         return {
             "search_alg": fresh_search(self.space, self.config, known, seed),
-            "scheduler": asha(known),
+            "scheduler": asha(known, self.out),
             # One more than fit: while one is measured, another trains.
             "max_concurrent_trials": room + 1,
         }
@@ -277,10 +294,12 @@ class Search:
         (It does not go on by itself after a failure: its trial does.)
 
         Raises:
-            NnitError: there is not even one a worker.
+            NnitError: there is not even one a worker, on this machine.
         """
         placement = self.config.training
         each = min(placement.cpus, cpus // placement.workers)
+        if each < 1 and self.config.ray.address:
+            each = placement.cpus  # of nodes that come when they are asked for
         if each < 1:
             raise NnitError(
                 f"simulators leave {cpus} CPUs to training.workers={placement.workers}: use fewer "
@@ -317,10 +336,14 @@ class Search:
         compared = {"best": (best["name"], best["values"])}
         if (name := trial_name(defaults)) != best["name"]:
             compared["defaults"] = (name, defaults)
-        written = {
-            group: self._finished(*trial).policies(hiddens, final.SAMPLES)
-            for group, trial in compared.items()
-        }
+        written = {}
+        for group, trial in compared.items():
+            try:
+                written[group] = self._finished(*trial).policies(hiddens, final.SAMPLES)
+            except NnitError as error:
+                if group == "best":
+                    raise
+                console.print(f"not compared with the defaults, which do not train: {error}")
         found = final.measure(
             written, self.out / "test", self.config.ray.actors, self.config.ray.sim_backend
         )

@@ -2,6 +2,7 @@
 
 import random
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,19 @@ from ray.tune.search.searcher import Searcher
 
 from nnit_dist.config import RunConfig
 from nnit_dist.errors import NnitError
-from nnit_dist.tune.results import RUNGS
+from nnit_dist.tune.results import RUNGS, rung_file
 from nnit_dist.tune.space import Space
 from nnit_dist.tune.trial import TAKEOVER, trial_name
 
 ATTEMPTS = 50  # to suggest values that were not tried yet
-# What weights that are taken over fit, and what a step costs.
-FIXED = ("nnit.transformer.", "nnit.patch", "nnit.topologies", "nnit.networks", "nnit.steps")
+# What weights that are taken over fit, what comes along with them, and what a step costs.
+FIXED = (
+    "nnit.transformer.",
+    "nnit.patch",
+    "nnit.topologies",
+    "nnit.networks",
+    "nnit.weight_decay",
+)
 
 
 class FreshSearch(OptunaSearch):
@@ -67,11 +74,32 @@ def fresh_search(
     return searcher
 
 
-def asha(known: list[dict[str, Any]]) -> tune.schedulers.AsyncHyperBandScheduler:
-    """ASHA, which stops the worse half at every rung but the last; it remembers what is known."""
-    scheduler = tune.schedulers.AsyncHyperBandScheduler(
-        time_attr="training_iteration", max_t=len(RUNGS["asha"]), grace_period=1, reduction_factor=2
-    )
+class Halving(tune.schedulers.AsyncHyperBandScheduler):
+    """ASHA, which stops the worse half at every rung but the last.
+
+    A trial that a search goes on with reports again what it had done: that it may go on was
+    decided then, among those that were known.
+    """
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(
+            time_attr="training_iteration",
+            max_t=len(RUNGS["asha"]),
+            grace_period=1,
+            reduction_factor=2,
+        )
+        self.out = out
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        directory, following = self.out / result["directory"], result["rung"] + 1
+        began = rung_file(directory, following), directory / f"rung-{following}"
+        return self.CONTINUE if any(path.exists() for path in began) else decision
+
+
+def asha(known: list[dict[str, Any]], out: Path) -> Halving:
+    """ASHA of a search in `out`; it remembers what is known."""
+    scheduler = Halving(out)
     for milestone, recorded in scheduler._brackets[0]._rungs:
         recorded |= {
             trial["name"]: trial["rungs"][int(milestone) - 1]["success"]
@@ -93,16 +121,32 @@ def check_pbt(space: Space, trials: int) -> None:
         )
     if fixed := [key for key in space.domains if key.startswith(FIXED)]:
         raise NnitError(
-            f"PBT goes on with another trial's weights, which do not fit another {fixed[0]}: "
+            f"PBT goes on with another trial's state, which does not fit another {fixed[0]}: "
             "leave it out (tuning/nnit_pbt.py), or search with --scheduler asha."
         )
     if trials < 2:
         raise NnitError("PBT needs at least 2 trials, of which the worse take over the better.")
 
 
-def first_ones(space: Space, config: RunConfig, seed: int) -> BasicVariantGenerator:
-    """PBT's first trials: the defaults, and others at random."""
-    return BasicVariantGenerator(points_to_evaluate=[space.defaults(config)], random_state=seed)
+def first_ones(space: Space, config: RunConfig, count: int, seed: int) -> BasicVariantGenerator:
+    """PBT's first trials: the defaults, and others at random, no two alike.
+
+    Raises:
+        NnitError: the space has not as many.
+    """
+    chance, points = np.random.RandomState(seed), [space.defaults(config)]
+    for _ in range(ATTEMPTS * count):
+        if len(points) == count:
+            break
+        point = {k: domain.sample(random_state=chance) for k, domain in space.given.items()}
+        if trial_name(point) not in {trial_name(known) for known in points}:
+            points.append(point)
+    if len(points) < count:
+        raise NnitError(
+            f"{space.name} has {len(points)} different values, and PBT begins with {count} trials: "
+            "use fewer --trials, or a larger SPACE."
+        )
+    return BasicVariantGenerator(points_to_evaluate=points, random_state=seed)
 
 
 class Population(tune.schedulers.PopulationBasedTraining):
@@ -110,7 +154,8 @@ class Population(tune.schedulers.PopulationBasedTraining):
     the best, with values close to its, or some at random.
 
     Trials wait for one another, and chance is seeded at every decision: a search that is begun
-    again decides alike, and so finds in its trials' directories what they have done.
+    again decides alike, and so finds in its trials' directories what they have done. Nobody waits
+    for a trial that failed: Tune's own would for ever.
     """
 
     def __init__(self, space: Space, seed: int) -> None:
@@ -128,6 +173,22 @@ class Population(tune.schedulers.PopulationBasedTraining):
         )
         self.space, self.seed, self.decision = space, seed, ""
 
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        for failed in (t for t in tune_controller.get_trials() if t.status == t.ERROR):
+            state: Any = self._trial_state[failed]
+            state.last_train_time = self._next_perturbation_sync
+        return super().on_trial_result(tune_controller, trial, result)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        chosen = super().choose_trial_to_run(tune_controller)
+        left = [t for t in tune_controller.get_trials() if not t.is_finished()]
+        if chosen is None and left and all(t.status == t.PAUSED for t in left):
+            # The last one that they waited for has failed.
+            result: Any = self._trial_state[left[0]].last_result
+            self.on_trial_result(tune_controller, left[0], result)
+            chosen = super().choose_trial_to_run(tune_controller)
+        return chosen
+
     def _checkpoint_or_exploit(self, trial: Any, *args: Any) -> None:
         states = self._trial_state
         self.decision = f"{list(states).index(trial)} after {states[trial].last_train_time}"
@@ -143,6 +204,9 @@ class Population(tune.schedulers.PopulationBasedTraining):
 
 def _within(domain: Any, value: Any) -> Any:
     """The nearest value of a domain."""
-    if isinstance(domain, FloatDistribution | IntDistribution):
-        return type(value)(min(max(value, domain.low), domain.high))
-    return value
+    if not isinstance(domain, FloatDistribution | IntDistribution):
+        return value
+    near: float = value
+    if domain.step:
+        near = domain.low + round((value - domain.low) / domain.step) * domain.step
+    return type(domain.low)(min(max(near, domain.low), domain.high))

@@ -118,6 +118,7 @@ def _climb(objective: Objective, rung: int, directory: Path, about: dict[str, An
     began = time.monotonic()
     trained = objective.train(rung)
     trained_at = time.monotonic()
+    spent = min(trained["seconds"], trained_at - began)  # it may have been trained before
     policies = objective.policies([tuple(h) for h in about["topologies"]], about["samples"])
     written_at = time.monotonic()
     success = ray.get(about["examiner"].success.remote(policies, about["episodes"]))
@@ -130,8 +131,8 @@ def _climb(objective: Objective, rung: int, directory: Path, about: dict[str, An
             "success": sum(success) / len(success),
             "networks": dict(zip((p.id for p in policies), success, strict=True)),
             "seconds": {
-                "start": round(trained_at - began - trained["seconds"], 2),
-                "train": round(trained["seconds"], 2),
+                "start": round(trained_at - began - spent, 2),
+                "train": round(spent, 2),
                 "write": round(written_at - trained_at, 2),
                 "measure": round(time.monotonic() - written_at, 2),
             },

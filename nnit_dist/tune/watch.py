@@ -10,6 +10,7 @@ from ray.util import metrics
 
 from nnit_dist.artifacts import write_json
 from nnit_dist.progress import StageProgress
+from nnit_dist.tune.examiner import plainly
 from nnit_dist.tune.results import ERROR, POOL, STOPPED, rung_file
 from nnit_dist.tune.trial import place_of
 
@@ -44,7 +45,8 @@ class Watch(tune.Callback):
     def on_step_end(self, iteration, trials, **info) -> None:
         """Now and then: keep what the pool tells of itself, and give back what nobody uses."""
         if self.answer and ray.wait([self.answer], timeout=0)[0]:
-            write_json(self.out / POOL, ray.get(self.answer))
+            with plainly():  # trials would fail for what is not their fault
+                write_json(self.out / POOL, ray.get(self.answer))
             self.answer = None
         if time.monotonic() - self.looked > LOOK_EVERY_S:
             self.looked = time.monotonic()
