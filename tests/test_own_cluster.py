@@ -42,8 +42,8 @@ def filled_in(place: Path, hosts, key: Path) -> Path:
     head, *workers = [host.address for host in hosts]
     config["provider"] |= {"head_ip": head, "worker_ips": workers}
     config["auth"] = {"ssh_user": "root", "ssh_private_key": str(key)}
-    *_, finds_ray = config["setup_commands"]
-    config["setup_commands"] = [f"ln -sfn {VENV} ~/nnit_venv", finds_ray]
+    protects, *_, finds_ray = config["setup_commands"]
+    config["setup_commands"] = [protects, f"ln -sfn {VENV} ~/nnit_venv", finds_ray]
     path = place / "local.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
