@@ -257,7 +257,8 @@ class Run:
         log = beside(self.out, "logs") / f"{name}.log"
         with quiet_libraries(log), contextlib.ExitStack() as own:
             if ray:
-                session = ray_session(self.config.ray.address, self.config.ray.num_cpus)
+                where = self.config.ray
+                session = ray_session(where.address, where.num_cpus, claim=self.out)
                 (self._shared or own).enter_context(session)
             figures = work(stage.directory)
         manifest = stage.finish(figures)

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,15 +36,28 @@ ROLE, TRAINING = "nnit.dev/role", "training"
 AWAY_FROM_TRAINING = {ROLE: f"!{TRAINING}"}
 
 
+_CLAIM_S = 30.0  # a driver that was killed is missed by then
+_joined = False  # a cluster that is there already, and may grow
+
+
+def may_grow() -> bool:
+    """Whether nodes may come for what waits: not where this process has started Ray itself."""
+    return _joined
+
+
 @contextmanager
-def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
+def ray_session(
+    address: str | None = None, num_cpus: int | None = None, claim: Path | None = None
+) -> Iterator[None]:
     """Start a local Ray (or join `address`) for the duration of a stage.
 
-    `num_cpus` is the number of logical CPUs of a local Ray; all cores by default.
+    `num_cpus` is the number of logical CPUs of a local Ray; all cores by default. On a cluster
+    a run's directory, its `claim`, is that of one driver at a time.
 
     Raises:
-        NnitError: Ray cannot be started or reached.
+        NnitError: Ray cannot be started or reached, or another driver has the directory.
     """
+    global _joined
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore")
@@ -77,10 +91,44 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
             f"Ray could not be started {where}: {str(error).splitlines()[0]} "
             "Check `nnit doctor`; a cluster that has a token needs it in RAY_AUTH_TOKEN."
         ) from error
+    _joined = bool(address)
     try:
+        claimed = _claim(claim) if address and claim else None
         yield
+        del claimed
     finally:
+        _joined = False
         ray.shutdown()
+
+
+class _Claim:
+    """Its name says whose a run is; it ends with the driver that made it."""
+
+
+def _claim(run: Path) -> Any:
+    """Have a run for this driver alone.
+
+    Raises:
+        NnitError: another driver has it.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(_Claim).options(
+        name=str(run.absolute()), namespace="nnit", num_cpus=0, scheduling_strategy=here
+    )
+    until = time.monotonic() + _CLAIM_S
+    while True:
+        try:
+            return actor.remote()
+        except ValueError:
+            if time.monotonic() > until:
+                raise NnitError(
+                    f"{run} is at work already, by another driver on this cluster. Wait for it, "
+                    "or stop it (`ray job list`); then the same command goes on."
+                ) from None
+            time.sleep(1)
 
 
 def _check_reachable(address: str) -> None:

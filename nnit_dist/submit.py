@@ -1,6 +1,7 @@
 """A run as a job on a Ray cluster: this package and a configuration travel, nothing else does."""
 
 import asyncio
+import hashlib
 import logging
 import os
 import re
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import aiohttp
 
 from nnit_dist.config import load_config
 from nnit_dist.errors import NnitError
@@ -48,7 +51,7 @@ def submit(
     client = _connect(address)
     try:
         job_id = _start(client, place, _entrypoint(config, out, overrides), config)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise NnitError(f"{address} takes no job: {_first_line(error)}") from None
     follow = f"ray job logs --follow --address {address} {job_id}"
     console.print(f"job {job_id}", markup=False)
@@ -57,7 +60,7 @@ def submit(
         return 0
     try:
         return _follow(client, job_id)
-    except (KeyboardInterrupt, RuntimeError, OSError) as error:
+    except (KeyboardInterrupt, RuntimeError, OSError, aiohttp.ClientError) as error:
         reason = _first_line(error) if str(error) else "interrupted"
         console.print(f"{reason}; the job goes on: RAY_AUTH_MODE=token {follow}", markup=False)
         return 130 if isinstance(error, KeyboardInterrupt) else 1
@@ -72,7 +75,8 @@ def _start(client: Any, place: str, entrypoint: str, config: Path) -> str:
                 f"{place} is at work as job {job.submission_id}. `ray job stop` ends it, and then "
                 "the same command goes on with it."
             )
-    job_id = f"nnit-{re.sub(r'[^A-Za-z0-9]+', '-', place).strip('-')}-{len(earlier) + 1}"
+    said = re.sub(r"[^A-Za-z0-9]+", "-", place).strip("-")
+    job_id = f"nnit-{said}-{hashlib.sha256(place.encode()).hexdigest()[:4]}-{len(earlier) + 1}"
     with _package(config) as directory:
         return client.submit_job(
             entrypoint=entrypoint,

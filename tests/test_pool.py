@@ -245,6 +245,15 @@ def test_a_node_that_joins_is_used(calm):
     assert {key: episodes[key] for key in calm} == calm
 
 
+def test_a_cluster_that_grows_is_asked_for_nodes_and_a_run_has_one_driver(calm):
+    """From a head without CPUs: one node for the first simulator, another for the work there is."""
+    found = run_script("growing_cluster.py")
+    assert found["alive"][0] == 1
+    assert found["alive"][-1] == 2
+    assert found["second"].startswith("/shared/runs/x is at work already, by another driver")
+    assert {(p, s): tuple(v) for p, s, *v in found["episodes"]} == calm
+
+
 def test_no_simulator_goes_to_a_node_that_has_its_cores_for_training(calm):
     found = run_script("two_nodes.py", "training")
     assert found["nodes"] == 2

@@ -168,7 +168,7 @@ class StandIns:
     def stop(self, actor: "_StandIn") -> None:
         pass
 
-    def default_count(self) -> int:
+    def room(self) -> int:
         return self.count
 
 

@@ -25,8 +25,11 @@ from rich.markup import escape
 from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.rollout import Part, Rollouts
 from nnit_dist.progress import console
+from nnit_dist.ray_session import may_grow
 
 START_TIMEOUT_S = 180.0
+NODES_TIMEOUT_S = 1800.0  # of a cluster that has no node for simulators yet
+NODE_S = 120.0  # of work for each simulator that a node is asked for
 CALL_S = 2.0
 CALLS_PER_S = 100  # what the driver is to have to do with; calls grow longer with more actors
 FIRST_CALL = 2
@@ -107,7 +110,8 @@ class SimulatorPool:
     Args:
         simulators: what to start (`evaluate.simulator.Simulators`).
         actors: how many; by default as many as the cluster has room for, and more where nodes
-            join it. Those that find no room join when there is some.
+            join it, for which a cluster that grows is asked. Those that find no room join when
+            there is some.
         max_attempts: how often an episode is tried before its job is given up.
         deadline_s: a call that takes this much longer than expected counts as hung; its actor
             is replaced.
@@ -125,7 +129,7 @@ class SimulatorPool:
         max_attempts: int = 3,
         deadline_s: float = 120.0,
     ) -> None:
-        self.simulators, self.size = simulators, actors or simulators.default_count()
+        self.simulators, self.size = simulators, actors or max(1, simulators.room())
         self._grows = actors is None
         self.max_attempts, self.deadline_s = max_attempts, deadline_s
         self.replaced = self.calls = 0
@@ -160,9 +164,14 @@ class SimulatorPool:
         Raises:
             NnitError: the simulator does not work, or Ray has no room for so many.
         """
-        deadline = time.monotonic() + START_TIMEOUT_S
+        began = nodes_since = time.monotonic()
+        if may_grow() and not self.simulators.room():
+            console.print("no node to simulate on yet: the cluster is asked for one")
         while self.alive < count:
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if may_grow() and not self.simulators.room() and now < began + NODES_TIMEOUT_S:
+                nodes_since = now
+            if now > nodes_since + START_TIMEOUT_S:
                 raise NnitError(
                     f"{self.alive} simulators of {count} started within {START_TIMEOUT_S:.0f} s; "
                     f"Ray has {ray.available_resources().get('CPU', 0):.0f} CPUs free. "
@@ -364,8 +373,13 @@ class SimulatorPool:
         self._watch(actor.handle.ready.remote(), actor)
 
     def _grow(self) -> None:
-        """Use nodes that have joined."""
-        while self._grows and self.size < self.simulators.default_count():
+        """Use nodes that have joined, and ask for more where that is worth it."""
+        if not self._grows:
+            return
+        wanted = self.simulators.room()
+        if may_grow():
+            wanted = max(wanted, int(self._waiting * self._work / NODE_S))
+        while self.size < wanted:
             self.size += 1
             self._start()
 

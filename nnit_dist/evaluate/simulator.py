@@ -4,6 +4,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import ray
@@ -135,7 +136,7 @@ class Simulators:
     Args:
         reward: measure returns, which takes a third longer (PushCube-v1).
         sim_backend: `physx_cpu`, one environment a CPU core; `physx_cuda`, `width` environments
-            a GPU; `auto`, the latter where Ray has GPUs.
+            a GPU; `auto`, the latter where nodes that do not train have GPUs.
         width: environments of a batch.
     """
 
@@ -159,17 +160,22 @@ class Simulators:
     def stop(self, actor: Any) -> None:
         ray.kill(actor)
 
-    def default_count(self) -> int:
-        """One for every GPU of the cluster, or for every CPU of nodes that do not train."""
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        if self.on_gpu:
-            return max(1, int(sum(node["Resources"].get("GPU", 0) for node in nodes)))
-        nodes = [node for node in nodes if node["Labels"].get(ROLE) != TRAINING]
-        return max(1, int(sum(node["Resources"].get("CPU", 0) for node in nodes)))
+    def room(self) -> int:
+        """How many the cluster has room for now: one a GPU, or one a CPU of nodes that do not
+        train.
+        """
+        nodes = _nodes(training=self.sim_backend == "physx_cuda")
+        return int(sum(node["Resources"].get("GPU" if self.on_gpu else "CPU", 0) for node in nodes))
 
-    @property
+    @cached_property
     def on_gpu(self) -> bool:
-        """Whether each takes a GPU, and no CPU."""
+        """Whether each takes a GPU, and no CPU; decided once, whatever nodes come later."""
         if self.sim_backend == "auto":
-            return ray.cluster_resources().get("GPU", 0) >= 1
+            return any(node["Resources"].get("GPU", 0) >= 1 for node in _nodes(training=False))
         return self.sim_backend == "physx_cuda"
+
+
+def _nodes(training: bool) -> list[dict[str, Any]]:
+    """Of the cluster, those that train too, or not."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return [node for node in alive if training or node["Labels"].get(ROLE) != TRAINING]

@@ -120,7 +120,8 @@ class Search:
         write_json(self.out / SEARCH, about)
         known = read_trials(self.out)
         left = self._left(known)
-        ray_of = partial(ray_session, self.config.ray.address, self.config.ray.num_cpus)
+        where = self.config.ray
+        ray_of = partial(ray_session, where.address, where.num_cpus, claim=self.out)
         if left > 0:
             with ray_of():
                 # (Trials of PBT report again what they have done.)
@@ -207,7 +208,7 @@ class Search:
         # A pool on GPUs would keep them from the trials.
         backend = "physx_cpu" if trains.gpu else config.ray.sim_backend
         simulators = Simulators(config.tasks[0], config.control_mode, sim_backend=backend)
-        room = simulators.default_count()
+        room = max(1, simulators.room())
         return simulators, config.ray.actors or (room if simulators.on_gpu else max(1, room // 2))
 
     def _room(self, simulating: int) -> tuple[Any, Placement, int]:
