@@ -112,7 +112,11 @@ def _show(figures: dict[str, Any], search: Any) -> None:
         f"early, {figures['failed']} failed"
     )
     spent = figures["seconds"]
-    shares = ", ".join(f"{name} {share / sum(spent.values()):.0%}" for name, share in spent.items())
+    named = {"start": "waiting for a place and starting"}
+    shares = ", ".join(
+        f"{named.get(name, name)} {share / sum(spent.values()):.0%}"
+        for name, share in spent.items()
+    )
     console.print(f"trials spent {sum(spent.values()) / 60:.0f} minutes: {shares}")
     if (search.out / POOL).exists() and (driver := read_json(search.out / POOL).get("driver")):
         console.print(f"the search's own process was busy {driver:.0%} of the time")
