@@ -129,7 +129,8 @@ class _Reader:
 
 def measure_store(task: str, networks: int = 1000) -> Store:
     """What it takes to put networks into the store, and to get them in another process."""
-    policies = [random_policy(task_info(task), seed) for seed in range(networks)]
+    info = task_info(task)
+    policies = [random_policy(info, seed) for seed in range(networks)]
     reader: Any = ray.remote(_Reader).options(num_cpus=0).remote()
     ray.get(reader.read.remote([ray.put(policies[0])]))
     began = time.perf_counter()
