@@ -13,8 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 from test_pool import episodes_of, jobs, new_pool
 from test_submit import free_ports
 
@@ -84,6 +86,10 @@ def main() -> None:
     finally:
         head.terminate()
         head.wait(60)
+        for process in psutil.process_iter():  # nodes that the autoscaler has started outlive it
+            with suppress(psutil.Error):
+                if any(str(place) in word for word in process.cmdline()):
+                    process.kill()
         shutil.rmtree(place, ignore_errors=True)
 
 

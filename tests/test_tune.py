@@ -186,7 +186,7 @@ def test_a_larger_network_trains_fewer_steps(tmp_path):
 
 def test_trials_have_their_turns_and_failing_networks_count_as_zero(ray_local, tmp_path):
     simulators = Simulators(TASK, "pd_joint_delta_pos", sim_backend="physx_cpu")
-    with examining(simulators, 1, 1) as examiner:
+    with examining(simulators, 1, False) as examiner:
         _take_turns(examiner)
         with StageProgress("trials") as view:
             watch = Watch(view, tmp_path, 1, [], 1, examiner)

@@ -115,6 +115,7 @@ class SimulatorPool:
         max_attempts: how often an episode is tried before its job is given up.
         deadline_s: a call that takes this much longer than expected counts as hung; its actor
             is replaced.
+        grows: whether nodes may come to the cluster; by default as `may_grow` says in this process.
 
     Attributes:
         alive: simulators that are ready or at work.
@@ -128,9 +129,11 @@ class SimulatorPool:
         actors: int | None = None,
         max_attempts: int = 3,
         deadline_s: float = 120.0,
+        grows: bool | None = None,
     ) -> None:
         self.simulators, self.size = simulators, actors or max(1, simulators.room())
-        self._grows = actors is None
+        self._follows = actors is None  # nodes that come
+        self._asks = may_grow() if grows is None else grows
         self.max_attempts, self.deadline_s = max_attempts, deadline_s
         self.replaced = self.calls = 0
         self._arrivals: queue.SimpleQueue[tuple[_Actor | _Call, Future]] = queue.SimpleQueue()
@@ -165,11 +168,11 @@ class SimulatorPool:
             NnitError: the simulator does not work, or Ray has no room for so many.
         """
         began = nodes_since = time.monotonic()
-        if may_grow() and not self.simulators.room():
+        if self._asks and not self.simulators.room():
             console.print("no node to simulate on yet: the cluster is asked for one")
         while self.alive < count:
             now = time.monotonic()
-            if may_grow() and not self.simulators.room() and now < began + NODES_TIMEOUT_S:
+            if self._asks and not self.simulators.room() and now < began + NODES_TIMEOUT_S:
                 nodes_since = now
             if now > nodes_since + START_TIMEOUT_S:
                 raise NnitError(
@@ -374,10 +377,10 @@ class SimulatorPool:
 
     def _grow(self) -> None:
         """Use nodes that have joined, and ask for more where that is worth it."""
-        if not self._grows:
+        if not self._follows:
             return
         wanted = self.simulators.room()
-        if may_grow():
+        if self._asks:
             wanted = max(wanted, int(self._waiting * self._work / NODE_S))
         while self.size < wanted:
             self.size += 1

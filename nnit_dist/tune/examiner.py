@@ -38,13 +38,14 @@ class _Exam:
 class Examiner:
     """Measures networks of many trials, each in its turn; an actor that takes no CPU itself.
 
-    Of its simulators, `awaited` have theirs once `ready` has returned. So a search waits for that
-    before its first trial, and trials that hold all other CPUs wait for nothing that waits for
-    them.
+    Its simulators have theirs once `ready` has returned, or where the cluster `grows` the first of
+    them. So a search waits for that before its first trial, and trials that hold all other CPUs
+    wait for nothing that waits for them.
     """
 
-    def __init__(self, simulators: Simulators, actors: int, awaited: int) -> None:
-        self._pool, self._awaited = SimulatorPool(simulators, actors), awaited
+    def __init__(self, simulators: Simulators, actors: int, grows: bool) -> None:
+        self._pool = SimulatorPool(simulators, actors, grows=grows)
+        self._awaited = 1 if grows else actors
         self._exams: deque[_Exam] = deque()
         self._changed = threading.Condition()
         self._started, self._error = False, cast(Exception | None, None)
@@ -152,8 +153,8 @@ class Examiner:
 
 
 @contextmanager
-def examining(simulators: Simulators, actors: int, awaited: int) -> Iterator[Any]:
-    """The actor, once so many of its simulators have started; it ends with the block.
+def examining(simulators: Simulators, actors: int, grows: bool) -> Iterator[Any]:
+    """The actor, once its simulators have started; it ends with the block.
 
     (Ray would keep it as long as the process: Tune never forgets what it was given for its trials.)
 
@@ -161,7 +162,7 @@ def examining(simulators: Simulators, actors: int, awaited: int) -> Iterator[Any
         NnitError: they do not start.
     """
     actor: Any = ray.remote(Examiner).options(num_cpus=0, max_concurrency=ASKERS)
-    examiner = actor.remote(simulators, actors, awaited)
+    examiner = actor.remote(simulators, actors, grows)
     try:
         with plainly():
             ray.get(examiner.ready.remote())

@@ -21,7 +21,7 @@ from nnit_dist.evaluate.simulator import Simulators
 from nnit_dist.pipeline import Run
 from nnit_dist.population.run import trial_resources
 from nnit_dist.progress import StageProgress, console
-from nnit_dist.ray_session import ray_session
+from nnit_dist.ray_session import may_grow, ray_session
 from nnit_dist.storage import beside
 from nnit_dist.topology import Hidden, TopologySplit, is_bottleneck
 from nnit_dist.training import Placement
@@ -166,13 +166,11 @@ class Search:
         settings = self.settings
         simulators, actors = self._simulators()
         resources, placement, room = self._room(0 if simulators.on_gpu else actors)
-        # On this machine nobody waits for what is not there; on a cluster others may come.
-        awaited = 1 if self.config.ray.address else actors
         about = self._common(placement)
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # an interruption ends the command
         began, worked = time.monotonic(), time.process_time()
         with (
-            examining(simulators, actors, awaited) as examiner,
+            examining(simulators, actors, may_grow()) as examiner,
             StageProgress("trials") as view,
         ):
             about |= {"examiner": examiner}
@@ -221,7 +219,7 @@ class Search:
             NnitError: simulators leave no CPU to any, on this machine.
         """
         cpus = int(ray.cluster_resources().get("CPU", 0)) - simulating
-        least = 1 if self.config.ray.address else 0
+        least = 1 if may_grow() else 0
         if self.space.stage == "population":
             # It simulates and learns in its own process.
             each = self.config.population.cpus
@@ -299,7 +297,7 @@ class Search:
         """
         placement = self.config.training
         each = min(placement.cpus, cpus // placement.workers)
-        if each < 1 and self.config.ray.address:
+        if each < 1 and may_grow():
             each = placement.cpus  # of nodes that come when they are asked for
         if each < 1:
             raise NnitError(
