@@ -6,7 +6,7 @@ import socket
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +93,8 @@ def ray_session(
         ) from error
     _joined = bool(address)
     try:
-        claimed = _claim(claim) if address and claim else None
-        yield
-        del claimed
+        with _claimed(claim) if address and claim else nullcontext():
+            yield
     finally:
         _joined = False
         ray.shutdown()
@@ -105,7 +104,8 @@ class _Claim:
     """Its name says whose a run is; it ends with the driver that made it."""
 
 
-def _claim(run: Path) -> Any:
+@contextmanager
+def _claimed(run: Path) -> Iterator[None]:
     """Have a run for this driver alone.
 
     Raises:
@@ -115,13 +115,13 @@ def _claim(run: Path) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(_Claim).options(
+    claim: Any = ray.remote(_Claim).options(
         name=str(run.absolute()), namespace="nnit", num_cpus=0, scheduling_strategy=here
     )
-    until = time.monotonic() + _CLAIM_S
-    while True:
+    until, held = time.monotonic() + _CLAIM_S, None
+    while held is None:
         try:
-            return actor.remote()
+            held = claim.remote()
         except ValueError:
             if time.monotonic() > until:
                 raise NnitError(
@@ -129,6 +129,7 @@ def _claim(run: Path) -> Any:
                     "or stop it (`ray job list`); then the same command goes on."
                 ) from None
             time.sleep(1)
+    yield  # the actor ends with the session
 
 
 def _check_reachable(address: str) -> None:
