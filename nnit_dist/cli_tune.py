@@ -96,7 +96,8 @@ def _show(figures: dict[str, Any], search: Any) -> None:
     from nnit_dist.tune.trial import trial_name
 
     default = trial_name(search.space.defaults(search.config))
-    whole = [trial for trial in read_trials(search.out) if trial["whole"]]
+    trials = read_trials(search.out)
+    whole = [trial for trial in trials if trial["whole"]]
     whole.sort(key=lambda trial: -trial["success"])
     table = Table(
         Column("trial", no_wrap=True), "success", "loss", "parameters", title="best trials"
@@ -107,10 +108,11 @@ def _show(figures: dict[str, Any], search: Any) -> None:
         loss = "–" if last["loss"] is None else f"{last['loss']:.4f}"
         table.add_row(name, f"{last['success']:.3f}", loss, f"{last['parameters']:,}")
     console.print(table)
-    console.print(
-        f"{figures['trials']} trials: {figures['whole']} whole, {figures['stopped']} stopped "
-        f"early, {figures['failed']} failed"
-    )
+    begun = sum(not trial["taken_over"] for trial in trials)
+    left = f"{figures['stopped']} stopped early"
+    if search.settings.scheduler == "pbt":
+        left = f"{len(trials) - begun} times a worse one took over from a better"
+    console.print(f"{begun} trials: {figures['whole']} whole, {left}, {figures['failed']} failed")
     spent = figures["seconds"]
     named = {"start": "waiting for a place and starting"}
     shares = ", ".join(
