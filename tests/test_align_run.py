@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import random_policy
 
-from nnit_dist.align.run import AlignConfig, Alignment, noised
+from nnit_dist.align.rounds import noised
+from nnit_dist.align.run import AlignConfig, Alignment
 from nnit_dist.errors import NnitError
 from nnit_dist.normalization import InputNorm
 from nnit_dist.training import Placement
