@@ -5,12 +5,17 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from conftest import random_policy
+from conftest import TASK, random_policy
 
-from nnit_dist.align.rounds import noised
-from nnit_dist.align.run import AlignConfig, Alignment
+from nnit_dist.align.rounds import BAR, Rounds, noised
+from nnit_dist.align.run import MODEL, AlignConfig, Alignment
+from nnit_dist.align.sampler import AlignedSampler
+from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE, TaskInfo
 from nnit_dist.errors import NnitError
+from nnit_dist.evaluate.recording import record
+from nnit_dist.evaluate.simulator import Simulators
 from nnit_dist.normalization import InputNorm
+from nnit_dist.progress import StageProgress
 from nnit_dist.training import Placement
 from nnit_dist.zoo import Member
 
@@ -30,6 +35,39 @@ def alignment(sampler, tmp_path, **settings) -> Alignment:
     seen = [(8,), (16, 8)]
     members = population()
     return Alignment(config, members, [sampler.task], seen, 0, tmp_path, Placement(), 0, 1)
+
+
+def test_a_training_with_stops_writes_what_the_stage_writes(ray_local, tmp_path):
+    members = [Member(random_policy((16, 16)), "trial", 0, 1, 1.0, 1.0, 0.0)]
+    distill = {
+        "steps": 6, "dagger_rounds": 1, "teacher_episodes": 4, "dagger_networks": 2,
+        "dagger_episodes": 1,
+    }  # fmt: skip
+    config = AlignConfig(success_episodes=1, ghn={"channels": [8, 8]}, distill=distill)
+    task, seen = TaskInfo(TASK, DEFAULT_CONTROL_MODE, 35, 8, 50), [(8,), (16, 8)]
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    place = Placement(cpus=1)
+    stage = Alignment(config, members, [task], seen, 1, whole, place, 0, 1)
+    stage.run()
+    (faculty,) = stage.faculties
+    told = [task], [faculty.about], seen, 1, whole, pieces, place, 0
+    simulators = Simulators(TASK, DEFAULT_CONTROL_MODE)
+    for until in (2, 4, 6):  # the first round ends after 3
+        rounds = Rounds(config.ghn, config.distill, *told, stops=[2, 4])
+        with StageProgress("") as view:
+            view.add(BAR, 6)
+            rounds.train(until, lambda _, jobs, __: record(simulators, 1, jobs), view)
+        rounds.forget()
+        assert [path.name for path in pieces.glob("*.pt")] == [
+            {2: "step-2.pt", 4: "step-4.pt", 6: "round-1.pt"}[until]
+        ]
+    visited = [directory / f"states-{TASK}-1.safetensors" for directory in (whole, pieces)]
+    assert visited[0].read_bytes() == visited[1].read_bytes()
+    (sampler,), known = rounds.samplers(), AlignedSampler.load(whole / MODEL)
+    for (name, one), other in zip(
+        sampler.ghn.state_dict().items(), known.ghn.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other), name
 
 
 @pytest.mark.parametrize(

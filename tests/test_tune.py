@@ -25,6 +25,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search.optuna import OptunaSearch
 
+from nnit_dist.align.lessons import Lessons
 from nnit_dist.align.sampler import AlignedSampler
 from nnit_dist.artifacts import read_json, write_json
 from nnit_dist.config import load_config, with_values
@@ -100,6 +101,10 @@ def test_a_space_is_read_with_the_defaults_of_a_configuration(tmp_path):
         (SPACE.replace("0.9,", "1.5,").replace("choice(", "choice([1.5] * 999 + "), "less than 1"),
         (SPACE.replace("nnit.lr", "nnit.steps"), "do not read nnit.steps; they read nnit.*"),
         (SPACE.replace("nnit.lr", "align.distill.lr"), "do not read align.distill.lr"),
+        (
+            SPACE.replace("train", "align").replace("nnit.lr", "align.distill.steps"),
+            "not align.distill.steps, align.distill.teacher_episodes",
+        ),
     ],
 )
 def test_a_space_that_does_not_fit_is_refused(tmp_path, text, expected):
@@ -445,6 +450,40 @@ def test_what_may_go_on_is_not_asked_again(tmp_path):
         assert (
             scheduler.on_trial_result(None, trial, result | {"training_iteration": 1}) == expected
         )
+
+
+@pytest.mark.timeout(900)
+def test_trials_of_hypernetworks_have_rounds_of_dagger_of_their_own(tmp_path):
+    text = """
+from ray import tune
+STAGE = "align"
+SPACE = {"align.distill.dagger_rounds": tune.choice([0, 1])}
+"""
+    small = SMALL | {
+        "ray.num_cpus": 2,
+        "align.ghn": {"embed_dim": 16, "channels": [8, 8]},
+        "align.distill": {
+            "steps": 8, "dagger_rounds": 1, "dagger_networks": 4, "dagger_episodes": 1,
+        },
+    }  # fmt: skip
+    config = with_values(load_config(CONFIG), small, "test")
+    space = load_space(space_file(tmp_path, text), config)
+    run = tmp_path / "run"
+    shutil.copytree(shipped(TASK), run, ignore=shutil.ignore_patterns("states-*", "train"))
+    first = Lessons.load(shipped(TASK) / "align" / f"states-{TASK}-3.safetensors").thinned(1000)
+    first.save(run / "align" / f"states-{TASK}-0.safetensors")
+    settings = SearchConfig(trials=2, topologies=2, episodes=1)
+    search = Search(space, config, Run(config, run), tmp_path / "search", settings)
+    assert set(search.go()["test"]) >= {"best"}
+    trials = {t["values"]["align.distill.dagger_rounds"]: t for t in read_trials(search.out)}
+    assert [rung["step"] for rung in trials[1]["rungs"]] == [2, 4, 8][: len(trials[1]["rungs"])]
+    for rounds, trial in trials.items():
+        directory = search.out / trial["name"]
+        assert len(list(directory.glob("*.pt"))) == 1  # what goes on from here
+        assert len(list(directory.glob("states-*"))) == rounds
+    (visited,) = search.out.glob("*/states-*")
+    new = sum(map(len, Lessons.load(visited).obs)) - sum(map(len, first.obs))
+    assert new == 4 * 50  # steps that a network's episode has
 
 
 @pytest.mark.timeout(900)

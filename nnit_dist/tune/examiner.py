@@ -1,4 +1,4 @@
-"""One pool of simulators for all trials of a search, as an actor that they ask in turns."""
+"""One pool of simulators for all trials of a search, as an actor that serves them in turns."""
 
 import threading
 import time
@@ -16,27 +16,28 @@ from ray.util import metrics
 from nnit_dist.envs.sim import VALIDATION_SEED
 from nnit_dist.errors import NnitError
 from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool
+from nnit_dist.evaluate.recording import visited
+from nnit_dist.evaluate.rollout import Rollouts
 from nnit_dist.evaluate.simulator import Simulators
 from nnit_dist.policy import Policy
 
-TURN_S = 4  # of measuring for one trial, about, before it is another's turn
+TURN_S = 4  # of simulating for one trial, about, before it is another's turn
 FIRST_TURN = 160  # episodes, when it is not known how long one takes
 ASKERS = 200  # calls that wait in the actor side by side
 
 
 @dataclass
 class _Exam:
-    """What a trial asked for: networks still to be measured, and the successes of the others."""
+    """What a trial asked for: jobs still to be run, and what came of the others."""
 
-    left: deque[Policy]
-    episodes: int
-    success: dict[str, float] = field(default_factory=dict)
+    left: deque[Job]
+    outcomes: list[tuple[Job, Rollouts] | Failure] = field(default_factory=list)
     finished: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
 
 
 class Examiner:
-    """Measures networks of many trials, each in its turn; an actor that takes no CPU itself.
+    """Rolls networks of many trials out, each in its turn; an actor that takes no CPU itself.
 
     Its simulators have theirs once `ready` has returned, or where the cluster `grows` the first of
     them. So a search waits for that before its first trial, and trials that hold all other CPUs
@@ -69,7 +70,25 @@ class Examiner:
 
         A network that makes its simulator fail every time counts as one that never succeeds.
         """
-        exam = _Exam(deque(policies), episodes)
+        seeds = tuple(range(VALIDATION_SEED, VALIDATION_SEED + episodes))
+        jobs = [Job(policy, seeds) for policy in policies]
+        once: dict[Job, list[np.ndarray]] = {job: [] for job in jobs}
+        failed: set[Job] = set()
+        for outcome in self._outcomes(jobs):
+            if isinstance(outcome, Failure):
+                failed.add(outcome.job)
+            else:
+                job, rollouts = outcome
+                once[job].append(rollouts.success_once)
+        return [0.0 if j in failed else float(np.concatenate(once[j]).mean()) for j in jobs]
+
+    def record(self, jobs: list[Job]) -> list[np.ndarray]:
+        """What the episodes of each job visit, see `visited`; NnitError if one is given up."""
+        return visited(jobs, self._outcomes(jobs))
+
+    def _outcomes(self, jobs: list[Job]) -> list[tuple[Job, Rollouts] | Failure]:
+        """What comes of them, once all have had their turns."""
+        exam = _Exam(deque(jobs))
         with self._changed:
             if self._error:
                 raise self._error
@@ -78,7 +97,7 @@ class Examiner:
         exam.finished.wait()
         if exam.error:
             raise exam.error
-        return [exam.success[policy.id] for policy in policies]
+        return exam.outcomes
 
     def figures(self) -> dict[str, Any]:
         """What the pool has done so far; raises what it gave up for."""
@@ -119,28 +138,20 @@ class Examiner:
                     waiting.finished.set()
 
     def _take_turn(self, exam: _Exam) -> None:
-        """Measure some of what is asked for; the rest goes to the end of the queue."""
+        """Run some of what is asked for; the rest goes to the end of the queue."""
         began = time.monotonic()
         pace = self._episodes / self._busy if self._busy else FIRST_TURN / TURN_S
-        count = max(1, round(pace * TURN_S / exam.episodes))
-        seeds = tuple(range(VALIDATION_SEED, VALIDATION_SEED + exam.episodes))
-        turn = [exam.left.popleft() for _ in range(min(count, len(exam.left)))]
-        once: dict[str, list[np.ndarray]] = {policy.id: [] for policy in turn}
-        failed: set[str] = set()
-        for outcome in self._pool.run([Job(policy, seeds) for policy in turn]):
-            if isinstance(outcome, Failure):
-                failed.add(outcome.job.policy.id)
-            else:
-                job, rollouts = outcome
-                once[job.policy.id].append(rollouts.success_once)
-        exam.success |= {
-            name: 0.0 if name in failed else float(np.concatenate(parts).mean())
-            for name, parts in once.items()
-        }
-        self._failures += len(failed)
-        self._episodes += len(turn) * exam.episodes
+        turn: list[Job] = []
+        episodes = 0
+        while exam.left and (not turn or episodes + len(exam.left[0].seeds) <= pace * TURN_S):
+            turn.append(exam.left.popleft())
+            episodes += len(turn[-1].seeds)
+        outcomes = list(self._pool.run(turn))
+        exam.outcomes += outcomes
+        self._failures += sum(isinstance(outcome, Failure) for outcome in outcomes)
+        self._episodes += episodes
         self._busy += time.monotonic() - began
-        self._counted.inc(len(turn) * exam.episodes)
+        self._counted.inc(episodes)
         if exam.left:
             with self._changed:
                 self._exams.append(exam)

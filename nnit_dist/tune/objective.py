@@ -4,18 +4,16 @@ A trial's rungs are shares of its steps. Steps are as many as the arithmetic of 
 own training allows: a network of twice the size takes half as many.
 """
 
-import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 from nnit_dist.align import run as align
-from nnit_dist.align.distill import distill_worker
 from nnit_dist.align.ghn import GHNConfig
-from nnit_dist.align.latents import TeacherLatents
+from nnit_dist.align.rounds import Record, Rounds, states_file
 from nnit_dist.align.sampler import AlignedSampler, build_ghn
 from nnit_dist.config import RunConfig
 from nnit_dist.errors import NnitError
@@ -27,7 +25,7 @@ from nnit_dist.population.run import teachers, trial_specs
 from nnit_dist.population.trial import Trial
 from nnit_dist.progress import StageProgress
 from nnit_dist.topology import Hidden, Topology
-from nnit_dist.training import METRICS, fit, load_state, read_metrics
+from nnit_dist.training import METRICS, read_metrics
 from nnit_dist.tune.results import state_file
 
 
@@ -38,7 +36,7 @@ class Objective(Protocol):
         self, config: RunConfig, base: RunConfig, run: Path, out: Path, rungs: Sequence[float]
     ) -> None: ...
 
-    def train(self, rung: int) -> dict[str, float]: ...
+    def train(self, rung: int, record: Record) -> dict[str, float]: ...
 
     def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]: ...
 
@@ -61,7 +59,7 @@ class PopulationObjective:
         self.until = rung_steps(self.recipe.env_steps, rungs)
         self.specs = trial_specs(self.config, [self.task], config.control_mode)
 
-    def train(self, rung: int) -> dict[str, float]:
+    def train(self, rung: int, record: Record) -> dict[str, float]:
         """As `NNiTObjective.train`; the loss is what the best snapshots return, its sign turned."""
         began, until = time.monotonic(), self.until[rung]
         for spec in self.specs:
@@ -103,7 +101,7 @@ class NNiTObjective:
             rung_steps(steps, rungs),
         )
 
-    def train(self, rung: int) -> dict[str, float]:
+    def train(self, rung: int, record: Record) -> dict[str, float]:
         """Train up to a rung, what was trained before not again.
 
         Returns the step, the last losses, and the seconds that the steps took, without what there
@@ -120,7 +118,7 @@ class NNiTObjective:
             )
             placement, seed = self.config.training, self.config.seed
             train_leg(self.nnit, self.ghn, self.out, placement, seed, leg, view)
-        return last_of(self.out, self.loss, until)
+        return last_of(self.out, self.loss, self.until, rung)
 
     def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
         """Networks of the model as it is now."""
@@ -139,10 +137,10 @@ class NNiTObjective:
 
 
 class GHNObjective:
-    """Distils a run's teachers into a hypernetwork, on the states of its last round.
+    """Distils a run's teachers into a hypernetwork, round by round, as its align stage does.
 
-    Networks are asked of the hypernetwork itself. (Its DAgger rounds are those of the run: a
-    trial simulates nothing to learn from.)
+    What the first round learns on are the run's recorded episodes of its teachers. Networks are
+    asked of the hypernetwork itself.
     """
 
     loss = "action_mse"
@@ -151,71 +149,46 @@ class GHNObjective:
         self, config: RunConfig, base: RunConfig, run: Path, out: Path, rungs: Sequence[float]
     ) -> None:
         self.config, self.out = config, out
-        self.known = AlignedSampler.load(run / "align" / align.MODEL, config.tasks[0])
-        self.states = _last_states(run / "align", self.known.task.name)
-        share = decoding(base.align.ghn, self.known) / decoding(config.align.ghn, self.known)
+        known = AlignedSampler.load(run / "align" / align.MODEL, config.tasks[0])
+        if not states_file(run / "align", known.task.name, 0).exists():
+            raise NnitError(
+                f"{run / 'align'} does not keep what its first round learnt on of "
+                f"{known.task.name}; run its align stage again."
+            )
+        share = decoding(base.align.ghn, known) / decoding(config.align.ghn, known)
         self.steps = max(len(rungs), round(base.align.distill.steps * share))
         self.until = rung_steps(self.steps, rungs)
+        self.rounds = Rounds(
+            config.align.ghn,
+            config.align.distill.model_copy(update={"steps": self.steps}),
+            [known.task],
+            [known.teachers],
+            known.seen,
+            config.topologies.variation,
+            run / "align",
+            out,
+            config.training,
+            config.seed,
+            stops=self.until,
+        )
 
-    def train(self, rung: int) -> dict[str, float]:
-        """As `NNiTObjective.train`."""
-        config, until = self.config, self.until[rung]
+    def train(self, rung: int, record: Record) -> dict[str, float]:
+        """As `NNiTObjective.train`; `record` rolls out the networks of DAgger."""
+        until = self.until[rung]
         with StageProgress("steps") as view:
             view.add(BAR, self.steps)
-            fit(
-                distill_worker,
-                {
-                    "distill": config.align.distill.model_dump() | {"steps": self.steps},
-                    "ghn": config.align.ghn.model_dump(),
-                    "topologies": json.dumps(self.known.seen),
-                    "variation": config.topologies.variation,
-                    "max_width": self.known.max_width,
-                    "tasks": [
-                        {
-                            "task": self.known.task.name,
-                            "states": str(self.states.absolute()),
-                            "teachers": [(t.id, t.best) for t in self.known.teachers],
-                        }
-                    ],
-                    "start_from": str(state_file(self.out, rung - 1).absolute()) if rung else None,
-                    "result": str(state_file(self.out, rung).absolute()),
-                    "until": until,
-                    "seed": config.seed,
-                },
-                self.out,
-                f"rung-{rung}",
-                (view, BAR),
-                config.training,
-            )
-        return last_of(self.out, self.loss, until)
+            self.rounds.train(until, record, view)
+        self.rounds.forget()
+        return last_of(self.out, self.loss, self.until, rung)
 
     def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
         """Networks of the hypernetwork as it is now."""
-        sampler, seed = self._sampler(), self.config.seed
+        (sampler,), seed = self.rounds.samplers(), self.config.seed
         return [p for hidden in hiddens for p in sampler.policies(hidden, samples, seed)]
 
     def figures(self) -> dict[str, Any]:
-        return {"parameters": sum(p.numel() for p in self._sampler().ghn.parameters())}
-
-    def _sampler(self) -> AlignedSampler:
-        states = [state_file(self.out, rung) for rung in range(len(self.until))]
-        newest = [state for state in states if state.exists()][-1]
-        saved, ghn_config = load_state(newest), self.config.align.ghn
-        ghn = build_ghn(ghn_config, [self.known.task], self.known.max_width)
-        ghn.load_state_dict(saved["ghn"])
-        latents = TeacherLatents(len(self.known.teachers), ghn_config.latent_dim)
-        latents.load_state_dict(
-            {name.removeprefix("0."): value for name, value in saved["latents"].items()}
-        )
-        return replace(self.known, ghn=ghn.eval(), latents=latents.eval(), number=0)
-
-
-def _last_states(directory: Path, task: str) -> Path:
-    """What a run's last round of alignment learnt on; NnitError if it is not kept."""
-    found = list(directory.glob(f"states-{task}-*.safetensors"))
-    if not found:
-        raise NnitError(f"{directory} keeps no states of {task}; run its align stage again.")
-    return max(found, key=lambda path: int(path.stem.rpartition("-")[2]))
+        (sampler,) = self.rounds.samplers()
+        return {"parameters": sum(p.numel() for p in sampler.ghn.parameters())}
 
 
 def rung_steps(steps: int, rungs: Sequence[float]) -> list[int]:
@@ -223,10 +196,13 @@ def rung_steps(steps: int, rungs: Sequence[float]) -> list[int]:
     return [math.ceil(share * steps) for share in rungs]
 
 
-def last_of(out: Path, loss: str, step: int) -> dict[str, float]:
-    """What was logged last up to a step; `seconds` are those that the steps took."""
-    row = [row for row in read_metrics(out / METRICS) if row["step"] <= step][-1]
-    return {"step": step, "loss": row[loss], "seconds": row["seconds"]}
+def last_of(out: Path, loss: str, until: Sequence[int], rung: int) -> dict[str, float]:
+    """What was logged last of a rung; `seconds` are those that its steps took."""
+    first, step = until[rung - 1] if rung else 0, until[rung]
+    rows = [row for row in read_metrics(out / METRICS) if first < row["step"] <= step]
+    # They count from zero whenever training goes on.
+    ends = [a["seconds"] for a, b in pairwise(rows) if b["seconds"] < a["seconds"]]
+    return {"step": step, "loss": rows[-1][loss], "seconds": sum(ends) + rows[-1]["seconds"]}
 
 
 def decoding(config: GHNConfig, sampler: AlignedSampler) -> float:

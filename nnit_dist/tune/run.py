@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import ray
 from optuna.distributions import distribution_to_json
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +17,10 @@ from ray import tune
 from nnit_dist.align.run import MODEL
 from nnit_dist.artifacts import content_hash, read_json, write_json
 from nnit_dist.config import RunConfig, with_values
+from nnit_dist.envs.tasks import TaskInfo
 from nnit_dist.errors import NnitError
+from nnit_dist.evaluate.pool import Job
+from nnit_dist.evaluate.recording import record
 from nnit_dist.evaluate.simulator import Simulators
 from nnit_dist.pipeline import Run
 from nnit_dist.population.run import trial_resources
@@ -355,8 +359,11 @@ class Search:
         objective = self._objective(with_values(self.config, values, "the search"), directory)
         for rung in range(len(self._rungs)):
             if not rung_file(directory, rung).exists():
-                objective.train(rung)
+                objective.train(rung, self._record)
         return objective
+
+    def _record(self, task: TaskInfo, jobs: list[Job], title: str) -> list[np.ndarray]:
+        return record(self._simulators()[0], self.config.ray.actors, jobs)
 
     def _objective(self, config: RunConfig, directory: Path) -> Objective:
         return OBJECTIVES[self.space.stage](

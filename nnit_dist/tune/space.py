@@ -26,12 +26,7 @@ READ: dict[str, tuple[str, ...]] = {
     "align": ("align.ghn.", "align.distill.", "topologies.variation"),
     "train": ("nnit.", "evaluate.guidance", "evaluate.sampler_steps"),
 }
-SET = (
-    "nnit.steps",
-    "align.distill.steps",
-    "align.distill.dagger_",
-    "align.distill.teacher_episodes",
-)
+SET = ("nnit.steps", "align.distill.steps", "align.distill.teacher_episodes")
 RECIPE = "population.recipe."
 
 
@@ -98,9 +93,9 @@ def _own(config: RunConfig, key: str) -> Any:
 def _check_read(path: Path, stage: str, key: str, config: RunConfig) -> None:
     """Noise would be searched for what nobody reads."""
     task = config.tasks[0]
-    if not key.startswith(READ[stage]) or key.startswith(SET):
+    if not key.startswith(READ[stage]) or key in SET:
         kept = [name for name in SET if name.startswith(READ[stage])]
-        but = f", but not {', '.join(name + '*' * name.endswith('_') for name in kept)}"
+        but = f", but not {', '.join(kept)}"
         raise NnitError(
             f"{path}: trials of STAGE={stage!r} do not read {key}; they read "
             f"{', '.join(name + '*' * name.endswith('.') for name in READ[stage])}"

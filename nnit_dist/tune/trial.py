@@ -116,12 +116,13 @@ def _take_over(donor: Path, directory: Path, rungs: int) -> None:
 def _climb(objective: Objective, rung: int, directory: Path, about: dict[str, Any]) -> None:
     """Train and measure a rung; what it came to is written at once."""
     began = time.monotonic()
-    trained = objective.train(rung)
+    examiner = about["examiner"]
+    trained = objective.train(rung, lambda _, jobs, __: ray.get(examiner.record.remote(jobs)))
     trained_at = time.monotonic()
     spent = min(trained["seconds"], trained_at - began)  # it may have been trained before
     policies = objective.policies([tuple(h) for h in about["topologies"]], about["samples"])
     written_at = time.monotonic()
-    success = ray.get(about["examiner"].success.remote(policies, about["episodes"]))
+    success = ray.get(examiner.success.remote(policies, about["episodes"]))
     write_json(
         rung_file(directory, rung),
         {
