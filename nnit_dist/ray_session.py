@@ -40,6 +40,13 @@ _CLAIM_S = 30.0  # a driver that was killed is missed by then
 _joined = False  # a cluster that is there already, and may grow
 
 
+def cluster_token() -> str | None:
+    """From where Ray looks for it (`RAY_AUTH_TOKEN`, or its file); None where there is none."""
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    found = os.environ.get("RAY_AUTH_TOKEN") or (file.read_text() if file.is_file() else "")
+    return found.strip() or None
+
+
 def may_grow() -> bool:
     """Whether nodes may come for what waits: not where this process has started Ray itself."""
     return _joined

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import logging
-import os
 import re
 import shlex
 import shutil
@@ -19,6 +18,7 @@ import aiohttp
 from nnit_dist.config import load_config
 from nnit_dist.errors import NnitError
 from nnit_dist.progress import console
+from nnit_dist.ray_session import cluster_token
 from nnit_dist.storage import IN_JOB
 
 RUN = "nnit_run"  # in a job's metadata: which run it is
@@ -101,7 +101,7 @@ def _connect(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray.dashboard.modules.job").setLevel(logging.WARNING)
-    token = _token()
+    token = cluster_token()
     try:
         return JobSubmissionClient(
             address, headers={"Authorization": f"Bearer {token}"} if token else None
@@ -112,14 +112,6 @@ def _connect(address: str) -> Any:
             "CLUSTER.yaml` running, and is the cluster's token in ~/.ray/auth_token or "
             "RAY_AUTH_TOKEN?"
         ) from None
-
-
-def _token() -> str | None:
-    """The cluster's token, from where Ray looks for it."""
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
-        return token
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
-    return file.read_text().strip() if file.is_file() else None
 
 
 @contextmanager

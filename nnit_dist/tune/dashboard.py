@@ -6,7 +6,6 @@ that is over, or runs elsewhere on shared storage, is shown alike.
 
 import asyncio
 import hmac
-import os
 import secrets
 import webbrowser
 from collections.abc import Awaitable, Callable
@@ -19,17 +18,11 @@ from aiohttp import web
 from nnit_dist.artifacts import read_json
 from nnit_dist.errors import NnitError
 from nnit_dist.progress import console
+from nnit_dist.ray_session import cluster_token
 from nnit_dist.tune.results import POOL, SEARCH, importance, read_trials
 
 PAGE = Path(__file__).with_name("page.html")
 PICTURES = {".png", ".mp4"}
-
-
-def cluster_token() -> str | None:
-    """Ray's (`RAY_AUTH_TOKEN`, or its file); None where there is none."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
-    found = os.environ.get("RAY_AUTH_TOKEN") or (path.read_text() if path.exists() else "")
-    return found.strip() or None
 
 
 def page_key(cluster: str | None) -> str:
