@@ -283,6 +283,19 @@ def compare(
 
 
 @app.command()
+def keys(
+    start: Annotated[str, typer.Argument(help="how they begin, e.g. nnit. or align.ghn.")] = "",
+) -> None:
+    """The keys of a configuration: their defaults, and what they mean."""
+    from nnit_dist.config import known_keys
+
+    table = Table(Column("key", no_wrap=True), "default", "meaning", box=None)
+    for key in known_keys(start):
+        table.add_row(key.path, escape(key.default), escape(key.meaning))
+    console.print(table)
+
+
+@app.command()
 def doctor() -> None:
     """What this machine can do, and what to install for more."""
     from nnit_dist.doctor import examine

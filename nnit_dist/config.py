@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,12 +29,12 @@ class _Model(BaseModel):
 class TopologiesConfig(_Model):
     """The grid of topologies, and what of it is kept unseen."""
 
-    widths: list[int] = Field([16, 32, 48, 64], min_length=1)
-    depths: list[int] = Field([1, 2, 3], min_length=1)
+    widths: list[int] = Field([16, 32, 48, 64], min_length=1, description="of hidden layers")
+    depths: list[int] = Field([1, 2, 3], min_length=1, description="how many hidden layers")
     variation: int = Field(
         5, ge=0, description="units that networks of training are wider or narrower at most"
     )
-    unseen_widths: list[int] = [24, 40, 56]
+    unseen_widths: list[int] = Field([24, 40, 56], description="that no training network has")
     unseen: dict[UnseenKind, int] = Field(
         {"combination": 12, "width": 12}, description="held-out topologies of each kind"
     )
@@ -48,7 +49,7 @@ class EvaluateConfig(_Model):
     unseen_topologies: dict[UnseenKind, NonNegativeInt] | None = Field(
         None, description="how many of each kind are measured; all by default"
     )
-    sampler_steps: int = Field(DEFAULT_STEPS, gt=0)
+    sampler_steps: int = Field(DEFAULT_STEPS, gt=0, description="from noise to a network")
     guidance: float = Field(0.0, ge=0, description="of the sampler; 0 is none")
     studies: bool = Field(
         False, description="sampler steps, success asked for and drawn architectures as well"
@@ -56,7 +57,9 @@ class EvaluateConfig(_Model):
 
 
 class LoggingConfig(_Model):
-    wandb: Literal["off", "offline", "online"] = "off"
+    wandb: Literal["off", "offline", "online"] = Field(
+        "off", description="whether searches write to Weights & Biases; offline: to files alone"
+    )
 
 
 class RayConfig(_Model):
@@ -71,13 +74,15 @@ class RayConfig(_Model):
 class RunConfig(_Model):
     """One run, from population to report."""
 
-    name: str
-    tasks: list[str] = Field(min_length=1)
+    name: str = Field(description="of the run, whose directory is runs/NAME by default")
+    tasks: list[str] = Field(min_length=1, description="of ManiSkill3")
     continue_from: str | None = Field(
         None, description="a finished run whose tasks come first, to which others are added"
     )
-    control_mode: str = DEFAULT_CONTROL_MODE
-    seed: int = 0
+    control_mode: str = Field(
+        DEFAULT_CONTROL_MODE, description="of the robot, as ManiSkill3 has it"
+    )
+    seed: int = Field(0, description="of everything that is random")
     topologies: TopologiesConfig = TopologiesConfig()
     population: PopulationConfig = PopulationConfig()
     align: AlignConfig = AlignConfig()
@@ -119,6 +124,44 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     _check_workers(config, path)
     _check_measured(config, path)
     return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """Full path of a key, its default as JSON (nothing where it must be given), and its meaning."""
+
+    path: str
+    default: str
+    meaning: str
+
+
+def known_keys(start: str = "") -> list[Key]:
+    """All keys that begin so, in the order of a configuration; NnitError if none does."""
+    keys = list(_keys_of(RunConfig, ""))
+    found = [key for key in keys if key.path.startswith(start)]
+    if not found:
+        hint = nearest(start, [key.path for key in keys])
+        raise NnitError(f"no key of a configuration begins with {start!r}.{hint}")
+    return found
+
+
+def _keys_of(model: Any, parent: str) -> Iterator[Key]:
+    if dataclasses.is_dataclass(model):
+        for one in dataclasses.fields(model):
+            yield Key(parent + one.name, json.dumps(one.default), one.metadata["description"])
+        return
+    for name, field in model.model_fields.items():
+        if _has_keys(field.annotation):
+            yield from _keys_of(field.annotation, f"{parent}{name}.")
+        else:
+            default = "" if field.is_required() else json.dumps(field.default)
+            yield Key(parent + name, default, field.description or "")
+
+
+def _has_keys(annotation: Any) -> bool:
+    return dataclasses.is_dataclass(annotation) or (
+        isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    )
 
 
 def value_of(config: RunConfig, key: str) -> Any:
@@ -174,15 +217,13 @@ def _explain(error: Any) -> str:
 
 
 def _keys_at(location: list[str]) -> list[str]:
-    model: type[BaseModel] = RunConfig
-    for name in location:
-        annotation = model.model_fields[name].annotation
-        if dataclasses.is_dataclass(annotation):
-            return [field.name for field in dataclasses.fields(annotation)]
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
+    start = "".join(f"{name}." for name in location)
+    below = [
+        key.path.removeprefix(start)
+        for key in _keys_of(RunConfig, "")
+        if key.path.startswith(start)
+    ]
+    return list(dict.fromkeys(path.split(".")[0] for path in below))
 
 
 def _check_tasks(config: RunConfig, path: Path) -> None:

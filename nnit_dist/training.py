@@ -41,7 +41,7 @@ class Placement(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    workers: int = Field(1, gt=0)
+    workers: int = Field(1, gt=0, description="of Ray Train, which share every step")
     min_workers: int | None = Field(
         None,
         gt=0,

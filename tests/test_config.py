@@ -1,8 +1,9 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from nnit_dist.config import load_config
+from nnit_dist.config import known_keys, load_config, value_of
 from nnit_dist.errors import NnitError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -91,3 +92,18 @@ def test_overrides(tmp_path):
         load_config(path, ["nnit.stepps=7"])
     with pytest.raises(NnitError, match="write it as key.path=value"):
         load_config(path, ["nnit.steps"])
+
+
+def test_every_key_has_a_meaning_and_the_default_that_a_configuration_has(tmp_path):
+    config = load_config(write(tmp_path, "name: x\ntasks: [PushCube-v1]\n"))
+    keys = known_keys()
+    assert {key.path.split(".")[0] for key in keys} == set(type(config).model_fields)
+    for key in keys:
+        assert key.meaning, key.path
+        if key.path not in ("name", "tasks"):
+            assert json.loads(key.default) == value_of(config, key.path), key.path
+    assert [key.path for key in known_keys("nnit.transformer.")] == [
+        f"nnit.transformer.{name}" for name in ("width", "depth", "heads")
+    ]
+    with pytest.raises(NnitError, match=r"begins with 'nnit.stepz'. Did you mean nnit.steps"):
+        known_keys("nnit.stepz")

@@ -58,8 +58,8 @@ class DistillConfig(BaseModel):
         4, gt=0, description="best snapshots that a network is after at once, mixed at random"
     )
     states: int = Field(256, gt=0, description="states a network is compared on")
-    lr: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    lr: float = Field(2e-3, gt=0, description="learning rate of AdamW")
+    weight_decay: float = Field(1e-4, ge=0, description="of AdamW")
     weight_noise: float = Field(0.05, ge=0, description="noise on weights, in their rms")
     width_jitter: float = Field(
         3.0, ge=0, description="error, in units, of the widths that the hypernetwork is told"
@@ -67,9 +67,9 @@ class DistillConfig(BaseModel):
     depth_jitter: float = Field(
         1.0, ge=0, description="error, in layers, of the depth that the hypernetwork is told"
     )
-    kl_weight: float = Field(1e-4, ge=0)
+    kl_weight: float = Field(1e-4, ge=0, description="of the latents' divergence from N(0, 1)")
     smoothness_weight: float = Field(0.0, ge=0, description="penalty on neighbours' differences")
-    checkpoint_every: int = Field(250, gt=0)
+    checkpoint_every: int = Field(250, gt=0, description="steps")
 
 
 def distill_worker(config: dict) -> None:

@@ -25,7 +25,7 @@ class NNiTConfig(BaseModel):
 
     patch: int = Field(8, gt=0, description="side of a weight patch")
     transformer: TransformerConfig = TransformerConfig()
-    steps: int = Field(2000, gt=0)
+    steps: int = Field(2000, gt=0, description="of the optimiser")
     topologies: int = Field(8, gt=0, description="topologies a step, over all workers")
     networks: int = Field(4, gt=0, description="networks of each of them")
     reuse: int = Field(
@@ -36,8 +36,8 @@ class NNiTConfig(BaseModel):
     turns: Turns = {}
     architectures: int = Field(32, ge=0, description="architectures alone beside them")
     accumulate: int = Field(1, gt=0, description="parts that a worker's share is computed in")
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    lr: float = Field(1e-3, gt=0, description="learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="of the optimiser")
     ema: float = Field(0.995, ge=0, lt=1, description="decay of the averaged weights")
     mask_rate: float = Field(
         0.1, ge=0, le=1, description="of networks, whose architecture tokens are partly hidden"
@@ -56,7 +56,7 @@ class NNiTConfig(BaseModel):
         0.5, ge=0, le=1, description="of networks after trials' best snapshots, if others teach"
     )
     bf16: bool = Field(True, description="autocast where the device computes in bfloat16")
-    checkpoint_every: int = Field(100, gt=0)
+    checkpoint_every: int = Field(100, gt=0, description="steps")
 
 
 def trained_with(run: Path) -> tuple[NNiTConfig, int]:

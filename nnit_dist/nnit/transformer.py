@@ -13,7 +13,7 @@ P values a patch, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -30,9 +30,9 @@ class TransformerConfig:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    width: int = 256
-    depth: int = 4
-    heads: int = 4
+    width: int = field(default=256, metadata={"description": "of a token"})
+    depth: int = field(default=4, metadata={"description": "how many blocks"})
+    heads: int = field(default=4, metadata={"description": "of attention; they share the width"})
 
     def __post_init__(self) -> None:
         if min(self.width, self.depth, self.heads) < 1 or self.width % self.heads:

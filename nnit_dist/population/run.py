@@ -21,11 +21,13 @@ class PopulationConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    architectures: list[list[int]] = Field([[64, 64], [64, 48]], min_length=1)
+    architectures: list[list[int]] = Field(
+        [[64, 64], [64, 48]], min_length=1, description="hidden widths of what is trained"
+    )
     architectures_by_task: dict[str, list[list[int]]] = Field(
         {}, description="instead of `architectures`, by task"
     )
-    seeds: list[int] = Field([0], min_length=1)
+    seeds: list[int] = Field([0], min_length=1, description="a trial of every architecture each")
     max_failures: int = Field(3, ge=0, description="retries of a trial that dies")
     cpus: float = Field(1, gt=0, description="of a trial; less lets more trials share a core")
     gpu: float = Field(
