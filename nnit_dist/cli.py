@@ -27,8 +27,6 @@ app = typer.Typer(
 )
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(bench_app, name="bench")
-app.command()(tune)
-app.command()(dashboard)
 
 Config = Annotated[Path, typer.Argument(help="YAML configuration, e.g. configs/quickstart.yaml")]
 Out = Annotated[
@@ -280,6 +278,10 @@ def compare(
     from nnit_dist.evaluate.compare import compare_evaluations
 
     console.print(compare_evaluations(first, second))
+
+
+app.command()(tune)
+app.command()(dashboard)
 
 
 @app.command()
