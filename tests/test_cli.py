@@ -97,6 +97,13 @@ def test_zoo_ls_show_and_export(tmp_path):
     assert policies[0].id in shown.stdout
 
 
+def test_keys_lists_what_a_configuration_takes():
+    printed = nnit("keys", "ray.").stdout.split("\n")
+    assert [line.split()[0] for line in printed if line.strip()] == [
+        "key", "ray.address", "ray.num_cpus", "ray.actors", "ray.sim_backend",
+    ]  # fmt: skip
+
+
 def test_doctor_tells_what_is_here():
     result = nnit("doctor")
     assert result.returncode == 0
