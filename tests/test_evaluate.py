@@ -93,7 +93,7 @@ def test_a_killed_driver_goes_on_from_what_is_stored(tmp_path):
     command = [Path(sys.executable).parent / "nnit", "evaluate", tmp_path / "policies"]
     command = [*map(str, command), "--episodes", "150", "--actors", "1", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while not list((tmp_path / "episodes").glob("*.parquet")):
+    while not stored(tmp_path):
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
