@@ -84,9 +84,13 @@ def read_json(path: Path) -> Any:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 over a file, or over the names and contents below a directory."""
+    """SHA-256 over a file, or over the names and contents below a directory.
+
+    Files whose names begin with a dot are none: a killed process began them.
+    """
     digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    inside = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    files = [path] if path.is_file() else sorted(inside)
     for file in files:
         digest.update(str(file.relative_to(path)).encode() + b"\0")
         digest.update(hashlib.sha256(file.read_bytes()).digest())

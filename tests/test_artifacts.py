@@ -86,7 +86,10 @@ def test_hash_covers_names_and_contents(tmp_path):
     (tmp_path / "d" / "a").rename(tmp_path / "d" / "b")
     second = content_hash(tmp_path / "d")
     (tmp_path / "d" / "b").write_text("y")
-    assert len({first, second, content_hash(tmp_path / "d")}) == 3
+    third = content_hash(tmp_path / "d")
+    assert len({first, second, third}) == 3
+    (tmp_path / "d" / ".a.123.tmp").write_text("what a killed process began")
+    assert content_hash(tmp_path / "d") == third
 
 
 def test_damaged_json_says_what_to_do(tmp_path):

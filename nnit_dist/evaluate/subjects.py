@@ -77,7 +77,7 @@ def read_subjects(
 
 def _read_path(path: Path) -> list[Subject]:
     zoo = Zoo(path)
-    if path.is_dir() and zoo.files() and not any(path.rglob(f"*{SUFFIX}")):
+    if path.is_dir() and zoo.files() and not any(path.rglob(f"[!.]*{SUFFIX}")):
         return sorted((member.policy for member in zoo.members()), key=lambda p: p.id)
     return list(load_policies(path))
 

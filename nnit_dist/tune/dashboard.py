@@ -79,7 +79,7 @@ def page_data(out: Path) -> dict[str, Any]:
         "trials": trials,
         "importance": importance(trials, search["distributions"]),
         "pool": read_json(pool) if pool.exists() else None,
-        "pictures": sorted(p.name for p in (out / "best").glob("*") if p.suffix in PICTURES),
+        "pictures": sorted(p.name for p in (out / "best").glob("[!.]*") if p.suffix in PICTURES),
     }
 
 
