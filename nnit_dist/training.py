@@ -97,8 +97,7 @@ def fit(
     from nnit_dist.process_group import NodeNetwork
 
     least, most = placement.min_workers, placement.workers
-    os.environ.setdefault(_START_TIMEOUT, "20" if least else "300")
-    os.environ.setdefault(_LOOK_EVERY, "0.5")
+    settings = {_START_TIMEOUT: "20" if least else "300", _LOOK_EVERY: "0.5"}
     trainer = TorchTrainer(
         train_fn,
         train_loop_config=config
@@ -120,7 +119,7 @@ def fit(
         ),
     )
     try:
-        with _follow(directory / METRICS, *view):
+        with defaults_of_environment(settings), _follow(directory / METRICS, *view):
             trainer.fit()
     except Exception as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
@@ -128,6 +127,18 @@ def fit(
             f"training in {directory} failed: {reason} The last checkpoint is kept; run the same "
             "command to go on."
         ) from error
+
+
+@contextlib.contextmanager
+def defaults_of_environment(settings: dict[str, str]) -> Iterator[None]:
+    """Environment variables until the block ends, but for those that the user has set."""
+    ours = settings.keys() - os.environ.keys()
+    os.environ.update({name: settings[name] for name in ours})
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager

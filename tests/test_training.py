@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,10 +13,17 @@ from pydantic import ValidationError
 from test_golden import distiller_of
 
 from nnit_dist.config import load_config
+from nnit_dist.errors import NnitError
 from nnit_dist.pipeline import Run
 from nnit_dist.process_group import interface_of
 from nnit_dist.randomness import generator_of
-from nnit_dist.training import Placement, average_gradients, prepared, read_metrics
+from nnit_dist.training import (
+    Placement,
+    average_gradients,
+    defaults_of_environment,
+    prepared,
+    read_metrics,
+)
 
 SMOKE = Path(__file__).parent.parent / "configs" / "smoke.yaml"
 
@@ -137,6 +145,19 @@ def test_a_population_is_complete_where_a_node_dies():
     assert found["snapshots"] == [
         [trial, steps] for trial in found["trials"] for steps in (2048, 4096)
     ]
+
+
+def test_what_one_training_sets_is_not_left_to_the_next(monkeypatch):
+    monkeypatch.setenv("NNIT_TEST_USERS", "theirs")
+    monkeypatch.delenv("NNIT_TEST_OURS", raising=False)
+    for value in ("300", "20"):  # seconds for which workers are awaited: not those of the first
+        settings = {"NNIT_TEST_USERS": value, "NNIT_TEST_OURS": value}
+        with pytest.raises(NnitError), defaults_of_environment(settings):
+            assert os.environ["NNIT_TEST_OURS"] == value
+            assert os.environ["NNIT_TEST_USERS"] == "theirs"
+            raise NnitError("the training failed")
+        assert "NNIT_TEST_OURS" not in os.environ
+    assert os.environ["NNIT_TEST_USERS"] == "theirs"
 
 
 def test_fewer_workers_than_none_are_refused():
