@@ -346,7 +346,9 @@ def test_a_search_of_recipes_trains_policies_by_them(recipes):
     assert {trial["values"]["population.recipe.lr"] for trial in trials} == {1e-4, 7e-4}
     whole = [trial for trial in trials if not trial["stopped"]]
     assert [rung["step"] for rung in whole[0]["rungs"]] == [256, 512, 1024]
-    assert list(whole[0]["rungs"][0]["networks"]) == [f"{TASK}_8_s0_000000256"]
+    (network,) = whole[0]["rungs"][0]["networks"]
+    assert network["policy"] == f"{TASK}_8_s0_000000256"
+    assert network["parameters"] == 35 * 8 + 8 + 8 * 8 + 8
     steps = {member.env_steps for member in Zoo(out / whole[0]["name"] / "zoo").members()}
     assert steps == {256, 512, 768, 1024}
     assert set(found["test"]) == {"best", "defaults", "difference"}
@@ -548,6 +550,10 @@ def fake_search(out: Path, trials: int) -> None:
                     "loss": 0.3 - 0.2 * good + rng.gauss(0, 0.01),
                     "success": good - 0.2 / 2**rung,
                     "parameters": 10_000 * values["nnit.transformer.width"],
+                    "networks": [
+                        {"policy": f"nnit_{w}", "parameters": 43 * w + 8, "success": good - 1 / w}
+                        for w in (16, 32, 64)
+                    ],
                     "seconds": {"start": 8.0, "train": 60.0, "write": 1.0, "measure": 10.0},
                 },
             )
@@ -648,6 +654,7 @@ def test_a_browser_shows_a_thousand_trials(served):
         shown = [float(text) for text in page.locator("#trials td:nth-child(5)").all_inner_texts()]
         assert shown == sorted(shown, reverse=True)
         assert page.locator("#importance .bars .point").count() == 3
+        assert page.locator("#networks .point").count() == 3 + 3  # all lie on the front
         # It is live: what is written while it is open appears.
         write_json(out / "new" / "trial.json", read_json(out / "0000" / "trial.json"))
         page.wait_for_selector("body[data-drawn='1001']")

@@ -19,7 +19,7 @@ from nnit_dist.artifacts import read_json
 from nnit_dist.errors import NnitError
 from nnit_dist.progress import console
 from nnit_dist.ray_session import cluster_token
-from nnit_dist.tune.results import POOL, SEARCH, importance, read_trials
+from nnit_dist.tune.results import POOL, SEARCH, importance, leading, read_trials
 
 PAGE = Path(__file__).with_name("page.html")
 PICTURES = {".png", ".mp4"}
@@ -69,14 +69,18 @@ def application(out: Path, key: str, cluster: str | None = None) -> web.Applicat
 
 
 def page_data(out: Path) -> dict[str, Any]:
-    """What the page shows: the trials, but not the figures of each network, which are many."""
+    """What the page shows: the trials, and of the one that leads the figures of each network."""
     search, trials, pool = read_json(out / SEARCH), read_trials(out), out / POOL
+    best = leading(trials)
+    networks = best["rungs"][-1]["networks"] if best else []
     for trial in trials:
         for rung in trial["rungs"]:
             rung.pop("networks", None)
     return {
         "search": search,
         "trials": trials,
+        "leading": best and best["name"],
+        "networks": networks,
         "importance": importance(trials, search["distributions"]),
         "pool": read_json(pool) if pool.exists() else None,
         "pictures": sorted(p.name for p in (out / "best").glob("[!.]*") if p.suffix in PICTURES),

@@ -69,6 +69,12 @@ def read_trials(out: Path) -> list[dict[str, Any]]:
     return trials
 
 
+def leading(trials: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The trial that came furthest, and of those the most successful; None before any rung."""
+    ranked = [(len(trial["rungs"]), trial["success"], trial) for trial in trials if trial["rungs"]]
+    return max(ranked, key=lambda row: row[:2])[2] if ranked else None
+
+
 def summarise(trials: list[dict[str, Any]]) -> dict[str, Any]:
     """What a search found: the best trial of all rungs, and how well loss foretells success.
 

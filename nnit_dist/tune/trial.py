@@ -130,7 +130,10 @@ def _climb(objective: Objective, rung: int, directory: Path, about: dict[str, An
             "step": trained["step"],
             "loss": trained["loss"] if math.isfinite(trained["loss"]) else None,
             "success": sum(success) / len(success),
-            "networks": dict(zip((p.id for p in policies), success, strict=True)),
+            "networks": [
+                {"policy": p.id, "parameters": p.topology.num_params, "success": found}
+                for p, found in zip(policies, success, strict=True)
+            ],
             "seconds": {
                 "start": round(trained_at - began - spent, 2),
                 "train": round(spent, 2),
