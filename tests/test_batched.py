@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from nnit_dist.envs.batch_env import GpuEnv, StackedEnv, record_start
 from nnit_dist.envs.sim import SimEnv
 from nnit_dist.errors import NnitError
+from nnit_dist.evaluate.backlog import Job
 from nnit_dist.evaluate.batched import run_parts
-from nnit_dist.evaluate.pool import Job, SimulatorPool
+from nnit_dist.evaluate.pool import SimulatorPool
 from nnit_dist.evaluate.rollout import Part, run_part
 from nnit_dist.evaluate.simulator import BatchSimulator, Simulators
 from nnit_dist.policy_batch import PolicyBatch

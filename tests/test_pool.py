@@ -18,7 +18,8 @@ import pytest
 from conftest import TASK, random_policy
 
 from nnit_dist.errors import NnitError
-from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool
+from nnit_dist.evaluate.backlog import Failure, Job
+from nnit_dist.evaluate.pool import SimulatorPool
 from nnit_dist.evaluate.simulator import Simulators
 from nnit_dist.policy import Policy
 

@@ -24,7 +24,7 @@ from nnit_dist.align.sampler import AlignedSampler, Teacher, build_ghn
 from nnit_dist.align.turns import round_of
 from nnit_dist.envs.sim import TRAIN_SEEDS
 from nnit_dist.envs.tasks import TaskInfo
-from nnit_dist.evaluate.pool import Job
+from nnit_dist.evaluate.backlog import Job
 from nnit_dist.normalization import InputNorm
 from nnit_dist.policy import Policy
 from nnit_dist.progress import StageProgress

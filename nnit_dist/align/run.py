@@ -23,7 +23,7 @@ from nnit_dist.align.sampler import AlignedSampler, save_samplers
 from nnit_dist.envs.sim import TRAIN_SEEDS, VALIDATION_SEED
 from nnit_dist.envs.tasks import TaskInfo
 from nnit_dist.errors import NnitError
-from nnit_dist.evaluate.pool import Job
+from nnit_dist.evaluate.backlog import Job
 from nnit_dist.evaluate.recording import record
 from nnit_dist.evaluate.run import evaluate
 from nnit_dist.evaluate.simulator import SimBackend, Simulators

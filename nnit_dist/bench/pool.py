@@ -19,7 +19,8 @@ import ray
 from nnit_dist.envs import headless
 from nnit_dist.envs.sim import TEST_SEED, SimEnv, task_info
 from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE, TaskInfo
-from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool
+from nnit_dist.evaluate.backlog import Failure, Job
+from nnit_dist.evaluate.pool import SimulatorPool
 from nnit_dist.evaluate.rollout import Part, Rollouts, run_part
 from nnit_dist.evaluate.run import measure
 from nnit_dist.evaluate.scores import Scores

@@ -24,7 +24,8 @@ from nnit_dist.bench.population import start_meter
 from nnit_dist.bench.train import SIZES, RandomNetworks
 from nnit_dist.envs.sim import task_info
 from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE, TaskInfo
-from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool, call_size
+from nnit_dist.evaluate.backlog import Failure, Job
+from nnit_dist.evaluate.pool import SimulatorPool, call_size
 from nnit_dist.evaluate.store import EpisodeStore
 from nnit_dist.nnit.trainer import Trainer
 from nnit_dist.population.ppo import Recipe

@@ -1,8 +1,7 @@
 """A pool of simulator actors that keeps every one busy and loses no result.
 
 `ray.util.ActorPool` drops a task when its actor dies. Here episodes whose actor dies or
-overruns its deadline are run again on a fresh actor: first together, then one by one, so
-that an episode that kills every simulator is found and only its network is given up.
+overruns its deadline are run again on a fresh actor, as `evaluate.backlog` says.
 
 Episodes travel in calls of a few seconds, so that the driver has little to do, and in ever
 shorter ones towards the end, so that all actors finish together (guided self-scheduling,
@@ -12,10 +11,9 @@ Polychronopoulos and Kuck 1987). A network's weights travel once, to the object 
 import contextlib
 import queue
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -23,6 +21,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from rich.markup import escape
 
 from nnit_dist.errors import NnitError
+from nnit_dist.evaluate.backlog import Backlog, Chunk, Failure, Job
 from nnit_dist.evaluate.rollout import Part, Rollouts
 from nnit_dist.progress import console
 from nnit_dist.ray_session import may_grow
@@ -37,47 +36,6 @@ MAX_STARTS = 3
 TICK_S = 1.0
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
-    """Episodes of one policy from the given start seeds.
-
-    With `batch`, at most so many of them run at a time, and `SimulatorPool.drop` between
-    two batches spares the rest.
-    """
-
-    policy: Any
-    seeds: tuple[int, ...]
-    noise: float = 0.0
-    record: bool = False
-    batch: int | None = None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A job that was given up, and why."""
-
-    job: Job
-    reason: str
-
-
-@dataclass(eq=False)
-class _Work:
-    """A job on its way: in the queue as long as something of it may start.
-
-    `retries` are groups of episodes that failed, and how often. While one of them runs, or a
-    batch, that call is the job's `holder`, and nothing else of the job starts.
-    """
-
-    job: Job
-    pending: deque[int]
-    retries: deque[tuple[tuple[int, ...], int]] = field(default_factory=deque)
-    weights: Any = None
-    running: int = 0
-    holder: Any = None
-    queued: bool = True
-    given_up: bool = False
-
-
 @dataclass(eq=False)
 class _Actor:
     handle: Any
@@ -88,20 +46,12 @@ class _Actor:
 
 @dataclass(eq=False)
 class _Call:
-    """Episodes of one or several jobs on their way through one actor.
-
-    `failures` is how often these episodes failed before.
-    """
+    """Episodes on their way through one actor."""
 
     actor: _Actor
-    parts: list[tuple[_Work, tuple[int, ...]]]
-    failures: int
+    chunk: Chunk
     started: float
     deadline: float
-
-    @property
-    def episodes(self) -> int:
-        return sum(len(seeds) for _, seeds in self.parts)
 
 
 class SimulatorPool:
@@ -140,9 +90,7 @@ class SimulatorPool:
         self._actors: set[_Actor] = set()
         self._idle: list[_Actor] = []
         self._calls: set[_Call] = set()
-        self._queue: deque[_Work] = deque()
-        self._works: dict[Job, _Work] = {}
-        self._waiting = 0
+        self._backlog = Backlog((), max_attempts)
         self._pace = self._work = 0.0
         self._paced = 0
         self._checked = time.monotonic()
@@ -195,11 +143,9 @@ class SimulatorPool:
 
         A job that is given up yields one `Failure`, beside those episodes of it that end well.
         """
-        self._works = {job: _Work(job, deque(job.seeds)) for job in jobs if job.seeds}
-        self._queue = deque(self._works.values())
-        self._waiting = sum(len(work.pending) for work in self._queue)
+        self._backlog = Backlog(jobs, self.max_attempts)
         try:
-            while self._queue or self._calls:
+            while self._backlog or self._calls:
                 self._dispatch()
                 yield from self._await_arrival()
         finally:
@@ -211,64 +157,35 @@ class SimulatorPool:
 
     def drop(self, job: Job) -> int:
         """Do not start those episodes of a job that do not yet run; returns how many."""
-        work = self._works.get(job)
-        return self._clear(work) if work else 0
+        return self._backlog.drop(job)
 
     def seconds_left(self, episodes: int) -> float:
         """How long so many episodes still take, those that run now among them."""
         now = time.monotonic()
-        spent = sum(min(now - c.started, self._pace * c.episodes) for c in self._calls)
+        spent = sum(min(now - c.started, self._pace * c.chunk.episodes) for c in self._calls)
         return max(0.0, self._pace * episodes - spent) / max(1, self.alive)
 
     # Sending work out
 
     def _dispatch(self) -> None:
-        while self._idle and self._queue:
-            actor = self._idle.pop()
-            call = self._next_call(actor)
+        while self._idle and self._backlog:
+            call = self._next_call(self._idle.pop())
             self._calls.add(call)
             self.calls += 1
             parts = [
                 Part(work.weights, seeds, work.job.noise, work.job.record)
-                for work, seeds in call.parts
+                for work, seeds in call.chunk.parts
             ]
-            self._watch(actor.handle.rollout.remote(parts), call)
+            self._watch(call.actor.handle.rollout.remote(parts), call)
 
     def _next_call(self, actor: _Actor) -> _Call:
-        retries = self._queue[0].retries
-        failures = retries[0][1] if retries else 0
-        parts = [self._take_retry()] if retries else self._take_fresh(self._call_size(actor))
-        call = _Call(actor, parts, failures, started=time.monotonic(), deadline=0.0)
-        call.deadline = call.started + self.deadline_s + 10 * self._pace * call.episodes
-        for work, seeds in parts:
-            work.running += 1
-            self._waiting -= len(seeds)
+        size = call_size(self._backlog.waiting, self.alive, self._work, actor.width)
+        chunk = self._backlog.take(size)
+        for work, _ in chunk.parts:
             if work.weights is None:
                 work.weights = ray.put(work.job.policy)
-            if retries or work.job.batch:
-                work.holder = call
-        return call
-
-    def _take_retry(self) -> tuple[_Work, tuple[int, ...]]:
-        work = self._queue.popleft()
-        work.queued = False
-        return work, work.retries.popleft()[0]
-
-    def _take_fresh(self, size: int) -> list[tuple[_Work, tuple[int, ...]]]:
-        """Up to `size` episodes from the front of the queue."""
-        parts = []
-        while size > 0 and self._queue and not self._queue[0].retries:
-            work = self._queue[0]
-            count = min(size, len(work.pending), work.job.batch or size)
-            parts.append((work, tuple(work.pending.popleft() for _ in range(count))))
-            size -= count
-            if work.job.batch or not work.pending:
-                self._queue.popleft()
-                work.queued = False
-        return parts
-
-    def _call_size(self, actor: _Actor) -> int:
-        return call_size(self._waiting, self.alive, self._work, actor.width)
+        now = time.monotonic()
+        return _Call(actor, chunk, now, now + self.deadline_s + 10 * self._pace * chunk.episodes)
 
     # Taking results in
 
@@ -299,9 +216,9 @@ class SimulatorPool:
         self._calls.remove(call)
         self._idle.append(call.actor)
         self._learn_pace(call, sum(rollouts.seconds for rollouts in results))
-        for (work, _), rollouts in zip(call.parts, results, strict=True):
+        for (work, _), rollouts in zip(call.chunk.parts, results, strict=True):
             yield work.job, rollouts
-            self._release(work, call)
+            self._backlog.release(work, call.chunk)
 
     def _learn_pace(self, call: _Call, at_work: float) -> None:
         """Average, over the last few calls, what an episode takes: the simulator alone, and
@@ -310,19 +227,19 @@ class SimulatorPool:
 
         An actor's first call is slower, and counts only until there is a second one.
         """
-        pace = (time.monotonic() - call.started) / call.episodes
-        work = at_work / call.episodes
+        pace = (time.monotonic() - call.started) / call.chunk.episodes
+        work = at_work / call.chunk.episodes
         if call.actor.fresh:
             call.actor.fresh = False
             self._pace, self._work = self._pace or pace, self._work or work
             return
-        self._paced = min(self._paced + call.episodes, 10 * call.episodes)
-        share = call.episodes / self._paced
+        self._paced = min(self._paced + call.chunk.episodes, 10 * call.chunk.episodes)
+        share = call.chunk.episodes / self._paced
         self._pace += (pace - self._pace) * share
         self._work += (work - self._work) * share
 
     def _fail(self, call: _Call, error: BaseException) -> Iterator[Failure]:
-        """Put a call's episodes back, or give their job up."""
+        """Put a call's episodes back; the actor goes on, or another comes in its place."""
         self._calls.remove(call)
         if isinstance(cause := getattr(error, "cause", None), NnitError):
             raise NnitError(str(cause))  # the simulator refuses, whatever the policy
@@ -330,43 +247,7 @@ class SimulatorPool:
             self._idle.append(call.actor)  # the policy raised; the simulator is well
         else:
             self._replace(call.actor)
-        failures = call.failures + 1
-        for work, seeds in call.parts:
-            if failures >= self.max_attempts and call.episodes == 1:
-                self._clear(work)
-                if not work.given_up:
-                    work.given_up = True
-                    times = f"{failures} times at start seed {seeds[0]}"
-                    yield Failure(work.job, f"{_reason(error)} ({times})")
-            elif not work.given_up:
-                alone = failures >= self.max_attempts - 1
-                groups = [(seed,) for seed in seeds] if alone else [seeds]
-                work.retries.extendleft((group, failures) for group in reversed(groups))
-                self._waiting += len(seeds)
-            self._release(work, call)
-
-    def _release(self, work: _Work, call: _Call) -> None:
-        """A call of a job has ended: queue what is left of the job, or forget it."""
-        work.running -= 1
-        if work.holder is call:
-            work.holder = None
-        left = bool(work.pending or work.retries)
-        if left and not work.queued and work.holder is None:
-            work.queued = True
-            # What failed goes first: at the end it would keep everyone waiting.
-            (self._queue.appendleft if work.retries else self._queue.append)(work)
-        elif not left and not work.running:
-            self._works.pop(work.job, None)
-
-    def _clear(self, work: _Work) -> int:
-        spared = len(work.pending) + sum(len(seeds) for seeds, _ in work.retries)
-        work.pending.clear()
-        work.retries.clear()
-        if work.queued:
-            self._queue.remove(work)
-            work.queued = False
-        self._waiting -= spared
-        return spared
+        yield from self._backlog.fail(call.chunk, _reason(error))
 
     # Looking after actors
 
@@ -381,7 +262,7 @@ class SimulatorPool:
             return
         wanted = self.simulators.room()
         if self._asks:
-            wanted = max(wanted, int(self._waiting * self._work / NODE_S))
+            wanted = max(wanted, int(self._backlog.waiting * self._work / NODE_S))
         while self.size < wanted:
             self.size += 1
             self._start()

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from nnit_dist.errors import NnitError
-from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool
+from nnit_dist.evaluate.backlog import Failure, Job
+from nnit_dist.evaluate.pool import SimulatorPool
 from nnit_dist.evaluate.rollout import Rollouts
 from nnit_dist.evaluate.simulator import Simulators
 

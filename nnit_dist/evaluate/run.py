@@ -12,7 +12,8 @@ import numpy as np
 from nnit_dist.envs.sim import TEST_SEED, task_info
 from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE
 from nnit_dist.errors import NnitError
-from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool
+from nnit_dist.evaluate.backlog import Failure, Job
+from nnit_dist.evaluate.pool import SimulatorPool
 from nnit_dist.evaluate.rollout import Rollouts
 from nnit_dist.evaluate.scores import Scores
 from nnit_dist.evaluate.simulator import SimBackend, Simulators

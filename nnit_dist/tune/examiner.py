@@ -15,7 +15,8 @@ from ray.util import metrics
 
 from nnit_dist.envs.sim import VALIDATION_SEED
 from nnit_dist.errors import NnitError
-from nnit_dist.evaluate.pool import Failure, Job, SimulatorPool
+from nnit_dist.evaluate.backlog import Failure, Job
+from nnit_dist.evaluate.pool import SimulatorPool
 from nnit_dist.evaluate.recording import visited
 from nnit_dist.evaluate.rollout import Rollouts
 from nnit_dist.evaluate.simulator import Simulators

@@ -19,7 +19,7 @@ from nnit_dist.artifacts import content_hash, read_json, write_json
 from nnit_dist.config import RunConfig, with_values
 from nnit_dist.envs.tasks import TaskInfo
 from nnit_dist.errors import NnitError
-from nnit_dist.evaluate.pool import Job
+from nnit_dist.evaluate.backlog import Job
 from nnit_dist.evaluate.recording import record
 from nnit_dist.evaluate.simulator import Simulators
 from nnit_dist.pipeline import Run
