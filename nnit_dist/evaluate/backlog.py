@@ -14,8 +14,8 @@ from typing import Any
 class Job:
     """Episodes of one policy from the given start seeds.
 
-    With `batch`, at most so many of them run at a time, and `Backlog.drop` between two batches
-    spares the rest.
+    With `batch`, at most so many of them run at a time, and `SimulatorPool.drop` between two
+    batches spares the rest.
     """
 
     policy: Any
