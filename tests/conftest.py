@@ -7,28 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.networks import TASK, random_policy, small_sampler
 
-from nnit_dist.policy import Policy
-from nnit_dist.topology import Topology
-
-TASK = "PushCube-v1"
 # Ray's workers unpickle policies that are defined in test modules.
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 
 
-def random_policy(hidden=(16, 8), seed=0, policy_id="p", obs_dim=35, act_dim=8) -> Policy:
-    rng = np.random.default_rng(seed)
-    topology = Topology(obs_dim, tuple(hidden), act_dim)
-    layers = [
-        (rng.normal(0, fan_in**-0.5, (out, fan_in)), rng.normal(0, 0.1, out))
-        for out, fan_in in topology.shapes
-    ]
-    return Policy(topology, layers, TASK, "rllib", id=policy_id)
-
-
 @pytest.fixture(scope="session")
 def ray_local():
-    from nnit_dist.ray_session import ray_session
+    from nnit_dist.runtime.ray_session import ray_session
 
     with ray_session(num_cpus=2):
         yield
@@ -39,45 +26,15 @@ def sampler():
     return small_sampler()
 
 
-def small_sampler():
-    """An untrained hypernetwork with three teachers: the real class, small."""
-    import torch
-
-    from nnit_dist.align.ghn import GHN, GHNConfig
-    from nnit_dist.align.latents import TeacherLatents
-    from nnit_dist.align.sampler import AlignedSampler, Teacher
-    from nnit_dist.envs.tasks import TaskInfo
-    from nnit_dist.normalization import InputNorm
-
-    torch.manual_seed(0)
-    config = GHNConfig(latent_dim=4, embed_dim=16, channels=[8, 8])
-    rng = np.random.default_rng(0)
-    norm = InputNorm(
-        rng.normal(size=35).astype(np.float32), rng.uniform(0.1, 1, 35).astype(np.float32)
-    )
-    return AlignedSampler(
-        GHN(config, 35, 8, 32).eval(),
-        TeacherLatents(3, 4),
-        norm,
-        TaskInfo(TASK, "pd_joint_delta_pos", 35, 8, 50),
-        32,
-        [(8,), (16, 8), (32, 16)],
-        0,
-        1,
-        [Teacher("a", True), Teacher("b", True), Teacher("c", False)],
-        torch.tensor([0.9, 0.9, 0.4]),
-    )
-
-
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory, sampler):
     """A run directory as the pipeline leaves it: small, its model hardly trained."""
     import torch
 
-    from nnit_dist.align.lessons import Lessons
+    from nnit_dist.hypernet.data import DistillationData
+    from nnit_dist.nnit.config import NNiTConfig
+    from nnit_dist.nnit.dataset import AlignedDataset
     from nnit_dist.nnit.model import NNiTModel
-    from nnit_dist.nnit.source import AlignedSource
-    from nnit_dist.nnit.train import NNiTConfig
     from nnit_dist.nnit.trainer import Trainer
 
     out = tmp_path_factory.mktemp("run")
@@ -85,14 +42,24 @@ def small_run(tmp_path_factory, sampler):
     (out / "train").mkdir()
     seen = [(16,), (32,), (16, 16), (32, 32)]
     sampler = replace(
-        sampler, seen=seen, variation=2, blended=2, success=torch.tensor([0.8, 0.8, 0.3])
+        sampler,
+        seen=seen,
+        variation=2,
+        max_teachers_per_mix=2,
+        success=torch.tensor([0.8, 0.8, 0.3]),
     )
     sampler.save(out / "align" / "ghn.safetensors")
     rng = np.random.default_rng(0)
     obs = [rng.normal(size=(80, 35)).astype(np.float32) for _ in range(3)]
     teachers = [random_policy((16, 16), seed) for seed in range(3)]
-    Lessons.of(sampler.norm, obs, teachers).save(out / "align" / f"states-{TASK}-0.safetensors")
-    nnit = {"transformer": {"width": 32, "depth": 1, "heads": 2}, "steps": 2, "topologies": 2}
+    DistillationData.of(sampler.norm, obs, teachers).save(
+        out / "align" / f"states-{TASK}-0.safetensors"
+    )
+    nnit = {
+        "transformer": {"width": 32, "depth": 1, "heads": 2},
+        "steps": 2,
+        "topologies_per_step": 2,
+    }
     align = {
         "seed": 1,
         "topologies": {
@@ -103,14 +70,14 @@ def small_run(tmp_path_factory, sampler):
         },
         "align": {
             "ghn": {"embed_dim": 16, "channels": [8, 8], "latent_dim": 4},
-            "distill": {"steps": 2, "meta_batch": 2, "states": 16},
+            "distill": {"steps": 2, "topologies_per_step": 2, "states": 16},
         },
     }
     for stage, config in (("align", align), ("train", {"nnit": nnit, "seed": 0})):
         text = json.dumps({"key": {"config": config}})
         (out / stage / "manifest.json").write_text(text)
     config = NNiTConfig(**nnit)
-    source = AlignedSource([sampler], config, 0)
+    source = AlignedDataset([sampler], config, 0)
     trainer = Trainer(config, source, torch.device("cpu"), 0)
     NNiTModel.of(trainer, source).save(out / "train" / "nnit.safetensors")
     return out

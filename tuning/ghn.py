@@ -14,8 +14,8 @@ SPACE = {
     "align.distill.dagger_rounds": tune.choice([0, 1, 2, 3]),
     "align.distill.lr": tune.loguniform(5e-4, 5e-3),
     "align.distill.weight_noise": tune.uniform(0.0, 0.08),
-    "align.distill.width_jitter": tune.uniform(0.0, 4.0),
-    "align.distill.depth_jitter": tune.uniform(0.0, 1.0),
+    "align.distill.condition_width_noise": tune.uniform(0.0, 4.0),
+    "align.distill.condition_depth_noise": tune.uniform(0.0, 1.0),
     "align.distill.best_share": tune.uniform(0.3, 1.0),
     "align.distill.kl_weight": tune.loguniform(1e-5, 1e-3),
 }

@@ -2,8 +2,8 @@
 
 from typing import Protocol
 
-from nnit_dist.policy import Policy
-from nnit_dist.topology import Hidden
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.topology import Hidden
 
 
 class Generator(Protocol):

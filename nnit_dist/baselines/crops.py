@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnit_dist.align.sampler import AlignedSampler
-from nnit_dist.errors import NnitError
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.rng import one_thread
+from nnit_dist.core.topology import Hidden, Topology, hidden_name
+from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.tokens import Layers, detokenize, token_layout, tokenize
-from nnit_dist.policy import Policy
-from nnit_dist.randomness import one_thread
-from nnit_dist.topology import Hidden, Topology, hidden_name
 
 FIT_NETWORKS = 32  # of each seen topology that a Gaussian is fitted to
 
@@ -60,7 +60,7 @@ class AlignedCrops:
     seen topologies, each after a mix of its own.
     """
 
-    sampler: AlignedSampler
+    sampler: HypernetModel
     neighbours: int
     name: str
 
@@ -74,7 +74,7 @@ class AlignedCrops:
             crops = []
             for offset in range(self.neighbours):
                 source = self.sampler.topology(near[offset % len(near)])
-                mix = self.sampler.mixes(1, 1.0, rng)
+                mix = self.sampler.draw_teacher_weights(1, 1.0, rng)
                 crops.append(fit_to(self.sampler.networks([source], mix, [rng])[0], target))
             drawn.append(_mean(crops))
         return policies_of(self.sampler, self.name, target, drawn, seed)
@@ -84,7 +84,7 @@ class AlignedCrops:
 class TrainedCrops:
     """Policies as reinforcement learning left them, cut or padded; teachers in turn."""
 
-    sampler: AlignedSampler
+    sampler: HypernetModel
     population: list[Policy]
     name: str = "trained_crop"
 
@@ -110,7 +110,7 @@ class PatchGaussian:
     depth that have the patch.
     """
 
-    sampler: AlignedSampler
+    sampler: HypernetModel
     patch: int
     name: str = "patch_gaussian"
 
@@ -141,8 +141,10 @@ class PatchGaussian:
         for hidden in self.sampler.seen:
             topology = self.sampler.topology(hidden)
             layout = token_layout(topology, self.patch)
-            mixes = self.sampler.mixes(FIT_NETWORKS, 1.0, rng)
-            networks = self.sampler.networks([topology] * len(mixes), mixes, [rng] * len(mixes))
+            teacher_weights = self.sampler.draw_teacher_weights(FIT_NETWORKS, 1.0, rng)
+            networks = self.sampler.networks(
+                [topology] * len(teacher_weights), teacher_weights, [rng] * len(teacher_weights)
+            )
             values = torch.cat([tokenize(layers, layout) for layers in networks])
             places = found.setdefault(len(hidden), {})
             for index, key in enumerate(_keys(topology, self.patch)):
@@ -181,7 +183,7 @@ def _mean(crops: list[Layers]) -> Layers:
 
 
 def policies_of(
-    sampler: AlignedSampler, name: str, topology: Topology, drawn: list[Layers], seed: int
+    sampler: HypernetModel, name: str, topology: Topology, drawn: list[Layers], seed: int
 ) -> list[Policy]:
     """Policies for raw observations of networks [1, ...] for normalised ones."""
     return [
@@ -198,7 +200,7 @@ def policies_of(
 
 
 def _policy(
-    sampler: AlignedSampler, name: str, topology: Topology, layers: list, seed: int, number: int
+    sampler: HypernetModel, name: str, topology: Topology, layers: list, seed: int, number: int
 ) -> Policy:
     task = sampler.task
     policy_id = f"{name}_{topology.name}_{seed}_{number}"

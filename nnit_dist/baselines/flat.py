@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnit_dist.align.ghn import Layers
-from nnit_dist.align.sampler import AlignedSampler
-from nnit_dist.align.told import Told
 from nnit_dist.baselines.crops import generator_for, policies_of
-from nnit_dist.errors import NnitError
-from nnit_dist.nnit.diffusion import MIN_REST, integrate
-from nnit_dist.nnit.source import tell
+from nnit_dist.core.conditioning import ConditioningShape
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.rng import generator_of, one_thread
+from nnit_dist.core.topology import Hidden, Topology
+from nnit_dist.hypernet.ghn import Layers
+from nnit_dist.hypernet.model import HypernetModel
+from nnit_dist.nnit.config import NNiTConfig
+from nnit_dist.nnit.dataset import draw_condition
+from nnit_dist.nnit.flow import MIN_REST, integrate
 from nnit_dist.nnit.tokens import ArchitectureVocabulary
-from nnit_dist.nnit.train import NNiTConfig
-from nnit_dist.policy import Policy
-from nnit_dist.randomness import generator_of, one_thread
-from nnit_dist.topology import Hidden, Topology
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ class FlatLayout:
         ones = [(torch.ones(1, out, i), torch.ones(1, out)) for out, i in topology.shapes]
         return (self.flatten(topology, ones)[0] > 0).float()
 
-    def condition(self, told: Told) -> Tensor:
+    def condition(self, condition: ConditioningShape) -> Tensor:
         """float32 [2 * depth]: which layers there are, and their widths."""
-        widths = [w / self.width for w in told.dims[1:-1]]
+        widths = [w / self.width for w in condition.dims[1:-1]]
         rest = [0.0] * (self.depth - len(widths))
         return torch.tensor([*widths, *rest, *([1.0] * len(widths)), *rest])
 
@@ -148,7 +148,7 @@ class FlatDiffusion:
     name = "flat_diffusion"
 
     def __init__(
-        self, sampler: AlignedSampler, config: NNiTConfig, parameters: int, seed: int = 0
+        self, sampler: HypernetModel, config: NNiTConfig, parameters: int, seed: int = 0
     ) -> None:
         self.sampler, self.config, self.seed = sampler, config, seed
         depth = max(len(hidden) for hidden in sampler.seen)
@@ -179,7 +179,9 @@ class FlatDiffusion:
         for group in self.optimizer.param_groups:
             cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
             group["lr"] = config.lr * min(1.0, (step + 1) / 50) * max(0.02, cosine)
-        loss = self.loss(generator_of(self.seed, step), config.topologies * config.networks)
+        loss = self.loss(
+            generator_of(self.seed, step), config.topologies_per_step * config.networks_per_topology
+        )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -204,18 +206,20 @@ class FlatDiffusion:
         """Vectors [B, F], masks and conditions of fresh aligned networks, as NNiT gets them."""
         seen = self.sampler.seen
         picked = torch.randint(len(seen), (batch,), generator=rng).tolist()
-        topologies = [self.sampler.vary(seen[i], rng) for i in picked]
-        mixes = self.sampler.mixes(batch, 1.0, rng)
-        told = [tell(topology, self.config, self.vocabulary, rng) for topology in topologies]
+        topologies = [self.sampler.vary_widths(seen[i], rng) for i in picked]
+        teacher_weights = self.sampler.draw_teacher_weights(batch, 1.0, rng)
+        condition = [
+            draw_condition(topology, self.config, self.vocabulary, rng) for topology in topologies
+        ]
         seeds = torch.randint(2**31, (batch,), generator=rng).tolist()
         generators = [generator_of(seed) for seed in seeds]
-        networks = self.sampler.networks(topologies, mixes, generators, told)
+        networks = self.sampler.networks(topologies, teacher_weights, generators, condition)
         pairs = list(zip(topologies, networks, strict=True))
         vectors = torch.cat([self.layout.flatten(t, layers) for t, layers in pairs])
         return (
             vectors / self.scale,
             torch.stack([self.layout.mask(topology) for topology in topologies]),
-            torch.stack([self.layout.condition(what) for what in told]),
+            torch.stack([self.layout.condition(what) for what in condition]),
         )
 
     def _spread(self) -> Tensor:
@@ -234,7 +238,10 @@ class FlatDiffusion:
     ) -> list[Policy]:
         """Networks of one topology; NnitError for one that is deeper or wider than the largest."""
         topology = self.sampler.topology(hidden)
-        mask, condition = self.layout.mask(topology), self.layout.condition(Told.of(topology))[None]
+        mask, condition = (
+            self.layout.mask(topology),
+            self.layout.condition(ConditioningShape.of(topology))[None],
+        )
         drawn = []
         for number in range(samples):
             noise = torch.randn(

@@ -13,21 +13,23 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from nnit_dist.align.ghn import Layers
-from nnit_dist.align.lessons import Lessons
-from nnit_dist.align.metrics import neighbour_correlation, neuron_similarity
-from nnit_dist.align.sampler import AlignedSampler
 from nnit_dist.baselines.crops import policies_of
-from nnit_dist.baselines.rivals import COPIES, NNiTOn, Rivals
+from nnit_dist.baselines.trained import COPIES, NNiTOn, TrainedBaselines
 from nnit_dist.bench.generalization import split_of
 from nnit_dist.bench.results import measured_here, write_results
-from nnit_dist.evaluate.run import evaluate, summarize
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.rng import generator_of
+from nnit_dist.core.splits import UnseenKind, spread
+from nnit_dist.core.topology import Hidden, Topology
+from nnit_dist.hypernet.data import DistillationData
+from nnit_dist.hypernet.ghn import Layers
+from nnit_dist.hypernet.metrics import neighbour_correlation, neuron_similarity
+from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.nnit.tokens import detokenize, token_layout, tokenize
-from nnit_dist.policy import Policy
-from nnit_dist.progress import StageProgress
-from nnit_dist.randomness import generator_of
-from nnit_dist.topology import Hidden, Topology, UnseenKind, spread
+from nnit_dist.rollout.evaluation import evaluate
+from nnit_dist.rollout.summaries import summarize
+from nnit_dist.runtime.progress import StageProgress
 
 ABOUT = {
     "independent": "trained each on its own",
@@ -61,22 +63,22 @@ def bench_alignment(
     held = split_of(run).unseen
     unseen = {kind: spread(held[kind], count) for kind in NNIT_ON if held.get(kind)}
     with StageProgress("steps") as view:
-        rivals = Rivals(run, task, kept, view.watch)
-        weights = _weights(rivals)
-        writers = {kind: _writer(rivals, kind) for kind in ABOUT}
-    obs = Lessons.load(rivals.states).obs[0][:STATES]
-    seen = spread(rivals.sampler.seen, count)
+        trained_baselines = TrainedBaselines(run, task, kept, view.watch)
+        weights = _weights(trained_baselines)
+        writers = {kind: _writer(trained_baselines, kind) for kind in ABOUT}
+    obs = DistillationData.load(trained_baselines.states).obs[0][:STATES]
+    seen = spread(trained_baselines.sampler.seen, count)
     figures: dict[str, Any] = {
         kind: {
             "neighbours": neighbour_correlation(
                 [network(hidden, number, number) for number, hidden in enumerate(seen)]
             ),
-            "similarity": _similarity(network, rivals.sampler.seen, obs),
+            "similarity": _similarity(network, trained_baselines.sampler.seen, obs),
         }
         for kind, network in weights.items()
     }
     policies = [
-        *_mixed(rivals, weights, seen, samples),
+        *_mixed(trained_baselines, weights, seen, samples),
         *(
             policy
             for writer in writers.values()
@@ -100,25 +102,27 @@ def bench_alignment(
         "weights": figures,
         "failures": evaluation.failures,
     }
-    deep = max(rivals.sampler.seen, key=lambda hidden: (len(hidden) == 2, sum(hidden)))
+    deep = max(trained_baselines.sampler.seen, key=lambda hidden: (len(hidden) == 2, sum(hidden)))
     write_results(out, "alignment", result, as_markdown(result), pictures(weights, deep))
     return result
 
 
-def _weights(rivals: Rivals) -> dict[str, Networks]:
+def _weights(trained_baselines: TrainedBaselines) -> dict[str, Networks]:
     """Networks of seen topologies of every kind."""
     found: dict[str, Networks] = {}
     for kind in ("independent", "matched"):
-        found[kind] = _listed(rivals, [layers for _, layers in rivals.networks(kind)])
-    found["mlp"] = _sampled(rivals.aligned("mlp"))
-    found["pointwise"] = _sampled(rivals.aligned("pointwise"))
-    found["spatial"] = _sampled(rivals.sampler)
+        found[kind] = _listed(
+            trained_baselines, [layers for _, layers in trained_baselines.networks(kind)]
+        )
+    found["mlp"] = _sampled(trained_baselines.aligned("mlp"))
+    found["pointwise"] = _sampled(trained_baselines.aligned("pointwise"))
+    found["spatial"] = _sampled(trained_baselines.sampler)
     return found
 
 
-def _listed(rivals: Rivals, networks: list[Layers]) -> Networks:
+def _listed(trained_baselines: TrainedBaselines, networks: list[Layers]) -> Networks:
     """Those of exact widths after one teacher: see `Rivals.networks`."""
-    seen, teachers = rivals.sampler.seen, len(rivals.sampler.best)
+    seen, teachers = trained_baselines.sampler.seen, len(trained_baselines.sampler.best)
 
     def network(hidden: Hidden, teacher: int, copy: int) -> Layers:
         group = seen.index(hidden) * COPIES + 2 * copy % COPIES
@@ -127,7 +131,7 @@ def _listed(rivals: Rivals, networks: list[Layers]) -> Networks:
     return network
 
 
-def _sampled(sampler: AlignedSampler) -> Networks:
+def _sampled(sampler: HypernetModel) -> Networks:
     def network(hidden: Hidden, teacher: int, copy: int) -> Layers:
         mix = sampler.pure(sampler.best[teacher % len(sampler.best)])
         rng = generator_of(teacher, copy)
@@ -136,11 +140,11 @@ def _sampled(sampler: AlignedSampler) -> Networks:
     return network
 
 
-def _writer(rivals: Rivals, kind: str) -> NNiTOn:
+def _writer(trained_baselines: TrainedBaselines, kind: str) -> NNiTOn:
     if kind == "spatial":
-        model = NNiTModel.load(rivals.run / "train" / "nnit.safetensors")
-        return NNiTOn(model.of_task(rivals.task), "nnit_spatial")
-    return rivals.nnit(kind)  # type: ignore[arg-type]
+        model = NNiTModel.load(trained_baselines.run / "train" / "nnit.safetensors")
+        return NNiTOn(model.for_task(trained_baselines.task), "nnit_spatial")
+    return trained_baselines.nnit(kind)  # type: ignore[arg-type]
 
 
 def _similarity(network: Networks, seen: list[Hidden], obs: torch.Tensor) -> dict[str, float]:
@@ -165,21 +169,24 @@ def _similarity(network: Networks, seen: list[Hidden], obs: torch.Tensor) -> dic
 
 
 def _mixed(
-    rivals: Rivals, weights: dict[str, Networks], seen: list[Hidden], samples: int
+    trained_baselines: TrainedBaselines,
+    weights: dict[str, Networks],
+    seen: list[Hidden],
+    samples: int,
 ) -> list[Policy]:
     """Networks whole, and of the patches of two copies after one teacher; a teacher a sample."""
     policies = []
     for kind, network in weights.items():
         for hidden in seen:
-            topology = rivals.sampler.topology(hidden)
+            topology = trained_baselines.sampler.topology(hidden)
             whole, mixed = [], []
             for sample in range(samples):
                 one, other = (network(hidden, sample, copy) for copy in range(2))
                 rng = generator_of(sample)
                 whole.append(one)
-                mixed.append(mix_patches(topology, one, other, rivals.config.patch, rng))
-            policies += policies_of(rivals.sampler, f"{kind}_whole", topology, whole, 0)
-            policies += policies_of(rivals.sampler, f"{kind}_mixed", topology, mixed, 0)
+                mixed.append(mix_patches(topology, one, other, trained_baselines.config.patch, rng))
+            policies += policies_of(trained_baselines.sampler, f"{kind}_whole", topology, whole, 0)
+            policies += policies_of(trained_baselines.sampler, f"{kind}_mixed", topology, mixed, 0)
     return policies
 
 

@@ -12,21 +12,23 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nnit_dist.align.sampler import AlignedSampler
-from nnit_dist.artifacts import read_json
+from nnit_dist.artifacts.legacy import upgrade_config
 from nnit_dist.baselines import Generator
 from nnit_dist.baselines.crops import AlignedCrops, PatchGaussian, TrainedCrops
-from nnit_dist.baselines.rivals import NNiTOn, Rivals
+from nnit_dist.baselines.trained import NNiTOn, TrainedBaselines
 from nnit_dist.bench.results import measured_here, write_results
-from nnit_dist.errors import NnitError
-from nnit_dist.evaluate.compare import paired_rows
-from nnit_dist.evaluate.run import evaluate, summarize
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.files import read_json
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.splits import TopologySplit, UnseenKind, split_topologies, spread
+from nnit_dist.core.topology import Hidden
+from nnit_dist.core.zoo import Zoo
+from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.model import NNiTModel
-from nnit_dist.policy import Policy
-from nnit_dist.population.run import teachers
-from nnit_dist.progress import StageProgress
-from nnit_dist.topology import Hidden, TopologySplit, UnseenKind, split_topologies, spread
-from nnit_dist.zoo import Zoo
+from nnit_dist.population.train import teachers
+from nnit_dist.rollout.evaluation import evaluate
+from nnit_dist.rollout.summaries import paired_rows, summarize
+from nnit_dist.runtime.progress import StageProgress
 
 ABOUT = {
     "nnit": "NNiT",
@@ -52,7 +54,7 @@ def bench_generalization(
     episodes: int,
     out: Path,
     actors: int | None,
-    rivals: Path | None,
+    trained_baselines: Path | None,
 ) -> dict[str, Any]:
     """Measure every method on `count` unseen topologies of each of `kinds`; returns the figures.
 
@@ -67,7 +69,7 @@ def bench_generalization(
     places = {hidden: kind for kind, found in topologies.items() for hidden in found}
     policies: list[Policy] = []
     cannot: dict[str, dict[str, list[str]]] = {}
-    for generator in _generators(run, task, rivals):
+    for generator in _generators(run, task, trained_baselines):
         for hidden, kind in places.items():
             try:
                 policies += generator.generate(hidden, samples, 0)
@@ -94,7 +96,7 @@ def bench_generalization(
 
 def split_of(run: Path) -> TopologySplit:
     """The split of a run into seen and unseen topologies."""
-    config = read_json(run / "align" / "manifest.json")["key"]["config"]
+    config = upgrade_config(read_json(run / "align" / "manifest.json")["key"]["config"])
     about = config["topologies"]
     return split_topologies(
         about["widths"],
@@ -111,26 +113,26 @@ class _Direct:
 
     name = "ghn"
 
-    def __init__(self, sampler: AlignedSampler) -> None:
+    def __init__(self, sampler: HypernetModel) -> None:
         self.sampler = sampler
 
     def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
         return self.sampler.policies(hidden, samples, seed)
 
 
-def _generators(run: Path, task: str, rivals: Path | None) -> Iterator[Generator]:
-    model = NNiTModel.load(run / "train" / "nnit.safetensors").of_task(task)
-    sampler = AlignedSampler.load(run / "align" / "ghn.safetensors", task)
+def _generators(run: Path, task: str, trained_baselines: Path | None) -> Iterator[Generator]:
+    model = NNiTModel.load(run / "train" / "nnit.safetensors").for_task(task)
+    sampler = HypernetModel.load(run / "align" / "ghn.safetensors", task)
     yield NNiTOn(model, "nnit")
     yield _Direct(sampler)
     yield AlignedCrops(sampler, 1, "aligned_crop")
     yield AlignedCrops(sampler, AVERAGED, "crop_average")
     yield PatchGaussian(sampler, model.vocabulary.patch)
     yield TrainedCrops(sampler, [member.policy for member in teachers(run / "population", task)])
-    if rivals is None:
+    if trained_baselines is None:
         return
     with StageProgress("steps") as view:
-        made = Rivals(run, task, rivals, view.watch)
+        made = TrainedBaselines(run, task, trained_baselines, view.watch)
         yield made.flat()
         for weights in ("independent", "matched", "mlp"):
             yield made.nnit(weights)
@@ -195,8 +197,8 @@ def plot(figures: dict[str, Any]) -> Figure:
                 axes.text(2, place, "cannot", va="center", fontsize=7, color="#8c959f")
                 continue
             mean, low, high = (100 * row[key] for key in ("success_once", "low", "high"))
-            colour = "#0969da" if method == "nnit" else "#8c959f"
-            axes.barh(place, mean, xerr=[[mean - low], [high - mean]], color=colour)
+            denormalize = "#0969da" if method == "nnit" else "#8c959f"
+            axes.barh(place, mean, xerr=[[mean - low], [high - mean]], color=denormalize)
         axes.set_yticks(range(len(methods)), [ABOUT[method] for method in methods], fontsize=8)
         axes.set_xlim(0, 100)
         axes.set_title(f"unseen: {kind}", fontsize=10)

@@ -18,20 +18,21 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from nnit_dist.align.ghn import Layers, apply_layers
-from nnit_dist.align.sampler import AlignedSampler, load_samplers
 from nnit_dist.baselines.crops import policies_of
 from nnit_dist.bench.results import measured_here, write_results
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.rng import generator_of
+from nnit_dist.core.splits import spread
+from nnit_dist.core.topology import Hidden, Topology, hidden_name
 from nnit_dist.envs.sim import TRAIN_SEEDS, SimEnv
-from nnit_dist.errors import NnitError
-from nnit_dist.evaluate.rollout import Part, run_part
-from nnit_dist.evaluate.run import Evaluation, evaluate
+from nnit_dist.hypernet.ghn import Layers, apply_layers
+from nnit_dist.hypernet.model import HypernetModel, load_samplers
+from nnit_dist.nnit.dataset import AlignedDataset, Drawn, batch_of
 from nnit_dist.nnit.model import NNiTModel
-from nnit_dist.nnit.source import AlignedSource, Drawn, batch_of
-from nnit_dist.nnit.train import trained_with
-from nnit_dist.policy import Policy
-from nnit_dist.randomness import generator_of
-from nnit_dist.topology import Hidden, Topology, hidden_name, spread
+from nnit_dist.nnit.worker import trained_with
+from nnit_dist.rollout.episodes import Part, run_part
+from nnit_dist.rollout.evaluation import Evaluation, evaluate
 
 ABOUT = {
     "nnit": "NNiT",
@@ -62,7 +63,7 @@ def bench_memorization(
     Reads one task of a finished run directory. Writes `out/memorization.json`, `.md`, `.png`, and
     every episode (`out/episodes`).
     """
-    model = NNiTModel.load(run / "train" / "nnit.safetensors").of_task(task)
+    model = NNiTModel.load(run / "train" / "nnit.safetensors").for_task(task)
     samplers = load_samplers(run / "align" / "ghn.safetensors")
     sampler = samplers[model.number]
     states = record_states(sampler)
@@ -92,7 +93,7 @@ def bench_memorization(
     return figures
 
 
-def record_states(sampler: AlignedSampler) -> Tensor:
+def record_states(sampler: HypernetModel) -> Tensor:
     """Whitened observations [S, obs_dim] that aligned networks visit, from training seeds."""
     env = SimEnv(sampler.task.name, sampler.task.control_mode, reward=False)
     policy = sampler.policies(sampler.seen[-1], 1, 0)[0]
@@ -106,7 +107,7 @@ def record_states(sampler: AlignedSampler) -> Tensor:
 
 def _groups(
     run: Path,
-    samplers: list[AlignedSampler],
+    samplers: list[HypernetModel],
     model: NNiTModel,
     topologies: list[Hidden],
     trained: int,
@@ -114,7 +115,7 @@ def _groups(
 ) -> list["_Group"]:
     config, seed = trained_with(run)
     exact, task = [replace(sampler, variation=0) for sampler in samplers], model.number
-    source = AlignedSource(exact, config, seed)
+    source = AlignedDataset(exact, config, seed)
     batches = 1 + max(batch_of(step, 0, config.reuse) for step in range(config.steps))
     train = _networks(source, task, topologies, range(batches), trained)
     fresh = _networks(source, task, topologies, range(batches, 10 * batches), drawn)
@@ -122,13 +123,15 @@ def _groups(
 
 
 def _networks(
-    source: AlignedSource, task: int, topologies: list[Hidden], batches: range, count: int
+    source: AlignedDataset, task: int, topologies: list[Hidden], batches: range, count: int
 ) -> dict[Hidden, list[Layers]]:
     """Networks after a task's best teachers that these batches hold, up to `count` a topology."""
     config, best = source.config, source.samplers[task].best
     found: dict[Hidden, list[Drawn]] = {hidden: [] for hidden in topologies}
     for batch in batches:
-        for one in source.drawn(batch, range(config.topologies * config.networks)):
+        for one in source.drawn(
+            batch, range(config.topologies_per_step * config.networks_per_topology)
+        ):
             wanted = found.get(one.seen) if one.task == task else None
             if wanted is not None and len(wanted) < count and one.mix[best].any():
                 wanted.append(one)
@@ -149,7 +152,7 @@ class _Group:
 
     def __init__(
         self,
-        sampler: AlignedSampler,
+        sampler: HypernetModel,
         model: NNiTModel,
         hidden: Hidden,
         train: list[Layers],
@@ -159,7 +162,9 @@ class _Group:
         self.sampler, self.topology, self.train = sampler, sampler.topology(hidden), train
         self.teachers = self._after_one_teacher()
         self.kinds = {
-            "nnit": [self._whitened(policy) for policy in model.generate(hidden, drawn, 1)],
+            "nnit": [
+                self._normalized_layers(policy) for policy in model.generate(hidden, drawn, 1)
+            ],
             "fresh": fresh,
             "teacher": self.teachers,
             "noise": list(self._noised(drawn)),
@@ -199,9 +204,9 @@ class _Group:
     def _after_one_teacher(self) -> list[Layers]:
         """A network after each of the best teachers."""
         best = self.sampler.best
-        mixes = torch.stack([self.sampler.pure(teacher) for teacher in best])
+        teacher_weights = torch.stack([self.sampler.pure(teacher) for teacher in best])
         rngs = [generator_of(7, teacher) for teacher in best]
-        return self.sampler.networks([self.topology] * len(best), mixes, rngs)
+        return self.sampler.networks([self.topology] * len(best), teacher_weights, rngs)
 
     def _noised(self, count: int) -> Iterator[Layers]:
         for number in range(count):
@@ -221,7 +226,7 @@ class _Group:
             noise = torch.randn(mean.shape, generator=generator_of(10, number))
             yield _unflat(mean + std * noise, self.topology)
 
-    def _whitened(self, policy: Policy) -> Layers:
+    def _normalized_layers(self, policy: Policy) -> Layers:
         """A policy's layers [1, ...] for whitened observations."""
         layers = self.sampler.norm.unfold(policy.layers)
         return [(torch.from_numpy(w)[None], torch.from_numpy(b)[None]) for w, b in layers]

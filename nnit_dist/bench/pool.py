@@ -16,18 +16,18 @@ import numpy as np
 import psutil
 import ray
 
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.task import DEFAULT_CONTROL_MODE, TaskInfo
+from nnit_dist.core.topology import Topology
 from nnit_dist.envs import headless
 from nnit_dist.envs.sim import TEST_SEED, SimEnv, task_info
-from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE, TaskInfo
-from nnit_dist.evaluate.backlog import Failure, Job
-from nnit_dist.evaluate.pool import SimulatorPool
-from nnit_dist.evaluate.rollout import Part, Rollouts, run_part
-from nnit_dist.evaluate.run import measure
-from nnit_dist.evaluate.scores import Scores
-from nnit_dist.evaluate.simulator import Ready, Simulators
-from nnit_dist.evaluate.store import EpisodeStore
-from nnit_dist.policy import Policy
-from nnit_dist.topology import Topology
+from nnit_dist.rollout.actors import Ready, Simulators
+from nnit_dist.rollout.episodes import Part, Rollouts, run_part
+from nnit_dist.rollout.evaluation import measure
+from nnit_dist.rollout.pool import SimulatorPool
+from nnit_dist.rollout.queue import Failure, Job
+from nnit_dist.rollout.scores import Scores
+from nnit_dist.rollout.store import EpisodeStore
 
 WARM_EPISODES = 5
 REPEATS = 3
@@ -188,18 +188,18 @@ class _StandIn:
 def bench_scale(actors: int, networks: int, episodes: int, episode_s: float) -> dict[str, float]:
     """What `networks` x `episodes` rollouts on stand-in simulators cost the driver."""
     info = TaskInfo("stand-in", DEFAULT_CONTROL_MODE, 35, 8, 50)
-    subjects = [random_policy(info, seed) for seed in range(networks)]
+    evaluables = [random_policy(info, seed) for seed in range(networks)]
     scores = Scores(networks, range(TEST_SEED, TEST_SEED + episodes))
     process, total = psutil.Process(), networks * episodes
     with tempfile.TemporaryDirectory() as directory:
         stand_ins, watch = StandIns(actors, episode_s), _Watch(total)
         store = EpisodeStore(Path(directory))
         memory, cpu, started = process.memory_info().rss, time.process_time(), time.perf_counter()
-        failures = measure(list(subjects), scores, store, stand_ins, actors, "rollouts", watch)
+        failures = measure(list(evaluables), scores, store, stand_ins, actors, "rollouts", watch)
         spent = time.perf_counter() - started
         cpu = time.process_time() - cpu
         assert not failures
-        assert sum(len(r.seeds) for _, r in store.load(subjects)) == total
+        assert sum(len(r.seeds) for _, r in store.load(evaluables)) == total
     return {
         "rollouts": total,
         "seconds": spent,
@@ -229,11 +229,11 @@ class _Watch:
 def bench_estimate(task: str, networks: int, episodes: int, actors: int) -> dict[str, float]:
     """The time left that is shown after a tenth of a real evaluation, and what it came to."""
     info = task_info(task)
-    subjects = [random_policy(info, seed) for seed in range(networks)]
+    evaluables = [random_policy(info, seed) for seed in range(networks)]
     scores = Scores(networks, range(TEST_SEED, TEST_SEED + episodes))
     watch = _Watch(networks * episodes)
     simulators = Simulators(task, info.control_mode)
-    measure(list(subjects), scores, None, simulators, actors, "episodes", watch)
+    measure(list(evaluables), scores, None, simulators, actors, "episodes", watch)
     return {"expected_s": watch.expected, "true_s": watch.true_left()}
 
 

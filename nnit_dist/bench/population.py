@@ -14,14 +14,16 @@ import numpy as np
 import ray
 import torch
 
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.task import DEFAULT_CONTROL_MODE
+from nnit_dist.core.topology import Hidden, Topology
 from nnit_dist.envs import headless
 from nnit_dist.envs.sim import VALIDATION_SEED, SimEnv
-from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE, check_task
-from nnit_dist.evaluate.rollout import mean_success
-from nnit_dist.policy import Policy
+from nnit_dist.envs.tasks import check_task
+from nnit_dist.population.config import Recipe
 from nnit_dist.population.module import ActorCriticModule
-from nnit_dist.population.ppo import Recipe, ppo_config
-from nnit_dist.topology import Hidden, Topology
+from nnit_dist.population.ppo import ppo_config
+from nnit_dist.rollout.episodes import mean_success
 
 Kind = Literal["bare", "ours", "rllib", "trial"]
 ABOUT: dict[Kind, str] = {
@@ -128,7 +130,7 @@ def lines(task: str, seconds: float, cores: int, env_steps: int, seeds: int) -> 
     if seeds:
         yield f"success after {env_steps:,} env steps, {seeds} seeds, {EPISODES} episodes each:"
         # Without what RLlib's own learner has not.
-        recipe = Recipe(env_steps=env_steps, whiten=False, max_kl=math.inf)
+        recipe = Recipe(env_steps=env_steps, normalize_observations=False, max_kl=math.inf)
         for kind, successes in bench_curves(task, recipe, seeds).items():
             each = ", ".join(f"{success:.2f}" for success in successes)
             yield f"  {ABOUT[kind]}: mean {np.mean(successes):.3f} ({each})"

@@ -11,15 +11,17 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nnit_dist.align.refine import load_lessons, refine
+from nnit_dist.artifacts.shipped import shipped
 from nnit_dist.bench.generalization import split_of
 from nnit_dist.bench.results import measured_here, write_results
-from nnit_dist.errors import NnitError
-from nnit_dist.evaluate.run import evaluate, summarize
-from nnit_dist.policy import Policy
-from nnit_dist.pretrained import load_model, shipped
-from nnit_dist.progress import StageProgress
-from nnit_dist.topology import UnseenKind, spread
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.splits import UnseenKind, spread
+from nnit_dist.nnit.model import load_model
+from nnit_dist.rollout.evaluation import evaluate
+from nnit_dist.rollout.summaries import summarize
+from nnit_dist.runtime.progress import StageProgress
+from nnit_dist.transfer.refine import load_distillation_data, refine
 
 STARTS = {"nnit": "NNiT's weights", "random": "random weights"}
 KINDS: tuple[UnseenKind, ...] = ("combination", "width")
@@ -43,10 +45,10 @@ def bench_refine(
     bench goes on.
     """
     place = run or shipped(task)
-    held, model, lessons = (
+    held, model, distillation_data = (
         split_of(place).unseen,
         load_model(task, run),
-        load_lessons(place, task),
+        load_distillation_data(place, task),
     )
     topologies = [h for kind in KINDS for h in spread(held.get(kind, []), count)]
     if not topologies:
@@ -61,7 +63,7 @@ def bench_refine(
             first, began = number * len(written), time.perf_counter()
             refined, _ = refine(
                 written,
-                lessons,
+                distillation_data,
                 budget,
                 watch=partial(_show, view, first),
                 scratch=start == "random",
@@ -129,7 +131,7 @@ def plot(figures: dict[str, Any]) -> Figure:
     """Success against seconds of imitation."""
     figure = Figure(figsize=(5.2, 3))
     axes = figure.subplots()
-    for start, colour in zip(STARTS, ("#0969da", "#8c959f"), strict=True):
+    for start, denormalize in zip(STARTS, ("#0969da", "#8c959f"), strict=True):
         rows = [row for row in figures["refined"] if row["start"] == start]
         if start == "nnit":
             rows = [figures["written"] | {"seconds": 0.0}, *rows]
@@ -137,8 +139,8 @@ def plot(figures: dict[str, Any]) -> Figure:
             [100 * row[key] for row in rows] for key in ("success_once", "low", "high")
         )
         seconds = [row["seconds"] for row in rows]
-        axes.fill_between(seconds, low, high, color=colour, alpha=0.2, lw=0)
-        axes.plot(seconds, mean, "o-", color=colour, label=f"from {STARTS[start]}")
+        axes.fill_between(seconds, low, high, color=denormalize, alpha=0.2, lw=0)
+        axes.plot(seconds, mean, "o-", color=denormalize, label=f"from {STARTS[start]}")
     axes.set_ylim(0, 100)
     axes.set_xlabel("seconds of imitation a network, one core")
     axes.set_ylabel("success_once in %")

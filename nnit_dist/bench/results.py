@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nnit_dist.artifacts import write_atomic, write_json
+from nnit_dist.core.files import write_atomic, write_json
 
 
 def measured_here() -> dict[str, str]:

@@ -22,13 +22,13 @@ import torch
 from nnit_dist.bench.pool import StandIns, pool_rate, random_policy
 from nnit_dist.bench.population import start_meter
 from nnit_dist.bench.train import SIZES, RandomNetworks
+from nnit_dist.core.task import DEFAULT_CONTROL_MODE, TaskInfo
 from nnit_dist.envs.sim import task_info
-from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE, TaskInfo
-from nnit_dist.evaluate.backlog import Failure, Job
-from nnit_dist.evaluate.pool import SimulatorPool, call_size
-from nnit_dist.evaluate.store import EpisodeStore
 from nnit_dist.nnit.trainer import Trainer
-from nnit_dist.population.ppo import Recipe
+from nnit_dist.population.config import Recipe
+from nnit_dist.rollout.pool import SimulatorPool, call_size
+from nnit_dist.rollout.queue import Failure, Job
+from nnit_dist.rollout.store import EpisodeStore
 
 SIMULATORS = (10, 100, 300, 1000, 3000, 10_000)
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
@@ -89,8 +89,8 @@ def measure_driver(settings: Sequence[tuple[int, float]] = ((20, 0.1), (100, 0.5
     info = TaskInfo("stand-in", DEFAULT_CONTROL_MODE, 35, 8, 50)
     rows, spent, stored = [], [], 0.0
     for actors, episode_s in settings:
-        subjects = [random_policy(info, seed) for seed in range(4 * actors)]
-        jobs = [Job(subject, tuple(range(100))) for subject in subjects]
+        evaluables = [random_policy(info, seed) for seed in range(4 * actors)]
+        jobs = [Job(evaluable, tuple(range(100))) for evaluable in evaluables]
         with tempfile.TemporaryDirectory() as name:
             store = EpisodeStore(Path(name))
             with SimulatorPool(StandIns(actors, episode_s), actors) as pool:
@@ -101,7 +101,7 @@ def measure_driver(settings: Sequence[tuple[int, float]] = ((20, 0.1), (100, 0.5
                     store.add(outcome[0].policy, outcome[1])
                 spent.append(time.process_time() - began)
             store.flush()
-            rollouts = 100 * len(subjects)
+            rollouts = 100 * len(evaluables)
             rows.append([pool.calls - calls, rollouts])
             stored = sum(file.stat().st_size for file in Path(name).iterdir()) / rollouts
     call_s, rollout_s = np.linalg.solve(np.array(rows, float), np.array(spent))

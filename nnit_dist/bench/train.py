@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from nnit_dist.core.rng import generator_of
+from nnit_dist.core.splits import grid
+from nnit_dist.core.topology import Hidden, Topology
+from nnit_dist.nnit.config import TransformerConfig
 from nnit_dist.nnit.tokens import ArchitectureVocabulary, token_layout
 from nnit_dist.nnit.trainer import Corrupted, Example, Trainer
-from nnit_dist.nnit.transformer import TransformerConfig
-from nnit_dist.randomness import generator_of
-from nnit_dist.topology import Hidden, Topology, grid
 
 SIDES = (1024, 2048, 4096)  # of the matrices whose product gives the peak
 
@@ -31,8 +32,8 @@ class Size:
     transformer: TransformerConfig
     widths: list[int]
     depths: list[int]
-    topologies: int
-    networks: int
+    topologies_per_step: int
+    networks_per_topology: int
     architectures: int = 32
     patch: int = 8
     steps: int = 1000
@@ -41,10 +42,10 @@ class Size:
     weight_decay: float = 0.01
     ema: float = 0.995
     mask_rate: float = 0.1
-    drop_rate: float = 0.1
+    condition_dropout: float = 0.1
     architecture_weight: float = 0.05
-    time_mean: float = 0.0
-    time_std: float = 1.0
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
     bf16: bool = True
     seen: list[Hidden] = field(default_factory=list)
 
@@ -69,11 +70,11 @@ class RandomNetworks:
 
     def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
         """As `AlignedSource`: a few topologies, several networks of each, then architectures."""
-        picked = random.Random(step).choices(self.size.seen, k=self.size.topologies)
+        picked = random.Random(step).choices(self.size.seen, k=self.size.topologies_per_step)
         return [self._example(picked, step, number) for number in numbers]
 
     def _example(self, picked: list[Hidden], step: int, number: int) -> Example:
-        group, rng = number // self.size.networks, generator_of(step, number)
+        group, rng = number // self.size.networks_per_topology, generator_of(step, number)
         hidden = picked[group % len(picked)]
         ids = self.vocabulary.encode("random", hidden)
         if group >= len(picked):
@@ -92,11 +93,11 @@ def bench_train(size: Size, device: torch.device, steps: int) -> dict[str, float
     for step in range(steps + 2):
         started = time.perf_counter()
         batch = trainer.corrupted(
-            step, range(size.topologies * size.networks + size.architectures)
+            step, range(size.topologies_per_step * size.networks_per_topology + size.architectures)
         ).to(device)
         _wait(device)
         drawn = time.perf_counter()
-        trainer.descend(step, [batch])
+        trainer.train_step(step, [batch])
         _wait(device)
         ended = time.perf_counter()
         if step >= 2:  # the first ones warm up

@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from nnit_dist.policy import Policy, unflatten
-from nnit_dist.topology import Topology, grid
-from nnit_dist.zoo import Member, Zoo
+from nnit_dist.core.policy import Policy, unflatten
+from nnit_dist.core.splits import grid
+from nnit_dist.core.topology import Topology
+from nnit_dist.core.zoo import Member, Zoo
 
 TASKS = ("PushCube-v1", "PullCube-v1", "LiftPegUpright-v1", "PickCube-v1")
 A_FILE = 1000  # policies

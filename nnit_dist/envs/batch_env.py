@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.task import TaskInfo
 from nnit_dist.envs.sim import SimEnv, make_maniskill
-from nnit_dist.envs.tasks import TaskInfo, check_task
-from nnit_dist.errors import NnitError
+from nnit_dist.envs.tasks import check_task
 
 # How far an observation of a restored start state may be from that of the original, in the
 # units of the observation (m, rad, m/s): rounding, but no other start state.

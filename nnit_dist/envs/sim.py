@@ -11,9 +11,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.task import DEFAULT_CONTROL_MODE, TaskInfo
 from nnit_dist.envs import headless
-from nnit_dist.envs.tasks import DEFAULT_CONTROL_MODE, TaskInfo, check_task
-from nnit_dist.errors import NnitError
+from nnit_dist.envs.tasks import check_task
 
 # Seeds below start training episodes only, so no evaluation start is ever trained on.
 TRAIN_SEEDS = 2**30
@@ -35,7 +36,7 @@ class SimEnv(gym.Env):
     def __init__(
         self, task: str, control_mode: str = DEFAULT_CONTROL_MODE, reward: bool = True, render=False
     ) -> None:
-        from nnit_dist.envs.cpu_env import CpuEnv  # ManiSkill takes a second to import
+        from nnit_dist.envs.cpu_env import CpuEnv
 
         torch.set_num_threads(1)
         self.rewarded = reward

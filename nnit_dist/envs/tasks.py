@@ -2,27 +2,13 @@
 
 import os
 import warnings
-from dataclasses import dataclass
 
-from nnit_dist.errors import NnitError, nearest
+from nnit_dist.core.errors import NnitError, nearest
 
 # Without it, building an environment may wait for input on a terminal that is not there.
 os.environ.setdefault("MS_SKIP_ASSET_DOWNLOAD_PROMPT", "1")
 # SAPIEN brings its own libvulkan; `nnit doctor` tells whether anything can be rendered.
 warnings.filterwarnings("ignore", message="Failed to find system libvulkan")
-
-DEFAULT_CONTROL_MODE = "pd_joint_delta_pos"
-
-
-@dataclass(frozen=True)
-class TaskInfo:
-    """What a policy for a task must fit: sizes of observation and action, and episode length."""
-
-    name: str
-    control_mode: str
-    obs_dim: int
-    act_dim: int
-    max_episode_steps: int
 
 
 def check_task(task: str) -> int:

@@ -12,26 +12,26 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from nnit_dist.align.sampler import read_model
-from nnit_dist.align.told import Told
-from nnit_dist.artifacts import canonical_safetensors, write_atomic
-from nnit_dist.envs.tasks import TaskInfo
-from nnit_dist.errors import NnitError
-from nnit_dist.nnit.diffusion import integrate, unmask
+from nnit_dist.artifacts.shipped import shipped
+from nnit_dist.core.conditioning import ConditioningShape
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.files import canonical_safetensors, write_atomic
+from nnit_dist.core.normalizer import ObservationNormalizer
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.rng import one_thread
+from nnit_dist.core.task import TaskInfo
+from nnit_dist.core.topology import Hidden, Topology
+from nnit_dist.hypernet.model import read_model
+from nnit_dist.nnit.config import DEFAULT_STEPS, TransformerConfig
+from nnit_dist.nnit.dataset import AlignedDataset, ListedDataset
+from nnit_dist.nnit.flow import integrate, unmask
+from nnit_dist.nnit.normalizer import TokenNormalizer
 from nnit_dist.nnit.packing import Packed, pack
-from nnit_dist.nnit.source import AlignedSource, ListedSource
 from nnit_dist.nnit.tokens import ArchitectureVocabulary, TokenLayout, detokenize, token_layout
 from nnit_dist.nnit.trainer import Trainer
-from nnit_dist.nnit.transformer import NNiT, TransformerConfig
-from nnit_dist.nnit.whitening import Whitening
-from nnit_dist.normalization import InputNorm
-from nnit_dist.policy import Policy
-from nnit_dist.randomness import one_thread
-from nnit_dist.topology import Hidden, Topology
+from nnit_dist.nnit.transformer import NNiT
 
 FORMAT = "nnit.model/4"
-# Four do for PushCube-v1 alone. The model of four tasks is measured with eight.
-DEFAULT_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Served:
     """
 
     task: TaskInfo
-    norm: InputNorm
+    norm: ObservationNormalizer
     best_success: float
 
 
@@ -58,14 +58,14 @@ class NNiTModel:
     network: NNiT
     config: TransformerConfig
     vocabulary: ArchitectureVocabulary
-    whitenings: list[Whitening]
+    token_normalizers: list[TokenNormalizer]
     serves: list[Served]
     seen: list[Hidden]
     guidable: bool
     number: int = 0
 
     @classmethod
-    def of(cls, trainer: Trainer, source: AlignedSource | ListedSource) -> "NNiTModel":
+    def of(cls, trainer: Trainer, source: AlignedDataset | ListedDataset) -> "NNiTModel":
         """The averaged network of a training with everything that sampling needs.
 
         Its weights are rounded to float16, as which they are kept.
@@ -77,13 +77,13 @@ class NNiTModel:
             network.eval(),
             trainer.config.transformer,
             source.vocabulary,
-            source.whitenings,
+            source.token_normalizers,
             [
                 Served(sampler.task, sampler.norm, best)
                 for sampler, best in zip(source.samplers, source.best_success, strict=True)
             ],
             source.seen,
-            trainer.config.drop_rate > 0,
+            trainer.config.condition_dropout > 0,
         )
 
     @property
@@ -91,14 +91,14 @@ class NNiTModel:
         return self.serves[self.number].task
 
     @property
-    def norm(self) -> InputNorm:
+    def norm(self) -> ObservationNormalizer:
         return self.serves[self.number].norm
 
     @property
     def best_success(self) -> float:
         return self.serves[self.number].best_success
 
-    def of_task(self, task: str) -> "NNiTModel":
+    def for_task(self, task: str) -> "NNiTModel":
         """The same network, writing policies for one of its tasks; NnitError for another."""
         self.vocabulary.check_task(task)
         return replace(self, number=self.vocabulary.tasks.index(task))
@@ -121,8 +121,8 @@ class NNiTModel:
             raise NnitError(f"guidance is at least 0 (none); got {guidance}.")
         if guidance and not self.guidable:
             raise NnitError(
-                "this model was trained with nnit.drop_rate=0, so it cannot be guided. Leave "
-                "guidance out, or train with nnit.drop_rate=0.1."
+                "this model was trained with nnit.condition_dropout=0, so it cannot be guided. "
+                "Leave guidance out, or train with nnit.condition_dropout=0.1."
             )
 
     @one_thread()
@@ -162,7 +162,9 @@ class NNiTModel:
         for number in range(first, first + samples):
             noise = self._noise(topology, seed, number, layout)
             values = integrate(predict, noise * layout.mask, steps)[None]
-            layers = detokenize(self.whitenings[self.number].colour(values, layout), layout)
+            layers = detokenize(
+                self.token_normalizers[self.number].denormalize(values, layout), layout
+            )
             about = {"seed": seed, "sample": number, "steps": steps, "asked_success": asked}
             policies.append(
                 Policy(
@@ -205,21 +207,21 @@ class NNiTModel:
     def _packings(self, layout: TokenLayout) -> tuple[Packed, Packed]:
         """One network of a layout: with its task, and with any."""
         ids = self.vocabulary.encode(self.task.name, layout.topology.hidden)
-        told = [self._told(layout.topology)]
+        condition = [self._condition(layout.topology)]
         asked, any_task = (
-            pack([[task, *ids[1:]]], [layout], told, self.vocabulary.max_width)
+            pack([[task, *ids[1:]]], [layout], condition, self.vocabulary.max_width)
             for task in (ids[0], self.vocabulary.mask)
         )
         return asked, any_task
 
-    def _told(self, topology: Topology) -> Told:
+    def _condition(self, topology: Topology) -> ConditioningShape:
         """What a topology counts as: itself, or the largest of training where it goes beyond.
 
         (PushCube-v1, twenty wider topologies: success 0.86 told so, 0.77 told the truth.)
         """
         widths = (min(width, self.vocabulary.max_width) for width in topology.hidden)
         depth = min(topology.depth, self.vocabulary.max_depth)
-        return Told((topology.obs_dim, *widths, topology.act_dim), depth)
+        return ConditioningShape((topology.obs_dim, *widths, topology.act_dim), depth)
 
     def _predict(
         self,
@@ -248,8 +250,8 @@ class NNiTModel:
         network = self.network.state_dict().items()
         state = {f"network.{k}": v.half().contiguous() for k, v in network}
         state |= {
-            "whitening.mean": torch.stack([own.mean for own in self.whitenings]),
-            "whitening.std": torch.stack([own.std for own in self.whitenings]),
+            "whitening.mean": torch.stack([own.mean for own in self.token_normalizers]),
+            "whitening.std": torch.stack([own.std for own in self.token_normalizers]),
         }
         for i, served in enumerate(self.serves):
             state[f"norm.{i}.mean"] = torch.from_numpy(served.norm.mean)
@@ -291,11 +293,15 @@ class NNiTModel:
             network.eval(),
             config,
             vocabulary,
-            _whitenings(state["whitening.mean"], state["whitening.std"], len(vocabulary.tasks)),
+            _token_normalizers(
+                state["whitening.mean"], state["whitening.std"], len(vocabulary.tasks)
+            ),
             [
                 Served(
                     TaskInfo(**about["task"]),
-                    InputNorm(state[f"norm.{i}.mean"].numpy(), state[f"norm.{i}.std"].numpy()),
+                    ObservationNormalizer(
+                        state[f"norm.{i}.mean"].numpy(), state[f"norm.{i}.std"].numpy()
+                    ),
                     about["best_success"],
                 )
                 for i, about in enumerate(json.loads(metadata["tasks"]))
@@ -305,8 +311,21 @@ class NNiTModel:
         )
 
 
-def _whitenings(mean: Tensor, std: Tensor, tasks: int) -> list[Whitening]:
+def _token_normalizers(mean: Tensor, std: Tensor, tasks: int) -> list[TokenNormalizer]:
     """One a task, of [tasks, KINDS]; of [KINDS] in older files, which have one for all."""
     if mean.dim() == 1:
         mean, std = mean.expand(tasks, -1), std.expand(tasks, -1)
-    return [Whitening(*own) for own in zip(mean.clone(), std.clone(), strict=True)]
+    return [TokenNormalizer(*own) for own in zip(mean.clone(), std.clone(), strict=True)]
+
+
+def load_model(task: str, path: Path | None = None) -> NNiTModel:
+    """The NNiT of a task: a model file, that of a run directory, or the shipped one.
+
+    Raises:
+        NnitError: there is no model there, or it writes policies for another task.
+    """
+    if path is None:
+        path = shipped(task)
+    if path.is_dir():
+        path = path / "train" / "nnit.safetensors"
+    return NNiTModel.load(path).for_task(task)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nnit_dist.align.told import Told
+from nnit_dist.core.conditioning import ConditioningShape
 from nnit_dist.nnit.tokens import KINDS, TokenLayout
 
 
@@ -61,7 +61,7 @@ class Packed:
 def pack(
     ids: Sequence[list[int]],
     layouts: Sequence[TokenLayout | None],
-    told: Sequence[Told | None],
+    condition: Sequence[ConditioningShape | None],
     unit: int,
     multiple: int = 1,
 ) -> Packed:
@@ -77,7 +77,10 @@ def pack(
     slots = [torch.arange(len(i)) for i in ids]
     present = [(i, layout) for i, layout in enumerate(layouts) if layout is not None]
     patches = [torch.arange(lay.length) + starts[i] + len(ids[i]) for i, lay in present]
-    places = [place_features(lay, told[i] or Told.of(lay.topology), unit) for i, lay in present]
+    layer_positions = [
+        place_features(lay, condition[i] or ConditioningShape.of(lay.topology), unit)
+        for i, lay in present
+    ]
     none, filler = torch.zeros(0, dtype=torch.int64), -sum(lengths) % multiple
     rows = [*lengths, filler] if filler else lengths
     tables = _tables(rows)
@@ -88,7 +91,7 @@ def pack(
         ids_A=torch.tensor([token for sequence in ids for token in sequence]),
         slots_A=torch.cat(slots),
         kind_M=torch.cat([none, *(layout.kind for _, layout in present)]),
-        places_M=torch.cat([torch.zeros(0, PLACE_FEATURES), *places]),
+        places_M=torch.cat([torch.zeros(0, PLACE_FEATURES), *layer_positions]),
         mask_MP=torch.cat([layout.mask for _, layout in present]) if present else torch.zeros(0, 1),
         architecture_A=torch.cat([s + start for s, start in zip(slots, starts, strict=True)]),
         patches_M=torch.cat([none, *patches]),
@@ -127,13 +130,13 @@ FREQUENCIES = 8
 PLACE_FEATURES = 8 * 2 * FREQUENCIES + KINDS
 
 
-def place_features(layout: TokenLayout, told: Told, unit: int) -> Tensor:
+def place_features(layout: TokenLayout, condition: ConditioningShape, unit: int) -> Tensor:
     """[N, PLACE_FEATURES]: where a patch lies, absolutely and in its layer, and in which layer.
 
     Rows, columns and sizes are told in multiples of `unit`, layers of eight.
     """
-    sizes = torch.tensor(list(zip(told.dims[1:], told.dims, strict=False)))[layout.layer]
-    place = torch.tensor(told.places)[layout.layer]
+    sizes = torch.tensor(list(zip(condition.dims[1:], condition.dims, strict=False)))[layout.layer]
+    place = torch.tensor(condition.layer_positions)[layout.layer]
     numbers = [
         layout.row / unit,
         layout.col / unit,
@@ -142,7 +145,7 @@ def place_features(layout: TokenLayout, told: Told, unit: int) -> Tensor:
         sizes[:, 0] / unit,
         sizes[:, 1] / unit,
         place / 8,
-        (told.depth - place) / 8,
+        (condition.depth - place) / 8,
     ]
     kind = torch.nn.functional.one_hot(layout.kind, KINDS).float()
     return torch.cat([fourier(torch.stack(numbers, 1).float()).flatten(1), kind], 1)

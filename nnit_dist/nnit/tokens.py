@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnit_dist.errors import NnitError
-from nnit_dist.topology import DEEPER, Topology
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.splits import DEEPER
+from nnit_dist.core.topology import Topology
 
 BIAS, KINDS = 3, 4  # a patch of weights is of its layer's kind
 Layers = list[tuple[Tensor, Tensor]]

@@ -10,17 +10,20 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from nnit_dist.align.told import Told
-from nnit_dist.nnit.diffusion import flow_loss, mask_ids, masked_loss, noised, sample_time
+from nnit_dist.core.conditioning import ConditioningShape
+from nnit_dist.core.rng import generator_of
+from nnit_dist.nnit.flow import flow_loss, mask_ids, masked_loss, noised, sample_time
 from nnit_dist.nnit.packing import Packed, pack
 from nnit_dist.nnit.tokens import ArchitectureVocabulary, TokenLayout
-from nnit_dist.nnit.transformer import NNiT, TransformerConfig
-from nnit_dist.randomness import generator_of
+from nnit_dist.nnit.transformer import NNiT
+
+if TYPE_CHECKING:
+    from nnit_dist.nnit.config import TransformerConfig
 
 ROW_MULTIPLE = 64  # of tokens
 
@@ -28,21 +31,21 @@ ROW_MULTIPLE = 64  # of tokens
 class TrainingConfig(Protocol):
     """What a trainer has to know; `NNiTConfig` has it."""
 
-    transformer: TransformerConfig
+    transformer: "TransformerConfig"
     patch: int
     steps: int
-    topologies: int
-    networks: int
+    topologies_per_step: int
+    networks_per_topology: int
     architectures: int
     accumulate: int
     lr: float
     weight_decay: float
     ema: float
     mask_rate: float
-    drop_rate: float
+    condition_dropout: float
     architecture_weight: float
-    time_mean: float
-    time_std: float
+    logit_mean: float
+    logit_std: float
     bf16: bool
 
 
@@ -57,7 +60,7 @@ class Example:
     ids: list[int]
     success: float
     layout: TokenLayout | None = None
-    told: Told | None = None
+    condition: ConditioningShape | None = None
     x: Tensor | None = None
 
     @property
@@ -129,15 +132,15 @@ class Trainer:
 
     def step(self, step: int) -> dict[str, float]:
         """Take step number `step`; returns the mean losses and the norm of the gradient."""
-        return self.descend(step, self.prepare(step))
+        return self.train_step(step, self.sample_batch(step))
 
-    def prepare(self, step: int) -> list[Corrupted]:
+    def sample_batch(self, step: int) -> list[Corrupted]:
         """This worker's share of step number `step`, in its parts; on the CPU."""
         rank, workers = self.share
         mine = range(rank, self._networks + self.config.architectures, workers)
         return [self.corrupted(step, part) for part in self._parts(mine)]
 
-    def descend(self, step: int, parts: Iterable[Corrupted]) -> dict[str, float]:
+    def train_step(self, step: int, parts: Iterable[Corrupted]) -> dict[str, float]:
         """Descend along the gradient of the batch, of which `parts` are this worker's share."""
         self._set_lr(step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -184,13 +187,13 @@ class Trainer:
             [generator_of(self.seed + 1, step, number) for number, _ in ordered],
             self.source.vocabulary,
             self.config.mask_rate,
-            self.config.drop_rate,
-            (self.config.time_mean, self.config.time_std),
+            self.config.condition_dropout,
+            (self.config.logit_mean, self.config.logit_std),
         )
 
     @property
     def _networks(self) -> int:
-        return self.config.topologies * self.config.networks
+        return self.config.topologies_per_step * self.config.networks_per_topology
 
     def _parts(self, numbers: range) -> list[Sequence[int]]:
         size = max(1, math.ceil(len(numbers) / self.config.accumulate))
@@ -215,7 +218,7 @@ def corrupt(
     generators: list[torch.Generator],
     vocabulary: ArchitectureVocabulary,
     mask_rate: float,
-    drop_rate: float,
+    condition_dropout: float,
     logits: tuple[float, float] = (0.0, 1.0),
 ) -> Corrupted:
     """Give each example its own noise levels, noise and masks, and pack them.
@@ -233,18 +236,18 @@ def corrupt(
         alone = example.x is None
         rate = float(torch.rand((), generator=rng)) if alone or whole < mask_rate else 0.0
         masked = mask_ids(clean, vocabulary.mask, rate, rng)
-        if drop < drop_rate:
+        if drop < condition_dropout:
             masked[0] = vocabulary.mask
         ids.append(masked)
         rates.append(rate)
-        successes.append(math.nan if drop < drop_rate else example.success)
+        successes.append(math.nan if drop < condition_dropout else example.success)
         times.append(0.0 if alone else sample_time(rng, *logits))
         if example.x is not None:
             noises.append(torch.randn(example.x.shape, generator=rng))
     packed = pack(
         [row.tolist() for row in ids],
         [example.layout for example in examples],
-        [example.told for example in examples],
+        [example.condition for example in examples],
         vocabulary.max_width,
         ROW_MULTIPLE,
     )

@@ -13,8 +13,7 @@ P values a patch, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +22,8 @@ from torch.nn import functional as F
 from nnit_dist.nnit.packing import FREQUENCIES, PLACE_FEATURES, Packed, fourier
 from nnit_dist.nnit.tokens import KINDS, ArchitectureVocabulary
 
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Size of the transformer."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    width: int = field(default=256, metadata={"description": "of a token"})
-    depth: int = field(default=4, metadata={"description": "how many blocks"})
-    heads: int = field(default=4, metadata={"description": "of attention; they share the width"})
-
-    def __post_init__(self) -> None:
-        if min(self.width, self.depth, self.heads) < 1 or self.width % self.heads:
-            raise ValueError("width, depth and heads are positive, and heads divide width")
+if TYPE_CHECKING:
+    from nnit_dist.nnit.config import TransformerConfig
 
 
 class NNiT(nn.Module):
@@ -46,7 +33,7 @@ class NNiT(nn.Module):
     types: Tensor
 
     def __init__(
-        self, config: TransformerConfig, vocabulary: ArchitectureVocabulary, patch: int
+        self, config: "TransformerConfig", vocabulary: ArchitectureVocabulary, patch: int
     ) -> None:
         super().__init__()
         dim, values = config.width, patch * patch

@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.splits import spread
+from nnit_dist.core.zoo import Member, best_of_trials
 from nnit_dist.envs.sim import TRAIN_SEEDS, SimEnv
-from nnit_dist.evaluate.rollout import Part, run_part
-from nnit_dist.policy import Policy
-from nnit_dist.topology import spread
-from nnit_dist.zoo import Member, best_of_trials
+from nnit_dist.rollout.episodes import Part, run_part
 
 STATE_EPISODES = 10  # of the best member; every second one is noised
 NOISE = 0.3
@@ -33,10 +33,10 @@ def population_stats(members: list[Member]) -> dict[str, Any]:
     best = best_of_trials(members)
     shapes = [member.policy.topology.hidden for member in best]
     widths = Counter((len(hidden), width) for hidden in shapes for width in hidden)
-    chosen = spread(sorted(members, key=lambda m: (m.parent, m.env_steps)), MOST)
+    chosen = spread(sorted(members, key=lambda m: (m.trial, m.env_steps)), MOST)
     states = _states(max(best, key=lambda m: (m.success_once, m.mean_return)).policy)
     distances = action_distances([m.policy for m in chosen], states)
-    parents = np.array([m.parent for m in chosen])
+    parents = np.array([m.trial for m in chosen])
     best_ids = {m.policy.id for m in best}
     is_best = np.array([m.policy.id in best_ids for m in chosen])
     other = ~np.eye(len(chosen), dtype=bool)
@@ -47,7 +47,7 @@ def population_stats(members: list[Member]) -> dict[str, Any]:
         "trials": len(best),
         "architectures": len({m.policy.topology.hidden for m in members}),
         "seeds": len({m.seed for m in members}),
-        "env_steps": sum(max(m.env_steps for m in members if m.parent == b.parent) for b in best),
+        "env_steps": sum(max(m.env_steps for m in members if m.trial == b.trial) for b in best),
         "success": np.quantile(success, [0, 0.25, 0.5, 0.75, 1]).tolist(),
         "best_success": float(np.mean([m.success_once for m in best])),
         "between_trials": _mean(distances[is_best[:, None] & is_best[None] & other]),
@@ -94,8 +94,8 @@ def picture(task: str, stats: dict[str, Any]) -> Figure:
     compared: list[Member] = stats["compared"]
     points = map_in_two_dimensions(stats["distances"])
     shades = [m.success_once for m in compared]
-    for parent in dict.fromkeys(m.parent for m in compared):
-        own = [i for i, m in enumerate(compared) if m.parent == parent]
+    for parent in dict.fromkeys(m.trial for m in compared):
+        own = [i for i, m in enumerate(compared) if m.trial == parent]
         steps = [compared[i].env_steps / 1e3 for i in own]
         quality.plot(steps, [shades[i] for i in own], color="#8c959f", lw=0.7)
         behaviour.plot(*points[own].T, color="#8c959f", lw=0.7)

@@ -85,7 +85,7 @@ class RolloutLearner(PPOTorchLearner):
         # From here on, so that what was sampled and what is learned see observations alike.
         if own["whiten"]:
             for rollout in training_data.episodes:
-                module.whitening.show(rollout.obs.to(self._device))
+                module.normalizer.show(rollout.obs.to(self._device))
         policy, value, _ = np.mean(epochs, axis=0).tolist()
         self.metrics.log_value((DEFAULT_MODULE_ID, "policy_loss"), policy, window=1)
         self.metrics.log_value((DEFAULT_MODULE_ID, "vf_loss"), value, window=1)

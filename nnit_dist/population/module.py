@@ -15,7 +15,7 @@ from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
-from nnit_dist.normalization import MIN_STD, InputNorm
+from nnit_dist.core.normalizer import MIN_STD, ObservationNormalizer
 
 CRITIC_HIDDEN = (256, 256)
 INITIAL_LOG_STD = -0.5
@@ -24,24 +24,24 @@ INITIAL_LOG_STD = -0.5
 class ActorCriticModule(TorchRLModule, ValueFunctionAPI):
     """`model_config["hidden"]` gives the actor's widths; the critic is always 256x256."""
 
-    whitening: "Whitening"
+    normalizer: "RunningNormalizer"
 
     def setup(self) -> None:
         observation: Any = self.observation_space
         action: Any = self.action_space
         config: Any = self.model_config
         obs_dim, act_dim = observation.shape[0], action.shape[0]
-        self.whitening = Whitening(obs_dim)
+        self.normalizer = RunningNormalizer(obs_dim)
         self.actor = tanh_mlp((obs_dim, *config["hidden"], act_dim), 0.01 * math.sqrt(2))
         self.critic = tanh_mlp((obs_dim, *CRITIC_HIDDEN, 1), 1.0)
         self.log_std = nn.Parameter(torch.full((act_dim,), INITIAL_LOG_STD))
 
     def _forward(self, batch, **kwargs):
-        mean = self.actor(self.whitening(batch[Columns.OBS]))
+        mean = self.actor(self.normalizer(batch[Columns.OBS]))
         return {Columns.ACTION_DIST_INPUTS: torch.cat([mean, self.log_std.expand_as(mean)], -1)}
 
     def compute_values(self, batch, embeddings=None):
-        return self.critic(self.whitening(batch[Columns.OBS])).squeeze(-1)
+        return self.critic(self.normalizer(batch[Columns.OBS])).squeeze(-1)
 
     def actor_layers(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """(weight [out, in], bias [out]) per layer of the actor on raw observations, copied."""
@@ -50,10 +50,10 @@ class ActorCriticModule(TorchRLModule, ValueFunctionAPI):
             for layer in self.actor
             if isinstance(layer, nn.Linear)
         ]
-        return self.whitening.norm().fold(layers)
+        return self.normalizer.norm().fold(layers)
 
 
-class Whitening(nn.Module):
+class RunningNormalizer(nn.Module):
     """Whitens observations [..., D] by the mean and spread of all that it was shown.
 
     Until it was shown any, it is the identity.
@@ -83,9 +83,9 @@ class Whitening(nn.Module):
         self.var += share * (obs.var(0, correction=0) + (1 - share) * shift.square())
         self.count.copy_(total)
 
-    def norm(self) -> InputNorm:
+    def norm(self) -> ObservationNormalizer:
         """What it does, to be folded into a first layer."""
-        return InputNorm(self.mean.cpu().numpy().copy(), self._std().cpu().numpy())
+        return ObservationNormalizer(self.mean.cpu().numpy().copy(), self._std().cpu().numpy())
 
     def _std(self) -> Tensor:
         return self.var.sqrt().clamp(min=MIN_STD)

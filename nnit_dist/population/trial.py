@@ -15,17 +15,18 @@ import ray
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.debug import update_global_seed_if_necessary
 
-from nnit_dist.artifacts import read_json, write_json
+from nnit_dist.core.files import read_json, write_json
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.storage import path_of, remove
+from nnit_dist.core.topology import Hidden, Topology, hidden_name
+from nnit_dist.core.zoo import Member, Zoo
 from nnit_dist.envs.batch_env import BatchEnv
 from nnit_dist.envs.sim import TRAIN_SEEDS, VALIDATION_SEED, SimEnv
-from nnit_dist.evaluate.rollout import Part, Rollouts, run_part
-from nnit_dist.evaluate.simulator import Simulator
-from nnit_dist.policy import Policy
+from nnit_dist.population.config import Recipe
 from nnit_dist.population.module import ActorCriticModule
-from nnit_dist.population.ppo import Recipe, ppo_config
-from nnit_dist.storage import path_of, remove
-from nnit_dist.topology import Hidden, Topology, hidden_name
-from nnit_dist.zoo import Member, Zoo
+from nnit_dist.population.ppo import ppo_config
+from nnit_dist.rollout.actors import Simulator
+from nnit_dist.rollout.episodes import Part, Rollouts, run_part
 
 PROGRESS = "progress.json"
 
@@ -97,7 +98,7 @@ class Trial:
         self.zoo = Zoo(out / "zoo")
         self.directory = out / "trials" / spec.id
         task = spec.task, spec.control_mode
-        self.examiner = _Beside(*task) if gpu or make_env else _Here(*task)
+        self.server = RemoteEvaluator(*task) if gpu or make_env else LocalEvaluator(*task)
         self.algo = ppo_config(recipe, spec.hidden, *task, spec.seed, make_env, gpu).build_algo()
         self.progress = read_progress(self.directory) or Progress(0, 0.0, False, "", [])
         if self.progress.checkpoint:
@@ -121,7 +122,7 @@ class Trial:
 
     def close(self) -> None:
         self.algo.stop()
-        self.examiner.close()
+        self.server.close()
 
     def _snapshot(self, env_steps: int) -> None:
         member = self._measure(env_steps)
@@ -174,11 +175,11 @@ class Trial:
             f"{self.spec.id}_{env_steps:09d}",
         )
         seeds = range(VALIDATION_SEED, VALIDATION_SEED + self.recipe.eval_episodes)
-        success = self.examiner.examine(Part(policy, tuple(seeds))).means()
+        success = self.server.examine(Part(policy, tuple(seeds))).means()
         return Member(policy, self.spec.id, self.spec.seed, env_steps, *success)
 
 
-class _Here:
+class LocalEvaluator:
     """Runs episodes in this process."""
 
     def __init__(self, task: str, control_mode: str) -> None:
@@ -191,7 +192,7 @@ class _Here:
         self._env.close()
 
 
-class _Beside:
+class RemoteEvaluator:
     """Runs episodes in a process of its own."""
 
     def __init__(self, task: str, control_mode: str) -> None:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from nnit_dist.artifacts import copy, write_atomic
-from nnit_dist.evaluate.compare import headline
+from nnit_dist.core.files import copy, write_atomic
+from nnit_dist.core.storage import local_file
 from nnit_dist.report import plots, tables
 from nnit_dist.report.film import film_unseen
-from nnit_dist.storage import local_file
+from nnit_dist.rollout.summaries import headline
 
 if TYPE_CHECKING:
-    from nnit_dist.pipeline import Run
+    from nnit_dist.stages.pipeline import Run
 
 STUDIES = """<h3>Sampler steps, and success asked for</h3>
 $sampler
@@ -97,11 +97,11 @@ def _data(path: Path) -> str:
 
 def _as_markdown(run: "Run") -> str:
     """Results and cost of all tasks, to paste."""
-    settings = run.config.evaluate
+    samples, episodes = run.config.generate.samples, run.config.evaluate.episodes
     return f"""# {run.config.name}
 
-success_once in %, mean and 95% interval over topologies: NNiT, zero-shot, {settings.samples} \
-samples a topology, {settings.episodes} episodes a network, all counted; beside it the teachers.
+success_once in %, mean and 95% interval over topologies: NNiT, zero-shot, {samples} \
+samples a topology, {episodes} episodes a network, all counted; beside it the teachers.
 
 {tables.task_table(run).markdown()}
 {tables.trial_table(run).markdown()}

@@ -15,16 +15,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from nnit_dist.artifacts import write_atomic
+from nnit_dist.core.files import write_atomic
+from nnit_dist.core.splits import TopologySplit
+from nnit_dist.core.topology import Hidden
 from nnit_dist.envs.headless import has_render_device
 from nnit_dist.envs.sim import TEST_SEED, SimEnv
-from nnit_dist.evaluate.run import Evaluation
-from nnit_dist.evaluate.subjects import Subject
 from nnit_dist.nnit.model import NNiTModel
-from nnit_dist.topology import Hidden, TopologySplit
+from nnit_dist.rollout.evaluable import Evaluable
+from nnit_dist.rollout.evaluation import Evaluation
 
 if TYPE_CHECKING:
-    from nnit_dist.pipeline import Run
+    from nnit_dist.stages.pipeline import Run
 
 SIDE = 256  # pixels of one clip
 COLUMNS = 3
@@ -37,7 +38,7 @@ FPS = 10  # real time: ManiSkill controls at 20 Hz
 class Clip:
     """One episode of one policy, under a title."""
 
-    policy: Subject
+    policy: Evaluable
     seed: int
     title: str
 
@@ -62,7 +63,7 @@ def film(clips: list[Clip], path: Path) -> Path:
 
 def film_unseen(run: "Run", task: str, path: Path) -> Path:
     """An MP4 of one NNiT sample each of a few unseen topologies, in one episode each."""
-    model = NNiTModel.load(run.out / "train" / "nnit.safetensors").of_task(task)
+    model = NNiTModel.load(run.out / "train" / "nnit.safetensors").for_task(task)
     policies = [model.generate(hidden, 1)[0] for hidden in _choose(run.split)]
     clips = [
         Clip(p, TEST_SEED + i, f"{p.topology.name}, {p.topology.num_params:,} weights")

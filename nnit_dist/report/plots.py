@@ -10,11 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from nnit_dist.topology import UNSEEN_KINDS
-from nnit_dist.training import read_metrics
+from nnit_dist.core.splits import UNSEEN_KINDS
+from nnit_dist.training.state import read_metrics
 
 if TYPE_CHECKING:
-    from nnit_dist.pipeline import Run
+    from nnit_dist.stages.pipeline import Run
 
 COLOURS = {"NNiT": "#0969da", "direct GHN query": "#bf8700", "teachers": "#57606a"}
 
@@ -111,12 +111,12 @@ def training_curves(out: Path) -> Figure:
 
 def weight_matrices(run: "Run", task: str) -> Figure:
     """The second layer of two teachers, of two aligned networks and of two NNiT samples."""
-    from nnit_dist.align.sampler import AlignedSampler
+    from nnit_dist.hypernet.model import HypernetModel
     from nnit_dist.nnit.model import NNiTModel
-    from nnit_dist.population.run import teachers
+    from nnit_dist.population.train import teachers
 
-    sampler = AlignedSampler.load(run.out / "align" / "ghn.safetensors", task)
-    model = NNiTModel.load(run.out / "train" / "nnit.safetensors").of_task(task)
+    sampler = HypernetModel.load(run.out / "align" / "ghn.safetensors", task)
+    model = NNiTModel.load(run.out / "train" / "nnit.safetensors").for_task(task)
     raw = [member.policy for member in teachers(run.out / "population", task)]
     raw = [policy for policy in raw if policy.topology.depth > 1] or raw
     width = max(max(hidden) for hidden in run.split.seen)

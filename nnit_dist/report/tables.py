@@ -4,10 +4,10 @@ import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nnit_dist.evaluate.compare import ALL_UNSEEN
+from nnit_dist.rollout.summaries import ALL_UNSEEN
 
 if TYPE_CHECKING:
-    from nnit_dist.pipeline import Run
+    from nnit_dist.stages.pipeline import Run
 
 WORK = {
     "population": "{env_steps:,} env steps",

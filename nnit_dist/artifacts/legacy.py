@@ -1,0 +1,93 @@
+"""What the first design called otherwise: the only place that knows its names.
+
+A configuration with an old key is refused with the new name; manifests and figures of finished
+runs are read under the new names.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+_RENAMED = {  # by section; `*` is any name
+    "align": {"mix_loss": "max_average_drop"},
+    "align.distill": {
+        "meta_batch": "topologies_per_step",
+        "latents": "networks_per_topology",
+        "turns": "task_weights",
+        "blended": "max_teachers_per_mix",
+        "width_jitter": "condition_width_noise",
+        "depth_jitter": "condition_depth_noise",
+    },
+    "nnit": {
+        "topologies": "topologies_per_step",
+        "networks": "networks_per_topology",
+        "turns": "task_weights",
+        "drop_rate": "condition_dropout",
+        "time_mean": "logit_mean",
+        "time_std": "logit_std",
+        "width_jitter": "condition_width_noise",
+        "depth_jitter": "condition_depth_noise",
+    },
+    "population.recipe": {"whiten": "normalize_observations"},
+    "population.recipes.*": {"whiten": "normalize_observations"},
+    "topologies.unseen": {"apart": "bottleneck"},
+    "generate.unseen_topologies": {"apart": "bottleneck"},
+}
+_MOVED = {  # from `evaluate` to `generate`
+    "samples",
+    "sampler_steps",
+    "guidance",
+    "studies",
+    "seen_topologies",
+    "unseen_topologies",
+}
+_REMOVED = {"align.distill": {"smoothness_weight": "align.ghn.smoothness sets how maps begin"}}
+KINDS = {"apart": "bottleneck"}  # of topologies, in rows of results
+
+
+def advice(key: str) -> str | None:
+    """What to write instead of an old key, such as `nnit.time_mean`; None if it is none."""
+    section, _, name = key.rpartition(".")
+    for pattern, names in _RENAMED.items():
+        if name in names and _matches(section, pattern):
+            return f"{key!r} is called {f'{section}.{names[name]}'!r} now"
+    if section == "evaluate" and name in _MOVED:
+        return f"{key!r} is called {f'generate.{name}'!r} now"
+    if name in _REMOVED.get(section, {}):
+        return f"{key!r} is gone: {_REMOVED[section][name]}"
+    return None
+
+
+def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration in a manifest under today's names; one that has them comes back equal."""
+    config = copy.deepcopy(config)
+    evaluate = config.get("evaluate", {})
+    if moved := {name: evaluate.pop(name) for name in _MOVED & evaluate.keys()}:
+        config["generate"] = config.get("generate", {}) | moved
+    for pattern, names in _RENAMED.items():
+        for section in _sections(config, pattern.split(".")):
+            for old in names.keys() & section.keys():
+                section[names[old]] = section.pop(old)
+    for pattern, gone in _REMOVED.items():
+        for section in _sections(config, pattern.split(".")):
+            for name in gone.keys() & section.keys():
+                del section[name]
+    return config
+
+
+def _sections(config: dict[str, Any], path: list[str]) -> Iterator[dict[str, Any]]:
+    """The sections of a configuration that a path names."""
+    if not path:
+        yield config
+        return
+    names = list(config) if path[0] == "*" else [path[0]]
+    for name in names:
+        if isinstance(below := config.get(name), dict):
+            yield from _sections(below, path[1:])
+
+
+def _matches(section: str, pattern: str) -> bool:
+    names, wanted = section.split("."), pattern.split(".")
+    return len(names) == len(wanted) and all(
+        b in ("*", a) for a, b in zip(names, wanted, strict=True)
+    )

@@ -1,0 +1,109 @@
+"""The manifest that vouches for a stage: what it was made from, and what came of it."""
+
+import contextlib
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nnit_dist.artifacts.legacy import upgrade_config
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.files import content_hash, read_json, write_json
+from nnit_dist.core.storage import path_of
+
+MANIFEST = "manifest.json"
+
+
+_VERSIONED = ("nnit_dist", "torch", "ray", "mani_skill", "sapien", "gymnasium", "numpy")
+
+
+class Stage:
+    """A directory that one stage fills, and the manifest written last.
+
+    The manifest holds what the stage was made from (its key). A stage whose manifest has
+    the same key is done; one without a manifest is unfinished and goes on; one with
+    another key belongs to another run and is never overwritten.
+    """
+
+    def __init__(self, name: str, directory: Path, config: dict, inputs: dict[str, Path]) -> None:
+        self.name = name
+        self.directory = path_of(directory)
+        self.key: dict[str, Any] = {
+            "config": config,
+            "inputs": {label: content_hash(path) for label, path in inputs.items()},
+        }
+
+    def is_done(self) -> bool:
+        """Whether the stage is finished for exactly this config and these inputs.
+
+        Raises:
+            NnitError: the directory belongs to another config or other inputs.
+        """
+        for path in (self.directory / MANIFEST, self.directory / ".key.json"):
+            if not path.exists():
+                continue
+            known = _upgraded(read_json(path)["key"])
+            if _without_none(known) != _without_none(self.key):
+                raise NnitError(
+                    f"{self.directory} holds the {self.name} stage of another run "
+                    f"({_difference(known, self.key)}). Choose another output directory "
+                    "(`--out`), or delete this one to start again."
+                )
+        return (self.directory / MANIFEST).exists()
+
+    def begin(self) -> None:
+        """Claim the directory for this key, or go on in it."""
+        path, spent = self.directory / ".key.json", 0.0
+        if path.exists():
+            # An earlier try worked until it wrote its last file; what came after is not work.
+            earlier = read_json(path)
+            spent = earlier["spent"] + _last_write(self.directory) - earlier["started"]
+        write_json(path, {"key": self.key, "started": time.time(), "spent": spent})
+
+    def finish(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """Write the manifest; from now on the stage counts as done."""
+        begun = read_json(self.directory / ".key.json")
+        manifest = {
+            "stage": self.name,
+            "key": self.key,
+            "figures": figures,
+            "seconds": round(begun["spent"] + time.time() - begun["started"], 1),
+            "versions": {package: version(package) for package in _VERSIONED},
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        }
+        write_json(self.directory / MANIFEST, manifest)
+        return manifest
+
+
+def _last_write(directory: Path) -> float:
+    """When the newest file below a directory was written."""
+    newest = 0.0
+    for path in directory.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a process that is ending cleans up
+            newest = max(newest, path.stat().st_mtime)
+    return newest
+
+
+def _upgraded(key: dict[str, Any]) -> dict[str, Any]:
+    return key | {"config": upgrade_config(key["config"])}
+
+
+def _without_none(key: Any) -> Any:
+    """A key without what is None: a setting that an older run did not know yet."""
+    if not isinstance(key, dict):
+        return key
+    return {name: _without_none(value) for name, value in key.items() if value is not None}
+
+
+def _difference(old: dict, new: dict, path: str = "") -> str:
+    """The first place where two keys differ, as `config.seed: 0, now 1`."""
+    for name in sorted(set(old) | set(new)):
+        a, b = old.get(name), new.get(name)
+        if a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            return _difference(a, b, f"{path}{name}.")
+        return f"{path}{name}: {a}, now {b}"
+    return "unchanged"

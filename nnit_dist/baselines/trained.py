@@ -1,0 +1,256 @@
+"""Baselines that need training: each gets what NNiT gets, and is trained once and kept.
+
+NNiT on weights that are not aligned, on permutation-matched ones and on those of hypernetworks
+with other decoders; and flat-vector diffusion. All from the states of one run's alignment, with
+NNiT's own network and number of steps.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from nnit_dist.baselines.flat import FlatDiffusion
+from nnit_dist.baselines.matching import match
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.files import content_hash, read_json, write_atomic
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.rng import generator_of
+from nnit_dist.core.topology import Hidden
+from nnit_dist.hypernet.data import DistillationData
+from nnit_dist.hypernet.distill import Distiller
+from nnit_dist.hypernet.ghn import Layers
+from nnit_dist.hypernet.imitation import imitate
+from nnit_dist.hypernet.model import HypernetModel
+from nnit_dist.nnit.dataset import AlignedDataset, Listed, ListedDataset
+from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.nnit.trainer import Trainer
+from nnit_dist.nnit.worker import trained_with
+from nnit_dist.training.state import restore_state, save_state
+
+Weights = Literal["independent", "matched", "mlp", "pointwise"]
+INDEPENDENT_STEPS = 3000
+COPIES = 4  # of independent networks of a seen topology, each as many as there are best teachers
+SAVE_EVERY = 250  # steps
+Watch = Callable[[str, int, int], None]  # what is being trained, steps done, steps to do
+
+
+@dataclass
+class TrainedBaselines:
+    """Everything trained for comparison with one task of a run; a killed training goes on.
+
+    It is kept in `kept/KEY`, where the key tells the run's artefacts and settings: a run that is
+    made again gets new rivals. `watch` hears of the progress.
+    """
+
+    run: Path
+    task: str
+    kept: Path
+    watch: Watch = lambda name, done, total: None
+
+    def __post_init__(self) -> None:
+        pattern = f"states-{self.task}-*.safetensors"
+        states = list((self.run / "align").glob(pattern))
+        if not states:
+            raise NnitError(
+                f"{self.run} lacks align/{pattern}, which its rivals learn from. Name the "
+                "directory of a finished run (`nnit run`) of this task."
+            )
+        self.states = max(states, key=lambda path: int(path.stem.rsplit("-", 1)[1]))
+        self.sampler = HypernetModel.load(self.run / "align" / "ghn.safetensors", self.task)
+        self.config, self.seed = trained_with(self.run)
+        self.align = read_json(self.run / "align" / "manifest.json")["key"]["config"]["align"]
+        parts = [content_hash(self.run / "align" / "ghn.safetensors"), content_hash(self.states)]
+        parts += [self.config.model_dump_json(), str(self.seed)]
+        name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+        self.out = self.kept / name
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def nnit(self, weights: Weights) -> "NNiTOn":
+        """NNiT trained on other weights."""
+        path = self.out / f"nnit-{weights}.safetensors"
+        if not path.exists():
+            self._train_nnit(self._source(weights), path, f"NNiT on {weights} weights")
+        return NNiTOn(NNiTModel.load(path), f"nnit_{weights}")
+
+    def flat(self) -> FlatDiffusion:
+        """Flat-vector diffusion with as many parameters as NNiT, and as many steps."""
+        model = NNiTModel.load(self.run / "train" / "nnit.safetensors")
+        flat = FlatDiffusion(self.sampler, self.config, model.parameters, self.seed)
+        path = self.out / "flat.safetensors"
+        if path.exists():
+            flat.average.load_state_dict(load_file(path))
+        else:
+            self._train(flat, self.config.steps, path, "flat-vector diffusion")
+            write_atomic(path, lambda partial: save_file(flat.average.state_dict(), partial))
+        return flat
+
+    def networks(self, weights: Literal["independent", "matched"]) -> list[tuple[Hidden, Layers]]:
+        """(hidden, layers [1, ...]) of networks trained each on its own, as they are or matched.
+
+        For every seen topology `COPIES` groups of a network for each of the best teachers: in those
+        of even number of exactly this topology and after that teacher alone, in the others with
+        widths varied and after mixes, as aligned networks are.
+        """
+        if weights == "matched":
+            _check_references(self.sampler.seen)
+        path = self.out / "independent.safetensors"
+        best, rng = self.sampler.best, generator_of(self.seed)
+        places = [
+            (hidden, copy, teacher)
+            for hidden in self.sampler.seen
+            for copy in range(COPIES)
+            for teacher in best
+        ]
+        topologies = [
+            self.sampler.vary_widths(hidden, rng) if copy % 2 else self.sampler.topology(hidden)
+            for hidden, copy, _ in places
+        ]
+        teacher_weights = [
+            self.sampler.draw_teacher_weights(1, 1.0, rng)[0]
+            if copy % 2
+            else self.sampler.pure(teacher)
+            for _, copy, teacher in places
+        ]
+        if not path.exists():
+            self.watch("independent networks", 0, 1)
+            found = imitate(
+                topologies,
+                torch.stack(teacher_weights),
+                DistillationData.load(self.states),
+                INDEPENDENT_STEPS,
+                self.seed,
+            )
+            tensors = {
+                f"{i}.{layer}.{name}": value.contiguous()
+                for i, layers in enumerate(found)
+                for layer, pair in enumerate(layers)
+                for name, value in zip(("weight", "bias"), pair, strict=True)
+            }
+            write_atomic(path, lambda partial: save_file(tensors, partial))
+        tensors = load_file(path)
+        networks = [
+            (
+                topology.hidden,
+                [
+                    (tensors[f"{i}.{layer}.weight"], tensors[f"{i}.{layer}.bias"])
+                    for layer in range(topology.num_layers)
+                ],
+            )
+            for i, topology in enumerate(topologies)
+        ]
+        return networks if weights == "independent" else _matched(networks)
+
+    def aligned(self, decoder: Literal["mlp", "pointwise"]) -> HypernetModel:
+        """A hypernetwork with another decoder, distilled on the final states of the run.
+
+        These include states that networks of the run's own hypernetwork visited, and successes are
+        those of the run's own: only the decoder differs.
+        """
+        path = self.out / f"ghn-{decoder}.safetensors"
+        if not path.exists():
+            distiller = Distiller(
+                {
+                    "distill": self.align["distill"],
+                    "ghn": self.align["ghn"] | {"decoder": decoder},
+                    "topologies": json.dumps(self.sampler.seen),
+                    "variation": self.sampler.variation,
+                    "max_width": self.sampler.max_width,
+                    "tasks": [
+                        {
+                            "task": self.task,
+                            "states": str(self.states),
+                            "teachers": [(t.id, t.best) for t in self.sampler.teachers],
+                        }
+                    ],
+                    "seed": self.seed,
+                },
+                torch.device("cpu"),
+            )
+            steps = self.align["distill"]["steps"]
+            self._train(distiller, steps, path, f"GHN with {decoder} decoder")
+            HypernetModel(
+                distiller.ghn.eval(),
+                distiller.latents_of(0).eval(),
+                self.sampler.norm,
+                self.sampler.task,
+                self.sampler.max_width,
+                self.sampler.seen,
+                self.sampler.variation,
+                self.sampler.max_teachers_per_mix,
+                self.sampler.teachers,
+                self.sampler.success,
+            ).save(path)
+        return HypernetModel.load(path)
+
+    def _source(self, weights: Weights) -> AlignedDataset | ListedDataset:
+        if weights == "mlp" or weights == "pointwise":
+            return AlignedDataset([self.aligned(weights)], self.config, self.seed)
+        listed = [
+            Listed(self.sampler.topology(hidden), layers, 1.0)
+            for hidden, layers in self.networks(weights)
+        ]
+        return ListedDataset(listed, self.sampler, self.config, self.seed)
+
+    def _train_nnit(self, source: AlignedDataset | ListedDataset, path: Path, name: str) -> None:
+        trainer = Trainer(self.config, source, torch.device("cpu"), self.seed)
+        self._train(trainer, self.config.steps, path, name)
+        NNiTModel.of(trainer, source).save(path)
+
+    def _train(self, trainee: "Trainee", steps: int, path: Path, name: str) -> None:
+        """Take all steps, from where a killed training of what becomes `path` stands."""
+        saved = path.with_suffix(".partial.pt")
+        start = restore_state(trainee.state(), saved) if saved.exists() else 0
+        for step in range(start, steps):
+            trainee.step(step)
+            self.watch(name, step + 1, steps)
+            if (step + 1) % SAVE_EVERY == 0:
+                save_state(trainee.state(), step + 1, saved)
+        saved.unlink(missing_ok=True)
+
+
+class Trainee(Protocol):
+    """What takes numbered steps and can be stopped between them."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def step(self, step: int, /) -> object: ...
+
+
+@dataclass
+class NNiTOn:
+    """An NNiT under a name of its own."""
+
+    model: NNiTModel
+    name: str
+
+    def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
+        policies = self.model.generate(hidden, samples, seed)
+        for policy in policies:
+            policy.source, policy.id = self.name, policy.id.replace("nnit", self.name, 1)
+        return policies
+
+
+def _matched(networks: list[tuple[Hidden, Layers]]) -> list[tuple[Hidden, Layers]]:
+    """Every network matched to the first of its depth that is of full width."""
+    most = max(max(hidden) for hidden, _ in networks)
+    reference: dict[int, Layers] = {}
+    for hidden, layers in networks:
+        if set(hidden) == {most}:
+            reference.setdefault(len(hidden), layers)
+    return [(hidden, match(layers, reference[len(hidden)])) for hidden, layers in networks]
+
+
+def _check_references(seen: list[Hidden]) -> None:
+    most = max(max(hidden) for hidden in seen)
+    missing = {len(hidden) for hidden in seen} - {len(h) for h in seen if set(h) == {most}}
+    if missing:
+        raise NnitError(
+            f"no seen topology of {min(missing)} layers has all of them {most} wide, so there is "
+            "none to match the others to. Use another seed for the split."
+        )

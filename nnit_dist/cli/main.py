@@ -1,0 +1,375 @@
+"""The `nnit` command: parses, calls, and prints one clear line when something is wrong."""
+
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from nnit_dist.cli.bench import bench_app
+from nnit_dist.cli.options import PLACE, Debug
+from nnit_dist.cli.search import dashboard, tune
+from nnit_dist.cli.zoo import zoo_app
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.storage import beside, path_of, runs
+from nnit_dist.runtime.progress import StageProgress, console, quiet_libraries
+
+app = typer.Typer(
+    help="Writes working robot policies for any MLP topology instead of training them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(zoo_app, name="zoo")
+app.add_typer(bench_app, name="bench")
+
+Config = Annotated[Path, typer.Argument(help="YAML configuration, e.g. configs/quickstart.yaml")]
+Out = Annotated[
+    Path | None,
+    typer.Option(**PLACE, help="run directory; runs/NAME by default"),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="override a key, e.g. --set nnit.steps=500")
+]
+Backend = Literal["auto", "physx_cpu", "physx_cuda"]
+
+
+def main() -> None:
+    """Entry point: an expected error is one readable message and exit code 1."""
+    if "--debug" not in sys.argv:
+        warnings.simplefilter("ignore")  # Ray's and SAPIEN's are no news to a user
+    try:
+        app(standalone_mode=True)
+    except NnitError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        console.print(f"[bold red]error:[/] {escape(str(error))}", markup=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("\ninterrupted; run the same command to go on.")
+        sys.exit(130)
+
+
+@app.command()
+def run(config: Config, out: Out = None, set_: Overrides = None, debug: Debug = False) -> None:
+    """The whole chain: population, align, train, generate, evaluate, report."""
+    the_run = _load(config, out, set_)
+    the_run.all()
+    _summary(the_run)
+
+
+@app.command()
+def submit(
+    config: Config,
+    address: Annotated[
+        str,
+        typer.Option(help="the cluster's dashboard; `ray dashboard CLUSTER.yaml` tunnels to it"),
+    ] = "http://127.0.0.1:8265",
+    out: Out = None,
+    set_: Overrides = None,
+    wait: Annotated[bool, typer.Option(help="print the job's log until it ends")] = True,
+    debug: Debug = False,
+) -> None:
+    """The whole chain as a job on a Ray cluster; the same command again goes on with it."""
+    from nnit_dist.cli.submit import submit as submit_job
+
+    sys.exit(submit_job(config, address, out, set_, wait))
+
+
+def _stage_command(name: str, text: str) -> None:
+    def command(
+        config: Config, out: Out = None, set_: Overrides = None, debug: Debug = False
+    ) -> None:
+        getattr(_load(config, out, set_), name)()
+
+    app.command(name, help=text)(command)
+
+
+_stage_command("population", "Train the population with RLlib; fills the zoo.")
+_stage_command("align", "Distil the population into one aligned hypernetwork.")
+_stage_command("train", "Train NNiT, the diffusion transformer over weights.")
+_stage_command("report", "Write the report of a finished run.")
+
+
+@app.command()
+def generate(
+    out: Annotated[Path, typer.Option(**PLACE, help="directory for the policy files")] = Path(
+        "policies"
+    ),
+    task: Annotated[str, typer.Option(help="ManiSkill3 task")] = "PushCube-v1",
+    hidden: Annotated[str | None, typer.Option(help="hidden widths, e.g. 40x56")] = None,
+    samples: Annotated[int, typer.Option(min=1)] = 1,
+    seed: Annotated[int, typer.Option()] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="sampler steps; 8 by default")] = None,
+    success: Annotated[
+        float | None, typer.Option(help="success to ask for, 0 to 1; the best by default")
+    ] = None,
+    guidance: Annotated[
+        float, typer.Option(help="how far to go beyond what is asked for; 0 is none")
+    ] = 0.0,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            **PLACE,
+            help="trained model, or a run directory; shipped one by default",
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write policy files for a topology, or for architectures that the model draws itself."""
+    from nnit_dist.core.topology import parse_hidden
+    from nnit_dist.nnit.config import DEFAULT_STEPS
+    from nnit_dist.nnit.model import load_model
+    from nnit_dist.stages.generate import draw_topologies, generate_policies
+
+    nnit, steps = load_model(task, model), steps or DEFAULT_STEPS
+    if hidden:
+        widths = parse_hidden(hidden)
+        nnit.check(widths, success, guidance)
+        figures = generate_policies(nnit, [widths], samples, out, seed, steps, success, guidance)
+    else:
+        figures = {"networks": 0, "milliseconds_a_network": 0.0}
+        nnit.check(nnit.seen[0], success, guidance)
+        for i, widths in enumerate(draw_topologies(nnit, samples, seed, success)):
+            figures = generate_policies(nnit, [widths], 1, out, seed + i, steps, success, guidance)
+        figures["networks"] = samples
+    console.print(
+        f"wrote {figures['networks']} policies to {out} "
+        f"({figures['milliseconds_a_network']} ms each)"
+    )
+
+
+@app.command()
+def refine(
+    policies: Annotated[Path, typer.Argument(**PLACE, help="policy files of one task")],
+    out: Annotated[Path | None, typer.Option(**PLACE, help="POLICIES-refined by default")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            **PLACE, help="finished run, whose teachers teach; the shipped one by default"
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="of gradient descent; 2,000 by default")
+    ] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    debug: Debug = False,
+) -> None:
+    """Train written policies a little: a second of imitation each, without a simulator."""
+    from nnit_dist.artifacts.shipped import shipped
+    from nnit_dist.core.policy import SUFFIX, load_policies, save_policy
+    from nnit_dist.transfer.refine import STEPS, load_distillation_data
+    from nnit_dist.transfer.refine import refine as improve
+
+    written = load_policies(policies)
+    tasks = sorted({policy.task for policy in written})
+    if len(tasks) > 1:
+        raise NnitError(
+            f"{policies} has policies of {', '.join(tasks)}; refine one task at a time."
+        )
+    distillation_data = load_distillation_data(run or shipped(tasks[0]), tasks[0])
+    target, began = out or policies.with_name(f"{policies.name}-refined"), time.perf_counter()
+    with StageProgress("policies") as view:
+        view.add("refine", total=len(written))
+        refined, errors = improve(
+            written,
+            distillation_data,
+            steps or STEPS,
+            seed,
+            lambda done: view.update("refine", done),
+        )
+    for policy in refined:
+        save_policy(policy, target / f"{policy.id}{SUFFIX}")
+    before, after = (sum(column) / len(errors) for column in zip(*errors, strict=True))
+    console.print(
+        f"wrote {len(refined)} polic{'y' if len(refined) == 1 else 'ies'} to {target} "
+        f"({(time.perf_counter() - began) / len(refined):.1f} s each). Mean squared error of "
+        f"actions, on states that were not learnt from: {before:.4f} before, {after:.4f} after"
+    )
+
+
+@app.command()
+def evaluate(
+    policies: Annotated[
+        str, typer.Argument(help="policy files, a directory of them, a zoo, or module:function")
+    ],
+    episodes: Annotated[int, typer.Option(help="episodes a policy")] = 100,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            **PLACE,
+            help="where results are kept; POLICIES-evaluation by default",
+        ),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="ManiSkill3 task of a function")] = None,
+    control_mode: Annotated[
+        str, typer.Option(help="control mode of a function")
+    ] = "pd_joint_delta_pos",
+    actors: Annotated[int | None, typer.Option(min=1, help="simulator processes")] = None,
+    returns: Annotated[bool, typer.Option("--returns", help="measure returns too")] = False,
+    until_halfwidth: Annotated[
+        float | None, typer.Option(help="stop a policy early, at a 95% interval of +- this")
+    ] = None,
+    videos: Annotated[
+        bool, typer.Option("--videos", help="film the best, the median and the worst policy")
+    ] = False,
+    sim_backend: Annotated[Backend, typer.Option(help="auto: a GPU where Ray has one")] = "auto",
+    address: Annotated[str | None, typer.Option(help="a running Ray cluster")] = None,
+    debug: Debug = False,
+) -> None:
+    """Roll policies out in ManiSkill3 and store and print their success."""
+    from nnit_dist.core.files import write_json
+    from nnit_dist.rollout.evaluable import read_evaluables
+    from nnit_dist.rollout.evaluation import evaluate as measure
+    from nnit_dist.rollout.summaries import summarize
+    from nnit_dist.runtime.ray_session import ray_session
+
+    evaluables = read_evaluables(policies, task, control_mode)
+    name = policies if "://" in policies else policies.replace(":", ".")
+    target = out or path_of(f"{name.rstrip('/')}-evaluation")
+    log = beside(target, "evaluate.log")
+    with quiet_libraries(log), ray_session(address):
+        result = measure(
+            evaluables,
+            episodes,
+            target,
+            actors,
+            returns=returns,
+            until_halfwidth=until_halfwidth,
+            sim_backend=sim_backend,
+        )
+    rows = result.rows()
+    summary = summarize(rows) if rows else None
+    write_json(
+        target / "results.json",
+        {"summary": summary, "policies": rows, "failures": result.failures},
+    )
+    _print_policies(rows)
+    if summary:
+        console.print(
+            f"mean success_once {summary['success_once']:.3f} "
+            f"[{summary['low']:.3f}, {summary['high']:.3f}], {summary['networks']} measured; "
+            f"results in {target}"
+        )
+    if summary and until_halfwidth:
+        note = _bias_note(summary["success_once"], episodes, until_halfwidth)
+        console.print(f"[dim]{note}[/]")
+    if videos:
+        from nnit_dist.report.film import film_extremes
+
+        with quiet_libraries(log):
+            written = film_extremes(result, target)
+        console.print(f"filmed: {', '.join(map(str, written))}")
+    for policy_id, reason in result.failures.items():
+        console.print(f"[red]not measured:[/] {policy_id}: {reason}")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(**PLACE, help="results of `nnit evaluate`")],
+    second: Annotated[
+        Path,
+        typer.Argument(**PLACE, help="results that it is compared with"),
+    ],
+    debug: Debug = False,
+) -> None:
+    """Compare two evaluations over the same topologies and start states."""
+    from nnit_dist.rollout.comparison import compare_evaluations
+
+    console.print(compare_evaluations(first, second))
+
+
+app.command()(tune)
+app.command()(dashboard)
+
+
+@app.command()
+def keys(
+    start: Annotated[str, typer.Argument(help="how they begin, e.g. nnit. or align.ghn.")] = "",
+) -> None:
+    """The keys of a configuration: their defaults, and what they mean."""
+    from nnit_dist.stages.config import known_keys
+
+    table = Table(Column("key", no_wrap=True), "default", "meaning", box=None)
+    for key in known_keys(start):
+        table.add_row(key.path, escape(key.default), escape(key.meaning))
+    console.print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine can do, and what to install for more."""
+    from nnit_dist.cli.doctor import examine
+
+    table = Table(show_header=False, box=None)
+    for name, value in examine():
+        table.add_row(f"[bold]{name}[/]", value)
+    console.print(table)
+
+
+def _load(config: Path, out: Path | None, overrides: list[str] | None):
+    from nnit_dist.stages.config import load_config
+    from nnit_dist.stages.pipeline import Run
+
+    loaded = load_config(config, overrides)
+    return Run(loaded, out or runs() / loaded.name)
+
+
+def _print_policies(rows: list[dict]) -> None:
+    table = Table(Column("policy", no_wrap=True), "episodes", "success_once", "95%", "at end")
+    with_returns = any(row["return"] is not None for row in rows)
+    if with_returns:
+        table.add_column("return")
+    for row in rows:
+        table.add_row(
+            row["policy_id"],
+            str(row["episodes"]),
+            f"{row['success_once']:.2f}",
+            f"{row['success_once_low']:.2f} to {row['success_once_high']:.2f}",
+            f"{row['success_at_end']:.2f}",
+            *([f"{row['return']:.1f}"] if with_returns else []),
+        )
+    console.print(table)
+
+
+def _bias_note(success: float, episodes: int, halfwidth: float) -> str:
+    """What stopping early does to the figures, at the measured success and at the worst."""
+    from nnit_dist.rollout.statistics import stopping_bias
+
+    here, _ = stopping_bias(success, episodes, halfwidth)
+    worst = max(abs(stopping_bias(p / 100, episodes, halfwidth)[0]) for p in range(1, 100))
+    return (
+        f"stopped early, which biases a policy's success: by {here:+.3f} at {success:.2f}, "
+        f"nowhere by more than {worst:.3f}"
+    )
+
+
+def _kind_name(kind: str) -> str:
+    names = {"teacher": "their own", "seen": "seen", "all unseen": "all of these"}
+    beyond = {"deeper": "beyond training: deeper", "wider": "beyond training: wider"}
+    return names.get(kind) or beyond.get(kind) or f"unseen: {kind}"
+
+
+def _summary(the_run) -> None:
+    """Success by kind of topology and method, and what it comes to in a sentence, task by task."""
+    from nnit_dist.rollout.summaries import METHODS, headline
+
+    found = the_run.manifest("evaluate")["figures"]["tasks"]
+    for task in the_run.config.tasks:
+        figures = found[task]
+        cells: dict[str, dict[str, str]] = {}
+        for row in figures["summaries"]:
+            once, low, high = (f"{100 * row[key]:.1f}" for key in ("success_once", "low", "high"))
+            cells.setdefault(row["kind"], {})[row["method"]] = f"{once} [dim]({low}-{high})[/]"
+        title = f"{task}: success_once in %, mean and 95% interval"
+        table = Table("topologies", *METHODS.values(), title=title)
+        for kind, by_method in cells.items():
+            table.add_row(_kind_name(kind), *(by_method.get(name, "") for name in METHODS.values()))
+        console.print(table)
+        console.print(headline(figures))
+    console.print(f"report: {the_run.out / 'report' / 'report.html'}")

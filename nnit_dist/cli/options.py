@@ -1,0 +1,11 @@
+"""What options of several commands have in common."""
+
+from typing import Annotated, Any
+
+import typer
+
+from nnit_dist.core.storage import path_of
+
+# A path, or an address in an object store.
+PLACE: dict[str, Any] = {"parser": path_of, "metavar": "PATH"}
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]

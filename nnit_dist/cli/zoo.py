@@ -1,0 +1,135 @@
+"""The `nnit zoo` commands: looking into a population."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Column, Table
+
+from nnit_dist.cli.options import PLACE, Debug
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.storage import beside
+from nnit_dist.runtime.progress import console, quiet_libraries
+
+zoo_app = typer.Typer(help="Look into a population.", no_args_is_help=True)
+
+Zoo = Annotated[
+    Path,
+    typer.Argument(**PLACE, help="a zoo, e.g. runs/quickstart/population/zoo"),
+]
+
+
+@zoo_app.command("ls")
+def zoo_ls(path: Zoo, debug: Debug = False) -> None:
+    """List the policies of a zoo."""
+    from nnit_dist.core.topology import hidden_name
+
+    table = Table(Column("id", no_wrap=True), "hidden", "env steps", "once", "at end", "return")
+    for row in _zoo(path).rows():
+        table.add_row(
+            row["id"],
+            hidden_name(row["hidden"]),
+            f"{row['env_steps']:,}",
+            f"{row['success_once']:.2f}",
+            f"{row['success_at_end']:.2f}",
+            f"{row['return']:.1f}",
+        )
+    console.print(table)
+
+
+@zoo_app.command("show")
+def zoo_show(path: Zoo, policy_id: str, debug: Debug = False) -> None:
+    """Show one policy of a zoo."""
+    row = _zoo(path).get(policy_id).row()
+    weights = row.pop("weights")
+    for name, value in row.items():
+        console.print(f"{name:>15}  {value}")
+    console.print(f"{'weights':>15}  {len(weights):,}, rms {float((weights**2).mean()) ** 0.5:.3f}")
+
+
+@zoo_app.command("stats")
+def zoo_stats(
+    path: Zoo,
+    out: Annotated[
+        Path | None,
+        typer.Option(**PLACE, help="for the pictures; ZOO-stats by default"),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """How diverse a population is: architectures, qualities, behaviour."""
+    from nnit_dist.core.files import write_atomic
+    from nnit_dist.population.diversity import picture, population_stats
+
+    members, target = list(_zoo(path).members()), out or path.with_name(f"{path.name}-stats")
+    for task in dict.fromkeys(member.policy.task for member in members):
+        with quiet_libraries(beside(target, "stats.log")):
+            stats = population_stats([m for m in members if m.policy.task == task])
+        write_atomic(target / f"{task}.png", partial(picture(task, stats).savefig, dpi=110))
+        least, *_, most = stats["success"]
+        console.print(
+            f"[bold]{task}[/]: {stats['members']} snapshots of {stats['trials']} trials, "
+            f"{stats['architectures']} architectures, {stats['seeds']} seed"
+            f"{'s' * (stats['seeds'] > 1)}, "
+            f"{stats['env_steps']:,} env steps"
+        )
+        console.print(
+            f"  success_once {least:.2f} to {most:.2f}, quartiles "
+            f"{', '.join(f'{value:.2f}' for value in stats['success'][1:4])}; the best of every "
+            f"trial {stats['best_success']:.3f} on average"
+        )
+        apart = [stats["between_trials"], stats["between_snapshots"]]
+        trials, snapshots = ("-" if value is None else f"{value:.3f}" for value in apart)
+        console.print(
+            f"  difference of actions: {trials} between the best of trials, {snapshots} between "
+            "snapshots of one trial"
+        )
+    console.print(f"pictures in {target}")
+
+
+@zoo_app.command("verify")
+def zoo_verify(path: Zoo, debug: Debug = False) -> None:
+    """Check every file and row of a zoo."""
+    problems = _zoo(path).verify()
+    for problem in problems:
+        console.print(f"[red]•[/] {problem}")
+    if problems:
+        raise NnitError(f"{len(problems)} problems in {path}.")
+    console.print(f"{path}: {len(_zoo(path).rows())} policies, no problems")
+
+
+@zoo_app.command("compact")
+def zoo_compact(path: Zoo, debug: Debug = False) -> None:
+    """Put a zoo of many small files into one, which is read faster; not while a run writes it.
+
+    A later stage of a run takes it for another zoo.
+    """
+    zoo = _zoo(path)
+    files = len(zoo.files())
+    console.print(f"{path}: {zoo.compact():,} policies, in one file instead of {files:,}")
+
+
+@zoo_app.command("export")
+def zoo_export(
+    path: Zoo,
+    out: Annotated[Path, typer.Option(**PLACE, help="directory for the policy files")],
+    policy_id: Annotated[str | None, typer.Option("--id", help="one policy only")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write policies of a zoo as policy files."""
+    from nnit_dist.core.policy import SUFFIX, save_policy
+
+    zoo = _zoo(path)
+    members = [zoo.get(policy_id)] if policy_id else list(zoo.members())
+    for member in members:
+        save_policy(member.policy, out / f"{member.policy.id}{SUFFIX}")
+    console.print(f"wrote {len(members)} policies to {out}")
+
+
+def _zoo(path: Path):
+    from nnit_dist.core.zoo import Zoo
+
+    zoo = Zoo(path)
+    if not zoo.files():
+        raise NnitError(f"{path} is no zoo: it holds no Parquet files.")
+    return zoo

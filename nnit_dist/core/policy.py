@@ -1,0 +1,194 @@
+"""A policy: a topology and its weights. The unit that every part exchanges.
+
+On disk: one safetensors file with `layers.{i}.weight` [out, in] and
+`layers.{i}.bias` [out] in float32, and string metadata (format, task,
+control_mode, hidden, activation, source, and provenance).
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as safetensors_bytes
+
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.files import canonical_safetensors, write_atomic
+from nnit_dist.core.storage import local_file
+from nnit_dist.core.topology import Topology
+
+FORMAT = "nnit.policy/1"
+SUFFIX = ".safetensors"
+
+
+@dataclass
+class Policy:
+    """An MLP policy. `layers[i]` is (weight [out, in], bias [out]), float32.
+
+    The action is `clip(output, -1, 1)`.
+    """
+
+    topology: Topology
+    layers: list[tuple[np.ndarray, np.ndarray]]
+    task: str
+    source: str
+    control_mode: str = "pd_joint_delta_pos"
+    id: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.layers = [(_float32(weight), _float32(bias)) for weight, bias in self.layers]
+        shapes = [(weight.shape, bias.shape) for weight, bias in self.layers]
+        expected = [((out, fan_in), (out,)) for out, fan_in in self.topology.shapes]
+        if shapes != expected:
+            raise NnitError(
+                f"policy {self.id!r} has layers of shapes {shapes}, but its topology "
+                f"{self.topology.name} needs {expected}."
+            )
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        """Actions [..., act_dim] in [-1, 1] for observations [..., obs_dim]."""
+        return np.minimum(np.maximum(self.forward(obs), -1.0), 1.0)
+
+    def forward(self, obs: np.ndarray) -> np.ndarray:
+        """Output before clipping, [..., act_dim], for observations [..., obs_dim]."""
+        hidden = obs
+        for weight, bias in self.layers[:-1]:
+            hidden = np.tanh(hidden @ weight.T + bias)
+        weight, bias = self.layers[-1]
+        return hidden @ weight.T + bias
+
+    def flat(self) -> np.ndarray:
+        """All weights in layer order, weight (row-major) before bias, float32 [num_params]."""
+        return np.concatenate([part.ravel() for layer in self.layers for part in layer])
+
+    def fingerprint(self) -> str:
+        """Short hash of topology and weights: what a measurement of this policy belongs to."""
+        digest = hashlib.sha256(repr(self.topology.dims).encode() + self.flat().tobytes())
+        return digest.hexdigest()[:16]
+
+    def check_finite(self, name: str = "") -> None:
+        """Raise NnitError if any weight is NaN or infinite."""
+        for i, (weight, bias) in enumerate(self.layers):
+            if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+                raise NnitError(
+                    f"policy {name or self.id!r} has NaN or infinite weights in layer {i}. "
+                    "Generate or export it again."
+                )
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def unflatten(flat: np.ndarray, topology: Topology) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Inverse of `Policy.flat`."""
+    if flat.size != topology.num_params:
+        raise NnitError(
+            f"{flat.size} weights do not fit topology {topology.dims}, "
+            f"which has {topology.num_params}."
+        )
+    layers, start = [], 0
+    for out, fan_in in topology.shapes:
+        weight = flat[start : start + out * fan_in].reshape(out, fan_in)
+        start += out * fan_in
+        layers.append((weight, flat[start : start + out]))
+        start += out
+    return layers
+
+
+def save_policy(policy: Policy, path: Path) -> Path:
+    """Write one policy file, whole or not at all."""
+    tensors = {}
+    for i, (weight, bias) in enumerate(policy.layers):
+        tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"] = weight, bias
+    metadata = policy.metadata | {
+        "format": FORMAT,
+        "task": policy.task,
+        "control_mode": policy.control_mode,
+        "hidden": json.dumps(list(policy.topology.hidden)),
+        "activation": policy.topology.activation,
+        "source": policy.source,
+        "id": policy.id,
+    }
+    data = canonical_safetensors(safetensors_bytes(tensors, metadata=metadata))
+    return write_atomic(path, lambda partial: partial.write_bytes(data))
+
+
+def load_policy(path: Path) -> Policy:
+    """Read a policy file.
+
+    Raises:
+        NnitError: the file is missing, truncated, of another format, or holds wrong
+            shapes or non-finite weights.
+    """
+    try:
+        with local_file(path) as local, safe_open(str(local), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise NnitError(f"there is no policy file {path}.") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise NnitError(
+            f"{path} is not a readable safetensors file ({error}). It may be truncated; "
+            "generate or copy it again."
+        ) from None
+    if metadata.get("format") != FORMAT:
+        raise NnitError(
+            f"{path} has format {metadata.get('format', 'none')!r}; expected {FORMAT!r}. "
+            "Policies are written by `nnit generate` and `nnit zoo export`."
+        )
+    policy = _policy_from(tensors, metadata, path)
+    policy.check_finite(str(path))
+    return policy
+
+
+def _policy_from(tensors: dict, metadata: dict[str, str], path: Path) -> Policy:
+    known = {"format", "task", "control_mode", "hidden", "activation", "source", "id"}
+    try:
+        hidden = tuple(json.loads(metadata["hidden"]))
+        layers = [
+            (tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"])
+            for i in range(len(hidden) + 1)
+        ]
+        if len(tensors) != 2 * len(layers):
+            raise NnitError(f"{len(tensors)} tensors for {len(layers)} layers of {hidden}.")
+        topology = Topology(
+            layers[0][0].shape[1], hidden, layers[-1][0].shape[0], metadata["activation"]
+        )
+        return Policy(
+            topology,
+            layers,
+            task=metadata["task"],
+            source=metadata["source"],
+            control_mode=metadata["control_mode"],
+            id=metadata.get("id") or path.stem,
+            metadata={k: v for k, v in metadata.items() if k not in known},
+        )
+    except (KeyError, IndexError, ValueError) as error:
+        raise NnitError(
+            f"{path} lacks or misstates {error} of the {FORMAT} contract. Export it again."
+        ) from None
+    except NnitError as error:
+        raise NnitError(f"{path}: {error}") from None
+
+
+def load_policies(directory: Path) -> list[Policy]:
+    """Every policy file below `directory`, sorted by path; ids must differ."""
+    if directory.is_file():
+        return [load_policy(directory)]
+    paths = sorted(directory.rglob(f"[!.]*{SUFFIX}"))
+    if not paths:
+        raise NnitError(f"no policy files (*{SUFFIX}) in {directory}.")
+    policies = [load_policy(path) for path in paths]
+    seen: dict[str, Path] = {}
+    for policy, path in zip(policies, paths, strict=True):
+        if policy.id in seen:
+            raise NnitError(
+                f"{seen[policy.id]} and {path} both carry the id {policy.id!r}. Ids key the "
+                "results; give each file its own."
+            )
+        seen[policy.id] = path
+    return policies

@@ -1,0 +1,75 @@
+"""Topologies: what an MLP policy looks like before it has weights.
+
+Also the grid of topologies that a run trains on, and its split into seen and
+unseen ones (kinds: combination, bottleneck, width, deeper, wider).
+"""
+
+import itertools
+from dataclasses import dataclass
+
+from nnit_dist.core.errors import NnitError
+
+INPUT, HIDDEN, OUTPUT = range(3)  # kinds of layers
+Hidden = tuple[int, ...]
+
+
+@dataclass(frozen=True, order=True)
+class Topology:
+    """An MLP: `obs_dim` inputs, tanh layers of the `hidden` widths, `act_dim` linear outputs."""
+
+    obs_dim: int
+    hidden: Hidden
+    act_dim: int
+    activation: str = "tanh"
+
+    def __post_init__(self) -> None:
+        if self.activation != "tanh":
+            raise NnitError(f"activation {self.activation!r} is not supported; use 'tanh'.")
+        if not self.hidden or min(self.hidden) < 1 or self.obs_dim < 1 or self.act_dim < 1:
+            raise NnitError(f"a topology needs at least one layer and positive sizes; got {self}.")
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return (self.obs_dim, *self.hidden, self.act_dim)
+
+    @property
+    def depth(self) -> int:
+        return len(self.hidden)
+
+    @property
+    def num_layers(self) -> int:
+        """Weight matrices: hidden layers plus the output layer."""
+        return self.depth + 1
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(out, in) of every weight matrix, first layer first."""
+        return [(out, fan_in) for fan_in, out in itertools.pairwise(self.dims)]
+
+    def layer_kind(self, layer: int) -> int:
+        """INPUT, HIDDEN or OUTPUT."""
+        return INPUT if layer == 0 else OUTPUT if layer == self.depth else HIDDEN
+
+    @property
+    def num_params(self) -> int:
+        return sum(out * fan_in + out for out, fan_in in self.shapes)
+
+    @property
+    def name(self) -> str:
+        return hidden_name(self.hidden)
+
+
+def hidden_name(hidden: Hidden) -> str:
+    """`(40, 56)` -> `40x56`."""
+    return "x".join(map(str, hidden))
+
+
+def parse_hidden(text: str) -> Hidden:
+    """`40x56` -> `(40, 56)`."""
+    try:
+        hidden = tuple(int(width) for width in text.lower().split("x"))
+    except ValueError:
+        hidden = ()
+    if not hidden or min(hidden) < 1:
+        raise NnitError(f"cannot read the hidden widths {text!r}; write them as 64 or 40x56.")
+    return hidden

@@ -1,0 +1,312 @@
+"""The zoo: a Parquet dataset of policies with their measured success.
+
+One row a policy. Writers append a file each, renamed into place, so any number
+of trials can write at once and a reader never sees half a file.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.files import write_atomic
+from nnit_dist.core.policy import Policy, unflatten
+from nnit_dist.core.storage import on_disk, path_of
+from nnit_dist.core.topology import Hidden, Topology, hidden_name
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("task", pa.string()),
+        ("control_mode", pa.string()),
+        ("obs_dim", pa.int32()),
+        ("act_dim", pa.int32()),
+        ("hidden", pa.list_(pa.int32())),
+        ("activation", pa.string()),
+        ("source", pa.string()),
+        ("trial", pa.string()),
+        ("seed", pa.int64()),
+        ("env_steps", pa.int64()),
+        ("success_once", pa.float64()),
+        ("success_at_end", pa.float64()),
+        ("return", pa.float64()),
+        ("weights", pa.list_(pa.float32())),
+    ]
+)
+GROUP_BYTES = 16 << 20  # of weights in a row group, which is what a reader holds at once
+_NO_WEIGHTS = [name for name in SCHEMA.names if name != "weights"]
+_RENAMED = {"parent": "trial"}  # columns of older files
+
+
+@dataclass
+class Member:
+    """One row of the zoo: a policy, where it comes from, and what it reached."""
+
+    policy: Policy
+    trial: str
+    seed: int
+    env_steps: int
+    success_once: float
+    success_at_end: float
+    mean_return: float
+
+    def row(self) -> dict:
+        topology = self.policy.topology
+        return {
+            "id": self.policy.id,
+            "task": self.policy.task,
+            "control_mode": self.policy.control_mode,
+            "obs_dim": topology.obs_dim,
+            "act_dim": topology.act_dim,
+            "hidden": list(topology.hidden),
+            "activation": topology.activation,
+            "source": self.policy.source,
+            "trial": self.trial,
+            "seed": self.seed,
+            "env_steps": self.env_steps,
+            "success_once": self.success_once,
+            "success_at_end": self.success_at_end,
+            "return": self.mean_return,
+            "weights": self.policy.flat(),
+        }
+
+    @classmethod
+    def from_row(cls, row: dict) -> "Member":
+        topology = Topology(row["obs_dim"], tuple(row["hidden"]), row["act_dim"], row["activation"])
+        weights = unflatten(np.asarray(row["weights"], dtype=np.float32), topology)
+        policy = Policy(
+            topology, weights, row["task"], row["source"], row["control_mode"], row["id"]
+        )
+        return cls(
+            policy,
+            row["trial"],
+            row["seed"],
+            row["env_steps"],
+            row["success_once"],
+            row["success_at_end"],
+            row["return"],
+        )
+
+
+class Zoo:
+    """A directory of Parquet files that together hold a population."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path_of(path)
+
+    def append(self, members: list[Member]) -> Path:
+        """Write `members` as one new file. The same members always get the same file name."""
+        key = _key(m.policy.id for m in members)
+        table = pa.Table.from_pylist([member.row() for member in members], schema=SCHEMA)
+        return self._write(key, [table])
+
+    def _write(self, key: str, tables: Iterable[pa.Table]) -> Path:
+        """Write one file, whole or not at all, in row groups of up to some megabytes."""
+
+        def write(partial: Path) -> None:
+            with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+                for table in tables:
+                    most = max(map(len, table["weights"].to_numpy()))
+                    writer.write_table(table, row_group_size=max(1, GROUP_BYTES // (4 * most)))
+
+        return write_atomic(self.path / f"part-{key}.parquet", write)
+
+    def files(self) -> list[Path]:
+        return sorted(self.path.glob("[!.]*.parquet"))  # none that is still being written
+
+    def scan(
+        self,
+        *,
+        tasks: Sequence[str] | None = None,
+        hidden: Sequence[tuple[int, ...]] | None = None,
+        success: tuple[float, float] = (0.0, 1.0),
+        ids: Sequence[str] | None = None,
+        share: tuple[int, int] = (0, 1),
+        weights: bool = True,
+    ) -> Iterator[pa.Table]:
+        """Rows of these tasks, hidden widths, ids and success_once, one row group at a time.
+
+        Only one row group is in memory, and its weights only if a row of it is wanted. `share` is
+        (rank, workers): every row group goes to one of the workers, so that together they read
+        each row once.
+
+        Raises:
+            NnitError: a file is damaged or no zoo file.
+        """
+        names = None if hidden is None else [hidden_name(widths) for widths in hidden]
+        wanted = {"task": tasks, "id": ids, "hidden": names}
+        rank, workers = share
+        number = -1
+        for path in self.files():
+            with _open(path) as file:
+                for group in range(file.num_row_groups):
+                    number += 1
+                    if number % workers != rank:
+                        continue
+                    with _readable(path):
+                        table = _read_group(file, group, weights=False)
+                        keep = _matches(table, wanted, success)
+                        if not pc.any(keep).as_py():
+                            continue
+                        if weights:
+                            table = _read_group(file, group)
+                    yield table.filter(keep)
+
+    def rows(self, **wanted: Any) -> list[dict]:
+        """Rows without their weights, as dicts, sorted by id; `wanted` as in `scan`."""
+        tables = self.scan(weights=False, **wanted)
+        return sorted((row for t in tables for row in t.to_pylist()), key=lambda row: row["id"])
+
+    def topologies(self) -> set[Hidden]:
+        """Hidden widths of all its policies."""
+        return {tuple(row["hidden"]) for row in self.rows()}
+
+    def members(self, **wanted: Any) -> Iterator[Member]:
+        """Members, one row group in memory at a time; `wanted` as in `scan`."""
+        for table in self.scan(**wanted):
+            for batch in table.to_batches(max_chunksize=64):
+                yield from map(Member.from_row, batch.to_pylist())
+
+    def get(self, policy_id: str) -> Member:
+        """The member with this id; NnitError if there is none."""
+        for member in self.members(ids=[policy_id]):
+            return member
+        raise NnitError(f"the zoo {self.path} has no policy {policy_id!r}; see `nnit zoo ls`.")
+
+    def compact(self) -> int:
+        """Put all files into one, each policy once; returns how many policies there are.
+
+        Not while others write. Killed in between it leaves policies twice, never none; a second
+        try mends that.
+        """
+        sources, seen = self.files(), set[str]()
+
+        def distinct() -> Iterator[pa.Table]:
+            for table in self.scan():
+                ids = table["id"].to_pylist()
+                fresh = [policy_id not in seen for policy_id in ids]
+                seen.update(ids)
+                if any(fresh):
+                    yield table.filter(pa.array(fresh))
+
+        ids = sorted({row for t in self.scan(weights=False) for row in t["id"].to_pylist()})
+        target = self._write(_key(ids), distinct())
+        for path in sources:
+            if path != target:
+                path.unlink()
+        return len(seen)
+
+    def verify(self) -> list[str]:
+        """Problems found, one line each: unreadable files, wrong shapes, NaN, doubled ids."""
+        problems: list[str] = []
+        owner: dict[str, str] = {}
+        if not self.files():
+            return [f"{self.path} holds no Parquet files"]
+        for path in self.files():
+            try:
+                for row in _rows_of(path):
+                    problems += [f"{path.name}: {row['id']}: {p}" for p in _row_problems(row)]
+                    if row["id"] in owner:
+                        problems.append(f"{path.name}: {row['id']} is also in {owner[row['id']]}")
+                    owner[row["id"]] = path.name
+            except NnitError as error:
+                problems.append(str(error))
+        return problems
+
+
+def best_of_trials(members: Iterable[Member]) -> list[Member]:
+    """The best snapshot of every trial, by success, then return; sorted by trial."""
+    best: dict[str, Member] = {}
+    for member in members:
+        current = best.get(member.trial)
+        if current is None or _merit(member) > _merit(current):
+            best[member.trial] = member
+    return [best[trial] for trial in sorted(best)]
+
+
+def _merit(member: Member) -> tuple[float, float]:
+    return (member.success_once, member.mean_return)
+
+
+def _key(ids: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+
+
+def _matches(
+    table: pa.Table, wanted: dict[str, Sequence[str] | None], success: tuple[float, float]
+) -> pa.ChunkedArray:
+    """Which rows are wanted, bool [rows]."""
+    least, most = success
+    once = table["success_once"]
+    keep = pc.and_(pc.greater_equal(once, least), pc.less_equal(once, most))
+    for name, values in wanted.items():
+        if values is None:
+            continue
+        column = table[name]
+        if name == "hidden":
+            column = pc.binary_join(column.cast(pa.list_(pa.string())), "x")
+        keep = pc.and_(keep, pc.is_in(column, pa.array(values, pa.string())))
+    return keep
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError, ValueError) as error:
+        raise NnitError(
+            f"{path} is damaged or not a zoo file ({str(error).splitlines()[0]}). The other "
+            "files are untouched; move this one away and run `nnit population` again to refill it."
+        ) from None
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[pq.ParquetFile]:
+    with ExitStack() as stack:
+        with _readable(path):
+            source = path if on_disk(path) else stack.enter_context(path.open("rb"))
+            file = stack.enter_context(pq.ParquetFile(source))
+        with _readable(path):
+            if missing := set(SCHEMA.names) - set(_current_names(file.schema_arrow.names)):
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        yield file
+
+
+def _read_group(file: pq.ParquetFile, group: int, weights: bool = True) -> pa.Table:
+    """A row group under today's names, with or without its weights."""
+    names = [name for name in file.schema_arrow.names if weights or name != "weights"]
+    table = file.read_row_group(group, names)
+    table = table.rename_columns(_current_names(table.column_names))
+    return table.select(SCHEMA.names).cast(SCHEMA) if weights else table.select(_NO_WEIGHTS)
+
+
+def _current_names(names: list[str]) -> list[str]:
+    return [_RENAMED.get(name, name) for name in names]
+
+
+def _rows_of(path: Path) -> Iterator[dict]:
+    with _open(path) as file:
+        for group in range(file.num_row_groups):
+            with _readable(path):
+                table = _read_group(file, group)
+            yield from table.to_pylist()
+
+
+def _row_problems(row: dict) -> list[str]:
+    try:
+        Member.from_row(row).policy.check_finite(row["id"])
+    except (NnitError, TypeError) as error:
+        return [str(error)]
+    problems = []
+    for name in ("success_once", "success_at_end"):
+        if not 0.0 <= row[name] <= 1.0:
+            problems.append(f"{name} is {row[name]}, not within 0 and 1")
+    return problems

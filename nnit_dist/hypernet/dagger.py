@@ -1,0 +1,236 @@
+"""Rounds of distillation: train, roll generated networks out, and learn on what they visited too.
+
+DAgger (arXiv 1011.0686): round 0 learns on states of the teachers' own rollouts. Every later round
+adds states that generated networks visited, where the teachers say what to do.
+"""
+
+import json
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from nnit_dist.core.normalizer import ObservationNormalizer
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.rng import generator_of
+from nnit_dist.core.task import TaskInfo
+from nnit_dist.core.topology import Hidden
+from nnit_dist.envs.sim import TRAIN_SEEDS
+from nnit_dist.hypernet.config import DistillConfig, GHNConfig
+from nnit_dist.hypernet.data import DistillationData
+from nnit_dist.hypernet.distill import distill_worker
+from nnit_dist.hypernet.latents import TeacherLatents
+from nnit_dist.hypernet.model import HypernetModel, Teacher, build_ghn
+from nnit_dist.rollout.queue import Job
+from nnit_dist.runtime.progress import StageProgress
+from nnit_dist.training.config import Placement
+from nnit_dist.training.loop import fit
+from nnit_dist.training.sampling import TaskSampler
+from nnit_dist.training.state import load_state
+
+BAR = "distil, steps"
+# Runs jobs of a task, and shows how far they are under a title; returns what each job's episodes
+# visited, float32 [N, obs_dim] a job.
+Record = Callable[[TaskInfo, list[Job], str], list[np.ndarray]]
+
+
+@dataclass
+class Rounds:
+    """Trains a hypernetwork on the `seen` topologies, in `distill.dagger_rounds` rounds and one.
+
+    `teachers` are those of every task; what the first round learns on are files of states in
+    `lectures` (`states_file`). Writes into `out` the states of later rounds, metrics, and the
+    trainer's state after each round and, beside these, after steps `stops`; whatever there is of
+    it is not made again. `continue_from` is a hypernetwork to begin with.
+    """
+
+    ghn: GHNConfig
+    distill: DistillConfig
+    tasks: list[TaskInfo]
+    teachers: list[list[Teacher]]
+    seen: list[Hidden]
+    variation: int
+    teacher_rollouts: Path
+    out: Path
+    placement: Placement
+    seed: int
+    continue_from: Path | None = None
+    stops: Sequence[int] = ()
+
+    def train(self, until: int, record: Record, view: StageProgress) -> None:
+        """What is left up to step `until`, an end of a round or a stop; NnitError if it fails."""
+        segments = [segment for segment in self._segments if segment.end <= until]
+        done = [segment for segment in self._done if segment in segments]
+        for segment in segments[segments.index(done[-1]) + 1 :] if done else segments:
+            for number in range(len(self.tasks)):
+                self._ensure_states(segment.round, number, record)
+            self._train(segment, view)
+
+    def samplers(self) -> list[HypernetModel]:
+        """One a task, as far as is trained; their success is not measured."""
+        return self._samplers(self._done[-1])
+
+    def forget(self) -> None:
+        """Delete all states of the trainer but the newest: nothing goes on from them any more."""
+        for segment in self._done[:-1]:
+            self._state(segment).unlink()
+
+    @property
+    def max_width(self) -> int:
+        return max(max(hidden) for hidden in self.seen)
+
+    @cached_property
+    def _ends(self) -> list["TrainSegment"]:
+        """The last piece of training of every round."""
+        steps, rounds = self.distill.steps, self.distill.dagger_rounds + 1
+        return [TrainSegment(steps * (i + 1) // rounds, i, f"round-{i}") for i in range(rounds)]
+
+    @cached_property
+    def _segments(self) -> list["TrainSegment"]:
+        """Pieces of training, after each of which its state is kept."""
+        ends = [segment.end for segment in self._ends]
+        stops = sorted(set(self.stops) - set(ends))
+        between = [TrainSegment(stop, bisect_left(ends, stop), f"step-{stop}") for stop in stops]
+        return sorted([*self._ends, *between], key=lambda segment: (segment.end, segment.round))
+
+    @property
+    def _done(self) -> list["TrainSegment"]:
+        return [segment for segment in self._segments if self._state(segment).exists()]
+
+    def _state(self, segment: "TrainSegment") -> Path:
+        return self.out / f"{segment.name}.pt"
+
+    def _states(self, index: int, number: int) -> Path:
+        return states_file(
+            self.out if index else self.teacher_rollouts, self.tasks[number].name, index
+        )
+
+    def _ensure_states(self, index: int, number: int, record: Record) -> None:
+        if index == 0 or self._states(index, number).exists():
+            return
+        before = DistillationData.load(self._states(index - 1, number))
+        jobs = self._jobs(index, number)
+        title = f"{self.tasks[number].name}, DAgger round {index}"
+        visited = record(self.tasks[number], [job for _, job in jobs], title)
+        obs = [[old] for old in before.obs]
+        for (teacher, _), new in zip(jobs, visited, strict=True):
+            obs[teacher].append(torch.from_numpy(before.norm.apply(new)))
+        distillation_data = replace(before, obs=[torch.cat(parts) for parts in obs])
+        distillation_data.save(self._states(index, number))
+
+    def _jobs(self, index: int, number: int) -> list[tuple[int, Job]]:
+        """Generated networks near random seen topologies, by the teacher they are most after.
+
+        Every other one has the noise on its weights that training has.
+        """
+        distill = self.distill
+        sampler = self._samplers(self._ends[index - 1])[number]
+        tasks = TaskSampler([task.name for task in self.tasks], distill.task_weights)
+        jobs: list[tuple[int, Job]] = []
+        for network in range(distill.dagger_networks):
+            if tasks.task_of(network) != number:
+                continue
+            rng = generator_of(self.seed + 1, index, network)
+            hidden = self.seen[int(torch.randint(len(self.seen), (), generator=rng))]
+            topology = sampler.vary_widths(hidden, rng)
+            (mix,) = sampler.draw_teacher_weights(1, distill.best_share, rng)
+            seed = int(torch.randint(2**31, (), generator=rng))
+            (policy,) = sampler.policies(topology.hidden, 1, seed, mix)
+            if len(jobs) % 2:
+                policy = noised(policy, sampler.norm, distill.weight_noise, rng)
+            policy.id = f"dagger_{index}_{network}"
+            last = TRAIN_SEEDS - distill.dagger_episodes
+            start = int(torch.randint(last, (), generator=rng))
+            seeds = tuple(range(start, start + distill.dagger_episodes))
+            jobs.append((int(mix.argmax()), Job(policy, seeds, record=True)))
+        return jobs
+
+    def _train(self, segment: "TrainSegment", view: StageProgress) -> None:
+        known, number = self.continue_from, self._segments.index(segment)
+        start = self._state(self._segments[number - 1]) if number else None
+        fit(
+            distill_worker,
+            {
+                "distill": self.distill.model_dump(),
+                "ghn": self.ghn.model_dump(),
+                "topologies": json.dumps(self.seen),
+                "variation": self.variation,
+                "max_width": self.max_width,
+                "tasks": [
+                    {
+                        "task": task.name,
+                        "states": str(self._states(segment.round, i).absolute()),
+                        "teachers": [(teacher.id, teacher.best) for teacher in self.teachers[i]],
+                    }
+                    for i, task in enumerate(self.tasks)
+                ],
+                "continue_from": str(known.absolute()) if known else None,
+                "start_from": str(start.absolute()) if start else None,
+                "result": str(self._state(segment).absolute()),
+                "until": segment.end,
+                "seed": self.seed,
+            },
+            self.out,
+            segment.name,
+            (view, BAR),
+            self.placement,
+        )
+
+    def _samplers(self, segment: "TrainSegment") -> list[HypernetModel]:
+        saved = load_state(self._state(segment))
+        ghn = build_ghn(self.ghn, self.tasks, self.max_width)
+        ghn.load_state_dict(saved["ghn"])
+        latents = nn.ModuleList(
+            TeacherLatents(len(teachers), self.ghn.latent_dim) for teachers in self.teachers
+        )
+        latents.load_state_dict(saved["latents"])
+        return [
+            HypernetModel(
+                ghn.eval(),
+                latents[i].eval(),  # type: ignore[arg-type]  # a ModuleList of these
+                DistillationData.load(self._states(segment.round, i)).norm,
+                task,
+                self.max_width,
+                self.seen,
+                self.variation,
+                self.distill.max_teachers_per_mix,
+                self.teachers[i],
+                torch.zeros(len(self.teachers[i])),
+                i,
+            )
+            for i, task in enumerate(self.tasks)
+        ]
+
+
+@dataclass(frozen=True)
+class TrainSegment:
+    """A piece of training, of one round, up to a step."""
+
+    end: int
+    round: int
+    name: str
+
+
+def states_file(directory: Path, task: str, index: int) -> Path:
+    """Where there is what a round learns on of a task."""
+    return directory / f"states-{task}-{index}.safetensors"
+
+
+def noised(
+    policy: Policy, norm: ObservationNormalizer, scale: float, rng: torch.Generator
+) -> Policy:
+    """With noise on its weights for whitened inputs, `scale` times the rms of each tensor."""
+    layers = [
+        tuple(
+            x + scale * math.sqrt((x**2).mean()) * torch.randn(x.shape, generator=rng).numpy()
+            for x in layer
+        )
+        for layer in norm.unfold(policy.layers)
+    ]
+    return replace(policy, layers=norm.fold(layers))

@@ -1,0 +1,147 @@
+"""What the hypernetwork learns from: states that were visited, and the teachers to act in them.
+
+Shapes: B networks, S states, T teachers.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from nnit_dist.core.files import write_atomic
+from nnit_dist.core.normalizer import ObservationNormalizer
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.storage import local_file
+from nnit_dist.hypernet.ghn import Layers, apply_layers
+
+
+@dataclass
+class DistillationData:
+    """Whitened observations [N, obs_dim] by teacher, and the teachers for whitened observations.
+
+    A teacher's states are those that it visited itself, and networks that are mostly after it.
+    """
+
+    norm: ObservationNormalizer
+    obs: list[Tensor]
+    teachers: list[Layers]
+
+    @property
+    def obs_dim(self) -> int:
+        return self.teachers[0][0][0].shape[2]
+
+    @property
+    def act_dim(self) -> int:
+        return self.teachers[0][-1][0].shape[1]
+
+    @classmethod
+    def of(
+        cls, norm: ObservationNormalizer, obs: list[np.ndarray], teachers: list[Policy]
+    ) -> "DistillationData":
+        layers = [normalized_layers(teacher, norm) for teacher in teachers]
+        return cls(norm, [torch.from_numpy(states) for states in obs], layers)
+
+    def of_teachers(self, teachers: list[int]) -> "DistillationData":
+        """Those of these teachers alone."""
+        return DistillationData(
+            self.norm, [self.obs[i] for i in teachers], [self.teachers[i] for i in teachers]
+        )
+
+    def thinned(self, most: int) -> "DistillationData":
+        """With no more than about `most` states, as many of every teacher's as it has a share."""
+        share = min(1.0, most / sum(len(states) for states in self.obs))
+        kept = [torch.linspace(0, len(o) - 1, round(share * len(o))).long() for o in self.obs]
+        return DistillationData(
+            self.norm, [o[i] for o, i in zip(self.obs, kept, strict=True)], self.teachers
+        )
+
+    def parted(self, every: int) -> tuple["DistillationData", "DistillationData"]:
+        """Two with the same teachers: without every so many states, and with those alone."""
+        left = [torch.arange(len(states)) % every > 0 for states in self.obs]
+        return (
+            DistillationData(
+                self.norm, [o[i] for o, i in zip(self.obs, left, strict=True)], self.teachers
+            ),
+            DistillationData(
+                self.norm, [o[~i] for o, i in zip(self.obs, left, strict=True)], self.teachers
+            ),
+        )
+
+    def draw(
+        self, teacher_weights: Tensor, count: int, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """States [B, S, obs_dim] and the actions there [B, S, act_dim] for mixes [B, T].
+
+        Each state is one of a teacher's, by its share in the mix; actions are the teachers', in
+        [-1, 1], averaged by the mixes.
+        """
+        lengths = torch.tensor([len(states) for states in self.obs])
+        owners, places = draw_states(teacher_weights, lengths, count, rng)
+        picked = (lengths.cumsum(0) - lengths)[owners] + places
+        shares, teachers = teacher_weights.topk(
+            int((teacher_weights > 0).sum(1).max())
+        )  # without those of no share
+        rows = picked[..., None] * len(self.teachers) + teachers[:, None]
+        actions = self._actions.flatten(0, 1)[rows] * shares[:, None, :, None]
+        return self._states[picked], actions.sum(2)
+
+    @cached_property
+    def _states(self) -> Tensor:
+        """All states, float32 [N, obs_dim]."""
+        return torch.cat(self.obs)
+
+    @cached_property
+    @torch.no_grad()
+    def _actions(self) -> Tensor:
+        """What every teacher does in each of them, float32 [N, T, act_dim]."""
+        actions = [apply_layers(teacher, self._states[None])[0] for teacher in self.teachers]
+        return torch.stack(actions, 1).clamp(-1, 1)
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file; the states are kept in float16."""
+        arrays = {"norm.mean": self.norm.mean, "norm.std": self.norm.std}
+        for index, (states, layers) in enumerate(zip(self.obs, self.teachers, strict=True)):
+            arrays[f"obs.{index}"] = states.half().numpy()
+            for layer, (weight, bias) in enumerate(layers):
+                arrays[f"teacher.{index}.{layer}.weight"] = weight[0].numpy()
+                arrays[f"teacher.{index}.{layer}.bias"] = bias[0].numpy()
+        write_atomic(path, lambda partial: save_file(arrays, partial))
+
+    @classmethod
+    def load(cls, path: Path) -> "DistillationData":
+        """Read what `save` wrote."""
+        with local_file(path) as file:
+            arrays = load_file(file)
+        count = sum(name.startswith("obs.") for name in arrays)
+        obs = [torch.from_numpy(arrays[f"obs.{i}"].astype(np.float32)) for i in range(count)]
+        teachers = [_layers(arrays, f"teacher.{i}") for i in range(count)]
+        return cls(ObservationNormalizer(arrays["norm.mean"], arrays["norm.std"]), obs, teachers)
+
+
+def normalized_layers(policy: Policy, norm: ObservationNormalizer) -> Layers:
+    """A policy's layers [1, ...] for whitened observations."""
+    layers = norm.unfold(policy.layers)
+    return [(torch.from_numpy(w)[None], torch.from_numpy(b)[None]) for w, b in layers]
+
+
+def draw_states(
+    teacher_weights: Tensor, lengths: Tensor, count: int, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Whose states, and which of them, for mixes [B, T] of teachers with `lengths` [T] states.
+
+    Both int64 [B, count]; a teacher's share of the states is its share in the mix.
+    """
+    owners = torch.multinomial(teacher_weights, count, replacement=True, generator=rng)
+    return owners, (torch.rand(owners.shape, generator=rng) * lengths[owners]).long()
+
+
+def _layers(arrays: dict[str, np.ndarray], prefix: str) -> Layers:
+    layers: Layers = []
+    while (name := f"{prefix}.{len(layers)}.weight") in arrays:
+        weight, bias = arrays[name], arrays[f"{prefix}.{len(layers)}.bias"]
+        layers.append((torch.from_numpy(weight)[None], torch.from_numpy(bias)[None]))
+    return layers

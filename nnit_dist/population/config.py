@@ -1,0 +1,112 @@
+"""The configuration of the population: which policies PPO trains, and how."""
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Recipe(BaseModel):
+    """PPO settings of one task; RLlib's defaults do not fit ManiSkill3."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    env_steps: int = Field(400_000, gt=0, description="Budget of one trial, in env steps.")
+    success_bar: float = Field(
+        0.95,
+        ge=0,
+        le=1,
+        description="Success of the deterministic policy at which a trial stops.",
+    )
+    lr: float = Field(7e-4, gt=0, description="Learning rate of Adam at the start.")
+    final_lr: float = Field(
+        1e-4, gt=0, description="Learning rate at the end of the budget, reached linearly."
+    )
+    batch: int = Field(2048, gt=0, description="Env steps of an iteration of PPO.")
+    minibatch: int = Field(
+        256, gt=0, description="Env steps that an optimizer step is computed on."
+    )
+    epochs: int = Field(10, gt=0, description="Passes over the env steps of an iteration.")
+    gamma: float = Field(0.8, ge=0, le=1, description="Discount factor of a step.")
+    gae_lambda: float = Field(
+        0.9, ge=0, le=1, description="Lambda of generalized advantage estimation."
+    )
+    clip: float = Field(
+        0.2, gt=0, description="Clip range of the ratio of new to old action probability."
+    )
+    max_kl: float = Field(
+        0.04,
+        gt=0,
+        description="KL divergence after which an iteration takes no further pass.",
+    )
+    grad_clip: float = Field(0.5, gt=0, description="Largest norm of a gradient.")
+    entropy_coeff: float = Field(
+        0.006, ge=0, description="Weight of the entropy bonus in the loss."
+    )
+    normalize_observations: bool = Field(
+        True,
+        description="Standardize observations by the mean and spread of all so far.",
+    )
+    envs: int = Field(16, gt=0, description="Environments that a trial steps together.")
+    eval_every: int = Field(
+        40_000,
+        gt=0,
+        description="Env steps between two measurements of the policy, each kept as a snapshot.",
+    )
+    eval_episodes: int = Field(50, gt=0, description="Episodes of each measurement.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.batch % self.envs:
+            raise ValueError(f"batch={self.batch} is no multiple of envs={self.envs}")
+        if self.minibatch > self.batch:
+            raise ValueError(f"minibatch={self.minibatch} is more than batch={self.batch}")
+        return self
+
+
+# What differs from the defaults, by task: lifting and picking take longer than pushing.
+RECIPES: dict[str, dict[str, Any]] = {
+    "LiftPegUpright-v1": {"env_steps": 1_000_000},
+    "PickCube-v1": {"env_steps": 1_000_000},
+}
+
+
+class PopulationConfig(BaseModel):
+    """Which policies are trained, and how."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    architectures: list[list[int]] = Field(
+        [[64, 64], [64, 48]],
+        min_length=1,
+        description="Hidden widths of the policies that are trained.",
+    )
+    architectures_by_task: dict[str, list[list[int]]] = Field(
+        {}, description="Hidden widths by task, in place of `architectures`."
+    )
+    seeds: list[int] = Field(
+        [0], min_length=1, description="Seeds; every architecture is trained once from each."
+    )
+    max_failures: int = Field(3, ge=0, description="How often a trial that dies is tried again.")
+    cpus: float = Field(
+        1, gt=0, description="CPUs of a trial. Less than 1 lets trials share a core."
+    )
+    gpu: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="Share of a GPU on which a trial simulates and learns; 0 uses the CPU.",
+    )
+    recipe: Recipe = Field(
+        Recipe(),
+        description="PPO settings of every task. What is left out comes from the measured "
+        "recipe of the task, or is the default.",
+    )
+    recipes: dict[str, Recipe] = Field(
+        {}, description="PPO settings by task that differ from `recipe`."
+    )
+
+    def recipe_of(self, task: str) -> Recipe:
+        """The recipe of a task: the measured one, and what the configuration says otherwise."""
+        said = [self.recipe, self.recipes.get(task, Recipe())]
+        own = [recipe.model_dump(include=recipe.model_fields_set) for recipe in said]
+        return Recipe(**RECIPES.get(task, {}) | own[0] | own[1])

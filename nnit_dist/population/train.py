@@ -1,0 +1,164 @@
+"""The population stage: PPO trials under Ray Tune, their snapshots in the zoo."""
+
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.files import copy, read_json
+from nnit_dist.core.storage import beside
+from nnit_dist.core.zoo import Member, Zoo, best_of_trials
+from nnit_dist.population.config import PopulationConfig
+from nnit_dist.population.trial import PROGRESS, TrialSpec, read_progress, train_trial
+from nnit_dist.runtime.progress import StageProgress
+from nnit_dist.runtime.ray_session import AWAY_FROM_TRAINING
+
+
+def trial_specs(config: PopulationConfig, tasks: list[str], control_mode: str) -> list[TrialSpec]:
+    """One trial per task, architecture and seed."""
+    return [
+        TrialSpec(task, control_mode, tuple(hidden), seed)
+        for task in tasks
+        for seed in config.seeds
+        for hidden in config.architectures_by_task.get(task, config.architectures)
+    ]
+
+
+def run_population(
+    config: PopulationConfig,
+    tasks: list[str],
+    control_mode: str,
+    out: Path,
+    continue_from: Path | None = None,
+) -> dict[str, Any]:
+    """Train every unfinished trial; returns the stage's figures.
+
+    Reads nothing but `out`, and the population whose finished trials are taken over, if any.
+    Writes `out/zoo` (Parquet) and `out/trials` (checkpoints).
+
+    Raises:
+        NnitError: a trial failed more than `max_failures` times; finished ones are kept.
+    """
+    if continue_from:
+        _take_over(continue_from, out)
+    specs = trial_specs(config, tasks, control_mode)
+    open_specs = [spec for spec in specs if not _is_done(out, spec)]
+    if open_specs:
+        _run_trials(config, open_specs, out)
+    failed = [spec.id for spec in specs if not _is_done(out, spec)]
+    if failed:
+        raise NnitError(
+            f"{len(failed)} of {len(specs)} trials failed: {', '.join(failed)}. The others are "
+            f"kept; see the log in {beside(out.parent, 'logs')} and run the same command to try "
+            "again."
+        )
+    return _figures(out, specs)
+
+
+def teachers(out: Path, task: str) -> list[Member]:
+    """The best snapshot of every trial of a task, by success, then return."""
+    members = Zoo(out / "zoo").members()
+    return best_of_trials(member for member in members if member.policy.task == task)
+
+
+def _take_over(population: Path, out: Path) -> None:
+    """The finished trials of another population, with its zoo."""
+    for progress in (population / "trials").glob(f"*/{PROGRESS}"):
+        if read_json(progress)["done"]:
+            own = out / "trials" / progress.parent.name
+            copy(progress, own / PROGRESS)
+    for file in Zoo(population / "zoo").files():
+        copy(file, out / "zoo" / file.name)
+
+
+def _is_done(out: Path, spec: TrialSpec) -> bool:
+    progress = read_progress(out / "trials" / spec.id)
+    return progress is not None and progress.done
+
+
+def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Path) -> None:
+    with StageProgress("env steps") as view:
+        tune.Tuner(
+            tune.with_resources(train_trial, trial_resources(config)),
+            param_space={
+                "trial": tune.grid_search(
+                    [
+                        {"spec": vars(spec), "recipe": config.recipe_of(spec.task).model_dump()}
+                        for spec in specs
+                    ]
+                ),
+                "out": str(out.absolute()),
+                "gpu": config.gpu > 0,
+            },
+            tune_config=tune.TuneConfig(reuse_actors=True),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(out.absolute()),
+                failure_config=tune.FailureConfig(max_failures=config.max_failures),
+                verbose=0,
+                callbacks=[_Watch(view, out, config, specs)],
+            ),
+        ).fit()
+
+
+def trial_resources(config: PopulationConfig) -> tune.PlacementGroupFactory:
+    """What a trial gets: its share of a core, or of a GPU, and not of a node that trains."""
+    bundle = {"CPU": config.cpus, "GPU": config.gpu}
+    if config.gpu:
+        return tune.PlacementGroupFactory([bundle])
+    return tune.PlacementGroupFactory([bundle], bundle_label_selector=[AWAY_FROM_TRAINING])
+
+
+class _Watch(tune.Callback):
+    """Feeds the progress view from the trials' reports: a bar for all, and one for each at work."""
+
+    ALL = "all trials"
+
+    def __init__(
+        self, view: StageProgress, out: Path, config: PopulationConfig, specs: list[TrialSpec]
+    ) -> None:
+        self.view = view
+        progress = {spec.id: read_progress(out / "trials" / spec.id) for spec in specs}
+        self.steps = {name: found.env_steps if found else 0 for name, found in progress.items()}
+        self.totals = {spec.id: config.recipe_of(spec.task).env_steps for spec in specs}
+        view.add(self.ALL, sum(self.totals.values()), sum(self.steps.values()))
+        self.running: set[str] = set()
+
+    def __getstate__(self) -> dict:
+        return {}  # Tune pickles its callbacks; a live view stays in this process
+
+    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        name, steps = result["trial"], result["env_steps"]
+        self.steps[name] = steps
+        note = f"success {result['success']:.2f}  return {result['return']:.1f}"
+        if name not in self.running:
+            self.running.add(name)
+            self.view.add(name, self.totals[name], steps)
+        self.view.update(self.ALL, sum(self.steps.values()), f"{name}: {note}")
+        self.view.update(name, steps, note)
+
+    def on_trial_complete(self, iteration, trials, trial, **info) -> None:
+        if trial.last_result and "trial" in trial.last_result:
+            name, success = trial.last_result["trial"], trial.last_result["success"]
+            self.totals[name] = self.steps[name]
+            self.view.remove(name, f"success {success:.2f} after {self.steps[name]:,} env steps")
+            self.view.resize(self.ALL, sum(self.totals.values()))
+
+
+def _figures(out: Path, specs: list[TrialSpec]) -> dict[str, Any]:
+    trials = {}
+    for spec in specs:
+        progress = read_progress(out / "trials" / spec.id)
+        assert progress is not None
+        trials[spec.id] = {
+            "env_steps": progress.env_steps,
+            "seconds": round(progress.seconds, 1),
+            "success_once": max(entry["success_once"] for entry in progress.history),
+            "history": progress.history,
+        }
+    return {
+        "trials": trials,
+        "env_steps": sum(trial["env_steps"] for trial in trials.values()),
+        "snapshots": len(Zoo(out / "zoo").rows()),
+    }

@@ -1,0 +1,95 @@
+"""Episodes of many different networks at once, each environment its own network and seed."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nnit_dist.core.policy import Policy
+from nnit_dist.envs.batch_env import BatchEnv
+from nnit_dist.rollout.episodes import Part, Rollouts
+from nnit_dist.rollout.policy_batch import PolicyBatch
+
+
+@dataclass(frozen=True)
+class _Episode:
+    part: int
+    policy: Policy
+    seed: int
+    noise: float
+
+
+def run_parts(env: BatchEnv, parts: list[Part], rewarded: bool) -> list[Rollouts]:
+    """Run all episodes of `parts` in waves of as many as `env` has environments.
+
+    Where the simulation is the same, the results are those of `rollout.run_part`, up to what
+    batching does to the last bits of a network's outputs.
+    """
+    started = time.perf_counter()
+    episodes = [
+        _Episode(index, part.policy, seed, part.noise)
+        for index, part in enumerate(parts)
+        for seed in part.seeds
+    ]
+    record = any(part.record for part in parts)
+    waves = [
+        _run_wave(env, episodes[i : i + env.num_envs], record)
+        for i in range(0, len(episodes), env.num_envs)
+    ]
+    columns = [np.concatenate(column) for column in zip(*waves, strict=True)]
+    owners = np.array([episode.part for episode in episodes])
+    share = (time.perf_counter() - started) / len(episodes)
+    return [
+        _of_part(part, [column[owners == index] for column in columns], rewarded, share)
+        for index, part in enumerate(parts)
+    ]
+
+
+def _of_part(part: Part, columns: list[np.ndarray], rewarded: bool, share: float) -> Rollouts:
+    once, at_end, returns, seen = columns
+    return Rollouts(
+        part.seeds,
+        once,
+        at_end,
+        returns if rewarded else np.full(len(returns), np.nan),
+        seen if part.record else None,
+        share * len(part.seeds),
+    )
+
+
+def _run_wave(env: BatchEnv, episodes: list[_Episode], record: bool) -> tuple[np.ndarray, ...]:
+    """success_once, success_at_end, return, and observations [E, steps or 0, obs_dim]."""
+    count, steps = len(episodes), env.info.max_episode_steps
+    networks = {id(episode.policy): episode.policy for episode in episodes}
+    position = {key: index for index, key in enumerate(networks)}
+    batch = PolicyBatch(
+        list(networks.values()), [position[id(e.policy)] for e in episodes], env.device
+    )
+    noise = _noise(episodes, steps, env.info.act_dim, env.device)
+    actions = torch.zeros(env.num_envs, env.info.act_dim, device=env.device)
+    obs = env.reset([episode.seed for episode in episodes], range(count))
+    once = torch.zeros(count, dtype=torch.bool, device=env.device)
+    success, total, seen = once, torch.zeros(count, dtype=torch.float64, device=env.device), []
+    for step in range(steps):
+        if record:
+            seen.append(obs.cpu().numpy())
+        actions[:count] = (batch.act(obs) + noise[:, step]).clamp(-1, 1)
+        every, reward, flags = env.step(actions)
+        obs, success = every[:count], flags[:count]
+        once, total = once | success, total + reward[:count]
+    empty = np.zeros((count, 0, env.info.obs_dim), np.float32)
+    observations = np.stack(seen, axis=1) if record else empty
+    return once.cpu().numpy(), success.cpu().numpy(), total.cpu().numpy(), observations
+
+
+def _noise(
+    episodes: list[_Episode], steps: int, act_dim: int, device: torch.device
+) -> torch.Tensor:
+    """Action noise [E, steps, act_dim], for each episode from its seed as in `run_part`."""
+    noise = np.zeros((len(episodes), steps, act_dim))
+    for row, episode in enumerate(episodes):
+        if episode.noise:
+            rng = np.random.default_rng(episode.seed)
+            noise[row] = rng.normal(0.0, episode.noise, (steps, act_dim))
+    return torch.from_numpy(noise.astype(np.float32)).to(device)

@@ -1,0 +1,262 @@
+"""Measuring policies: every policy from the same start states, on the simulator pool."""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.task import DEFAULT_CONTROL_MODE, SimBackend
+from nnit_dist.envs.sim import TEST_SEED, task_info
+from nnit_dist.rollout.actors import Simulators
+from nnit_dist.rollout.episodes import Rollouts
+from nnit_dist.rollout.evaluable import Evaluable, check_evaluables, read_evaluables
+from nnit_dist.rollout.pool import SimulatorPool
+from nnit_dist.rollout.queue import Failure, Job
+from nnit_dist.rollout.scores import Scores
+from nnit_dist.rollout.statistics import Paired, paired, wilson
+from nnit_dist.rollout.store import EpisodeStore
+from nnit_dist.runtime.progress import StageProgress
+from nnit_dist.runtime.ray_session import ray_session
+
+SHOW_EVERY_S = 0.2
+
+
+@dataclass
+class Evaluation:
+    """Episodes of every policy, and the policies that could not be measured, with the reason."""
+
+    policies: list[Evaluable]
+    scores: Scores
+    failures: dict[str, str]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a policy: its success with a 95% Wilson interval, and its mean return."""
+        measured = [p for p in enumerate(self.policies) if p[1].id not in self.failures]
+        return [self._row(index, policy) for index, policy in measured]
+
+    def success(self, policy_id: str) -> np.ndarray:
+        """`success_once` of a policy's episodes that count, bool [N], by start seed."""
+        for index, policy in enumerate(self.policies):
+            if policy.id == policy_id and policy_id not in self.failures:
+                return self.scores.success_once[index, : self.scores.counted(index)] == 1
+        raise NnitError(f"no policy {policy_id!r} was measured.")
+
+    def compare(self, first: str, second: str) -> Paired:
+        """Two policies from the same start states, episode by episode."""
+        a, b = self.success(first), self.success(second)
+        common = min(len(a), len(b))
+        return paired(a[:common], b[:common])
+
+    def _row(self, index: int, policy: Evaluable) -> dict[str, Any]:
+        count = self.scores.counted(index)
+        once = int(self.scores.success_once[index, :count].sum())
+        low, high = wilson(once, count)
+        mean_return = float(self.scores.returns[index, :count].mean())
+        return {
+            "policy_id": policy.id,
+            "fingerprint": policy.fingerprint(),
+            "source": policy.source,
+            "hidden": list(_hidden(policy)),
+            "episodes": count,
+            "success_once": once / count,
+            "success_once_low": low,
+            "success_once_high": high,
+            "success_at_end": float(self.scores.success_at_end[index, :count].mean()),
+            "return": None if np.isnan(mean_return) else mean_return,
+        }
+
+
+def evaluate(
+    policies: Any,
+    episodes: int = 100,
+    out: Path | None = None,
+    actors: int | None = None,
+    *,
+    task: str | None = None,
+    control_mode: str = DEFAULT_CONTROL_MODE,
+    returns: bool = False,
+    until_halfwidth: float | None = None,
+    sim_backend: SimBackend = "auto",
+    first_seed: int = TEST_SEED,
+    title: str = "evaluate",
+) -> Evaluation:
+    """Roll every policy out in ManiSkill3 from the same fixed start states.
+
+    Starts a local Ray on all cores unless one is running. Success follows ManiSkill's
+    protocol: episodes run their full length; `success_once` is success at any step,
+    `success_at_end` at the last.
+
+    Args:
+        policies: a policy, a path to policy files or to a zoo, a callable that maps an
+            observation [obs_dim] to an action [act_dim] in [-1, 1], or a list of these. Of
+            one task and control mode, with ids all different.
+        episodes: episodes a policy; the start seeds are `first_seed`, `first_seed` + 1, ...
+            By default seeds that nothing is trained or selected on.
+        out: a directory to keep every episode in (`out/episodes`, Parquet, one row an
+            episode). Those already there are not run again, so a killed evaluation goes on.
+        actors: simulator processes; one for every CPU of the cluster by default.
+        task, control_mode: of callables, which carry neither.
+        returns: whether to measure returns too, which takes a third longer (PushCube-v1).
+        until_halfwidth: stop measuring a policy when the 95% interval of its success is this
+            narrow to either side. Cheaper, and biased: `stats.stopping_bias` says how much.
+        sim_backend: `physx_cpu`, `physx_cuda` (many networks at once on a GPU; not callables), or
+            `auto`: the latter where Ray has a GPU.
+
+    Returns:
+        An `Evaluation`. Policies that make their simulator fail every time are in its
+        `failures` with the reason; the rest is measured all the same.
+
+    Raises:
+        NnitError: no policies, no episodes, an unknown task, mixed tasks, doubled ids, sizes
+            that are not the task's, or NaN weights. Nothing is run then.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from nnit_dist.evaluate import evaluate
+        >>> result = evaluate(Path("my_policies"), episodes=20)
+        >>> [(row["policy_id"], row["success_once"]) for row in result.rows()]
+        >>> evaluate(lambda obs: -obs[:8], episodes=20, task="PushCube-v1").rows()
+    """
+    evaluables = read_evaluables(policies, task, control_mode)
+    _check(evaluables, episodes, until_halfwidth)
+    scores = Scores(len(evaluables), range(first_seed, first_seed + episodes), until_halfwidth)
+    store = EpisodeStore(out / "episodes") if out else None
+    for index, rollouts in store.load(evaluables) if store else ():
+        if not (returns and np.isnan(rollouts.returns).any()):
+            scores.add(index, rollouts)
+    failures: dict[str, str] = {}
+    if any(scores.missing(index) for index in range(len(evaluables))):
+        first = evaluables[0]
+        if not all(isinstance(evaluable, Policy) for evaluable in evaluables):
+            sim_backend = _without_batches(sim_backend)
+        with ray_session():
+            simulators = Simulators(first.task, first.control_mode, returns, sim_backend)
+            failures = measure(evaluables, scores, store, simulators, actors, title)
+    if store:
+        store.compact()
+    return Evaluation(evaluables, scores, failures)
+
+
+def measure(
+    evaluables: list[Evaluable],
+    scores: Scores,
+    store: EpisodeStore | None,
+    simulators: Any,
+    actors: int | None,
+    title: str,
+    watch: Callable[[int, float], None] | None = None,
+) -> dict[str, str]:
+    """Run on a pool what is missing in `scores`, into it and the store; returns the failures.
+
+    `watch` is told the episodes done and the seconds left, a few times a second.
+    """
+    work = _Measurement(evaluables, scores, store)
+    try:
+        with StageProgress("episodes") as view:
+            view.add(title, total=work.total, completed=work.done)
+            with SimulatorPool(simulators, actors) as pool:
+                shown = 0.0
+                for _ in work.run(pool):
+                    if time.monotonic() - shown < SHOW_EVERY_S and work.done < work.total:
+                        continue
+                    shown = time.monotonic()
+                    left = pool.seconds_left(work.total - work.done)
+                    view.resize(title, work.total)
+                    view.update(title, work.done, work.note(pool), left)
+                    if watch:
+                        watch(work.done, left)
+    finally:
+        if store:
+            store.flush()
+    return work.failures
+
+
+class _Measurement:
+    """What is missing in `scores`, on its way through a pool."""
+
+    def __init__(
+        self, evaluables: list[Evaluable], scores: Scores, store: EpisodeStore | None
+    ) -> None:
+        self.evaluables, self.scores, self.store = evaluables, scores, store
+        self.failures: dict[str, str] = {}
+        self.total = self.done = self.fresh = self.successes = 0
+        self.started = time.monotonic()
+        for index in range(len(evaluables)):
+            self.total += scores.counted(index)
+            self.done += scores.counted(index) - len(scores.missing(index))
+
+    def run(self, pool: SimulatorPool) -> Iterator[None]:
+        owners = {
+            Job(evaluable, missing, batch=self.scores.batch): index
+            for index, evaluable in enumerate(self.evaluables)
+            if (missing := self.scores.missing(index))
+        }
+        jobs = list(owners)
+        # In any order, so that what the first tenth tells about time and success holds.
+        random.Random(0).shuffle(jobs)
+        self.started = time.monotonic()
+        for outcome in pool.run(jobs):
+            if isinstance(outcome, Failure):
+                self._give_up(outcome, owners[outcome.job])
+            else:
+                self._take(*outcome, owners[outcome[0]], pool)
+            yield
+
+    def _give_up(self, failure: Failure, index: int) -> None:
+        self.failures[self.evaluables[index].id] = failure.reason
+        self.total -= len(self.scores.missing(index))
+
+    def _take(self, job: Job, rollouts: Rollouts, index: int, pool: SimulatorPool) -> None:
+        counted = self.scores.counted(index)
+        self.scores.add(index, rollouts)
+        if self.store:
+            self.store.add(self.evaluables[index], rollouts)
+        self.done += len(rollouts.seeds)
+        self.fresh += len(rollouts.seeds)
+        self.successes += int(rollouts.success_once.sum())
+        if self.scores.counted(index) < counted:
+            self.total -= pool.drop(job)
+
+    def note(self, pool: SimulatorPool) -> str:
+        """What goes on, in a few words."""
+        parts = [
+            f"{self.fresh / (time.monotonic() - self.started):.0f}/s",
+            f"success {self.successes / max(self.fresh, 1):.3f}",
+            f"{pool.alive} simulators",
+        ]
+        if pool.replaced:
+            parts.append(f"{pool.replaced} replaced")
+        if self.failures:
+            parts.append(f"{len(self.failures)} given up")
+        if self.store and self.store.trouble:
+            parts.append(self.store.trouble)
+        return ", ".join(parts)
+
+
+def _without_batches(sim_backend: SimBackend) -> SimBackend:
+    if sim_backend == "physx_cuda":
+        raise NnitError("callables cannot be batched on a GPU; evaluate them with physx_cpu.")
+    return "physx_cpu"
+
+
+def _hidden(evaluable: Evaluable) -> tuple[int, ...]:
+    return evaluable.topology.hidden if isinstance(evaluable, Policy) else evaluable.hidden
+
+
+def _check(evaluables: Sequence[Evaluable], episodes: int, until_halfwidth: float | None) -> None:
+    if not evaluables:
+        raise NnitError("there are no policies to evaluate.")
+    if episodes < 1:
+        raise NnitError(f"evaluate needs at least 1 episode a policy; got {episodes}.")
+    if until_halfwidth is not None and not 0 < until_halfwidth < 0.5:
+        raise NnitError(f"until_halfwidth must lie between 0 and 0.5; got {until_halfwidth}.")
+    tasks = {(evaluable.task, evaluable.control_mode) for evaluable in evaluables}
+    if len(tasks) > 1:
+        raise NnitError(f"policies of several tasks: {sorted(tasks)}. Evaluate one at a time.")
+    check_evaluables(evaluables, task_info(*next(iter(tasks))))

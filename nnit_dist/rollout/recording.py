@@ -1,0 +1,50 @@
+"""What recorded episodes visit, in the order of their jobs, whoever runs them first."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from nnit_dist.core.errors import NnitError
+from nnit_dist.rollout.actors import Simulators
+from nnit_dist.rollout.episodes import Rollouts
+from nnit_dist.rollout.pool import SimulatorPool
+from nnit_dist.rollout.queue import Failure, Job
+
+
+def record(
+    simulators: Simulators,
+    actors: int | None,
+    jobs: Sequence[Job],
+    follow: Callable[[int, float], None] = lambda episodes, seconds_left: None,
+) -> list[np.ndarray]:
+    """Run jobs, which record, in a pool of their own; returns as `visited` does.
+
+    `follow` hears how many episodes have come, and how long the others take.
+    """
+    left = sum(len(job.seeds) for job in jobs)
+    with SimulatorPool(simulators, actors) as pool:
+        return visited(
+            jobs, pool.run(jobs), lambda done: follow(done, pool.seconds_left(left - done))
+        )
+
+
+def visited(
+    jobs: Sequence[Job],
+    outcomes: Iterable[tuple[Job, Rollouts] | Failure],
+    follow: Callable[[int], None] = lambda episodes: None,
+) -> list[np.ndarray]:
+    """Observations of each job's episodes, float32 [N, obs_dim], one after another by its seeds.
+
+    Raises:
+        NnitError: a job was given up.
+    """
+    found: dict[tuple[Job, int], np.ndarray] = {}
+    for outcome in outcomes:
+        if isinstance(outcome, Failure):
+            raise NnitError(f"recording states failed: {outcome.reason}.")
+        job, rollouts = outcome
+        assert rollouts.observations is not None
+        recorded = zip(rollouts.seeds, rollouts.observations, strict=True)
+        found |= {(job, seed): observations for seed, observations in recorded}
+        follow(len(found))
+    return [np.concatenate([found[job, seed] for seed in job.seeds]) for job in jobs]

@@ -1,0 +1,144 @@
+"""Where episodes are kept: Parquet, one row an episode, keyed by (policy, start seed).
+
+A row carries the fingerprint of the weights that it was measured with, so that a
+policy that was written anew under the same id is measured anew.
+
+Results are written every few seconds as a new file renamed into place. A killed
+evaluation loses at most those seconds, and running it again skips what is there. Where they
+cannot be written (a full disk) they are kept and tried again, and only the end fails.
+"""
+
+import contextlib
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.files import write_atomic
+from nnit_dist.core.storage import local_file, path_of
+from nnit_dist.rollout.episodes import Rollouts
+from nnit_dist.rollout.evaluable import Evaluable
+
+SCHEMA = pa.schema(
+    [
+        ("policy_id", pa.string()),
+        ("fingerprint", pa.string()),
+        ("seed", pa.int64()),
+        ("success_once", pa.bool_()),
+        ("success_at_end", pa.bool_()),
+        ("episode_return", pa.float64()),
+    ]
+)
+
+
+class EpisodeStore:
+    """A directory of Parquet files of episodes.
+
+    Attributes:
+        trouble: why the last write failed; empty if it did not.
+    """
+
+    def __init__(self, path: Path, flush_s: float = 5.0) -> None:
+        self.path, self.flush_s = path_of(path), flush_s
+        self.trouble = ""
+        self._pending: list[pa.Table] = []
+        self._flushed = time.monotonic()
+
+    def load(self, evaluables: Sequence[Evaluable]) -> Iterator[tuple[int, Rollouts]]:
+        """Stored episodes of `subjects`, by position in it, measured with the same weights."""
+        prints = pa.array([f"{s.id}\0{s.fingerprint()}" for s in evaluables])
+        for file in self._files():
+            table = _read(file)
+            keys = pc.binary_join_element_wise(table["policy_id"], table["fingerprint"], "\0")
+            owners = pc.fill_null(pc.index_in(keys, prints), -1).to_numpy()
+            seeds, once, end, returns = (table[name].to_numpy() for name in SCHEMA.names[2:])
+            order = np.argsort(owners, kind="stable")
+            starts = np.flatnonzero(np.diff(owners[order], prepend=-2))
+            for rows in np.split(order, starts[1:]) if len(order) else []:
+                if owners[rows[0]] >= 0:
+                    yield (
+                        int(owners[rows[0]]),
+                        Rollouts(tuple(seeds[rows].tolist()), once[rows], end[rows], returns[rows]),
+                    )
+
+    def table(self) -> pa.Table:
+        """Every stored episode."""
+        return pa.concat_tables([SCHEMA.empty_table(), *map(_read, self._files())])
+
+    def add(self, evaluable: Evaluable, rollouts: Rollouts) -> None:
+        """Keep episodes; every few seconds what was kept is written."""
+        count = len(rollouts.seeds)
+        columns = [
+            pa.repeat(evaluable.id, count),
+            pa.repeat(evaluable.fingerprint(), count),
+            pa.array(rollouts.seeds, pa.int64()),
+            pa.array(rollouts.success_once),
+            pa.array(rollouts.success_at_end),
+            pa.array(rollouts.returns),
+        ]
+        self._pending.append(pa.table(columns, schema=SCHEMA))
+        if time.monotonic() - self._flushed > self.flush_s:
+            try:
+                self.flush()
+                self.trouble = ""
+            except NnitError as error:
+                self.trouble = str(error)
+                self._flushed = time.monotonic()
+
+    def flush(self) -> None:
+        """Write what is not yet written.
+
+        Raises:
+            NnitError: it cannot be written; it is kept for the next try.
+        """
+        if self._pending:
+            self._write(pa.concat_tables(self._pending))
+        self._pending, self._flushed = [], time.monotonic()
+
+    def compact(self) -> None:
+        """Write all files as one, sorted, every episode once.
+
+        Where an episode was measured with its return and without, with it.
+
+        Raises:
+            NnitError: what is not yet written cannot be.
+        """
+        self.flush()
+        files, table = self._files(), self.table()
+        unmeasured = pc.is_nan(table["episode_return"])
+        keys = [(name, "ascending") for name in (*SCHEMA.names[:3], "unmeasured")]
+        table = table.append_column("unmeasured", unmeasured).sort_by(keys)
+        row = pa.array(np.arange(len(table)))
+        groups = table.append_column("row", row).group_by(SCHEMA.names[:3])
+        first = groups.aggregate([("row", "min")])["row_min"].to_numpy()
+        whole = table.take(np.sort(first)).select(SCHEMA.names)
+        if len(files) == 1 and whole.equals(_read(files[0])):
+            return
+        with contextlib.suppress(NnitError):  # no room for a copy: then they stay as they are
+            self._write(whole)
+            for file in files:
+                file.unlink()
+
+    def _files(self) -> list[Path]:
+        return sorted(self.path.glob("[!.]*.parquet"))  # no file that a killed process began
+
+    def _write(self, table: pa.Table) -> None:
+        path = self.path / f"episodes-{uuid.uuid4().hex}.parquet"
+        write_atomic(path, lambda partial: pq.write_table(table, partial))
+
+
+def _read(file: Path) -> pa.Table:
+    try:
+        with local_file(file) as local:
+            return pq.read_table(local, schema=SCHEMA)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise NnitError(
+            f"{file} is damaged ({str(error).splitlines()[0]}). Delete it; its episodes "
+            "are then measured again."
+        ) from None

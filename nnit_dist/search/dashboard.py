@@ -1,0 +1,143 @@
+"""The page of a search: live while it runs, on loopback, behind a token.
+
+Plotly draws it in the browser; what it draws are the files that a search writes, so that a search
+that is over, or runs elsewhere on shared storage, is shown alike.
+"""
+
+import asyncio
+import hmac
+import secrets
+import webbrowser
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.files import read_json
+from nnit_dist.runtime.progress import console
+from nnit_dist.runtime.ray_session import cluster_token
+from nnit_dist.search.results import POOL, SEARCH, importance, leading, read_trials
+
+PAGE = Path(__file__).with_name("page.html")
+PICTURES = {".png", ".mp4"}
+
+
+def page_key(cluster: str | None) -> str:
+    """What opens the page. It comes from the cluster's token, which itself must not lie in a
+    browser: it lets run anything on the cluster. Where there is none, it is new each time.
+    """
+    if cluster is None:
+        return secrets.token_hex(24)
+    return hmac.new(cluster.encode(), b"nnit dashboard", "sha256").hexdigest()
+
+
+def serve(out: Path, port: int, open_browser: bool = True) -> None:
+    """Serve the page of the search in `out` until interrupted.
+
+    Raises:
+        NnitError: there is no search, or the port is taken.
+    """
+    if not (out / SEARCH).exists():
+        raise NnitError(f"there is no search in {out}; `nnit tune` writes one.")
+    cluster = cluster_token()
+    key = page_key(cluster)
+    address = f"http://127.0.0.1:{port}/"
+    console.print(f"dashboard: {address}?token={key}")
+    if open_browser:
+        webbrowser.open(f"{address}?token={key}")
+    try:
+        web.run_app(application(out, key, cluster), host="127.0.0.1", port=port, print=None)
+    except OSError as error:
+        raise NnitError(f"port {port} cannot be used ({error.strerror}); name another.") from None
+
+
+def application(out: Path, key: str, cluster: str | None = None) -> web.Application:
+    """The page, its data and its pictures, for those who bring `key` or the cluster's token."""
+    app = web.Application(middlewares=[_guard(key, cluster)])
+    app.add_routes(
+        [
+            web.get("/", _page),
+            web.get("/plotly.js", _plotly),
+            web.get("/data.json", partial(_data, out)),
+            web.get("/best/{name}", partial(_picture, out)),
+        ]
+    )
+    return app
+
+
+def page_data(out: Path) -> dict[str, Any]:
+    """What the page shows: the trials, and of the one that leads the figures of each network."""
+    search, trials, pool = read_json(out / SEARCH), read_trials(out), out / POOL
+    best = leading(trials)
+    networks = best["rungs"][-1]["networks"] if best else []
+    for trial in trials:
+        for rung in trial["rungs"]:
+            rung.pop("networks", None)
+    return {
+        "search": search,
+        "trials": trials,
+        "leading": best and best["name"],
+        "networks": networks,
+        "importance": importance(trials, search["distributions"]),
+        "pool": read_json(pool) if pool.exists() else None,
+        "pictures": sorted(p.name for p in (out / "best").glob("[!.]*") if p.suffix in PICTURES),
+    }
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def _guard(key: str, cluster: str | None) -> Any:
+    """Lets those in who bring the key, in the address once, as a cookie, or as a bearer.
+
+    The cluster's token is taken as a bearer alone.
+    """
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        # Cookies are the host's, whatever the port: each page has one of its own.
+        cookie = f"nnit_token_{request.url.port}"
+        brought = [request.query.get("token", ""), request.cookies.get(cookie, ""), bearer]
+        known = any(_same(one, key) for one in brought) or (cluster and _same(bearer, cluster))
+        if not known:
+            raise web.HTTPUnauthorized(text="It wants the token that `nnit dashboard` shows.")
+        if "token" in request.query:  # keep it out of the address bar and the history
+            found = web.HTTPSeeOther(request.path)
+            found.set_cookie(cookie, key, httponly=True, samesite="Strict")
+            return found
+        response = await handler(request)
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+    return check
+
+
+def _same(brought: str, expected: str) -> bool:
+    return hmac.compare_digest(brought.encode(), expected.encode())
+
+
+async def _plotly(request: web.Request) -> web.Response:
+    from plotly.offline import get_plotlyjs
+
+    kept = {"Cache-Control": "private, max-age=3600"}  # four megabytes that do not change
+    return web.Response(text=get_plotlyjs(), content_type="text/javascript", headers=kept)
+
+
+async def _page(request: web.Request) -> web.StreamResponse:
+    return web.FileResponse(PAGE)
+
+
+async def _data(out: Path, request: web.Request) -> web.StreamResponse:
+    return web.json_response(await asyncio.to_thread(page_data, out))
+
+
+async def _picture(out: Path, request: web.Request) -> web.StreamResponse:
+    path = out / "best" / Path(request.match_info["name"]).name
+    if path.suffix not in PICTURES or not path.exists():
+        raise web.HTTPNotFound
+    kind = "video/mp4" if path.suffix == ".mp4" else "image/png"
+    return web.Response(body=path.read_bytes(), content_type=kind)

@@ -1,0 +1,73 @@
+"""The end of a search: its best trial beside the defaults, on topologies kept for the test."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.files import write_atomic
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.splits import spread
+from nnit_dist.core.topology import Hidden
+from nnit_dist.envs.sim import TEST_SEED
+from nnit_dist.report.film import Clip, film
+from nnit_dist.report.plots import show_matrix
+from nnit_dist.rollout.evaluation import evaluate
+from nnit_dist.rollout.statistics import cluster_bootstrap, paired_bootstrap
+
+SAMPLES, EPISODES, SHOWN = 2, 100, 6
+
+
+def measure(
+    policies: dict[str, list[Policy]], out: Path, actors: int | None, sim_backend: Any
+) -> dict[str, Any]:
+    """success_once of each group's networks over test start states, and the first less the second.
+
+    Both have `SAMPLES` networks of the same topologies. Every episode is kept in `out`.
+    """
+    groups = list(policies)
+    for name in groups:
+        for policy in policies[name]:
+            policy.id = f"{name}_{policy.id}"
+    every = [policy for name in groups for policy in policies[name]]
+    result = evaluate(every, EPISODES, out, actors, sim_backend=sim_backend, title="test")
+    if result.failures:
+        raise NnitError(f"measuring failed: {next(iter(result.failures.values()))}.")
+    success = {row["policy_id"]: row["success_once"] for row in result.rows()}
+    by_topology = {name: _by_topology(policies[name], success) for name in groups}
+    figures: dict[str, Any] = {}
+    for name, values in by_topology.items():
+        low, high = cluster_bootstrap(values)
+        mean = sum(map(sum, values)) / sum(map(len, values))
+        figures[name] = {"success": mean, "low": low, "high": high}
+    if len(groups) == 2:
+        first, second = by_topology.values()
+        difference, low, high = paired_bootstrap(first, second)
+        figures["difference"] = {"mean": difference, "low": low, "high": high}
+    return figures
+
+
+def _by_topology(policies: list[Policy], success: dict[str, float]) -> list[list[float]]:
+    found: dict[Hidden, list[float]] = {}
+    for policy in policies:
+        found.setdefault(policy.topology.hidden, []).append(success[policy.id])
+    return list(found.values())
+
+
+def show(policies: list[Policy], out: Path) -> None:
+    """A film of some networks at work, and a picture of their matrices."""
+    some = spread(policies, SHOWN)
+    clips = [Clip(p, TEST_SEED + i, p.topology.name) for i, p in enumerate(some)]
+    film(clips, out / "policies.mp4")
+    figure, axes = plt.subplots(2, SHOWN // 2, figsize=(9, 6), squeeze=False)
+    for place in axes.flat[len(some) :]:
+        place.axis("off")
+    for place, policy in zip(axes.flat, some, strict=False):
+        middle = policy.layers[len(policy.layers) // 2][0]
+        show_matrix(place, middle, policy.topology.name)
+    figure.tight_layout()
+    save = partial(figure.savefig, dpi=110, format="png")
+    write_atomic(out / "weights.png", save)
+    plt.close(figure)

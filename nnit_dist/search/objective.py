@@ -1,0 +1,232 @@
+"""What a trial trains, rung by rung, and the policies by which it is judged.
+
+A trial's rungs are shares of its steps. Steps are as many as the arithmetic of the configuration's
+own training allows: a network of twice the size takes half as many.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.topology import Hidden, Topology
+from nnit_dist.hypernet.config import GHNConfig
+from nnit_dist.hypernet.dagger import Record, Rounds, states_file
+from nnit_dist.hypernet.model import HypernetModel, build_ghn
+from nnit_dist.nnit.config import NNiTConfig
+from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.nnit.train import BAR, MODEL, TrainSegment, train_segment
+from nnit_dist.population.train import teachers, trial_specs
+from nnit_dist.population.trial import Trial
+from nnit_dist.runtime.progress import StageProgress
+from nnit_dist.search.results import state_file
+from nnit_dist.stages import align as align
+from nnit_dist.stages.config import RunConfig
+from nnit_dist.training.state import METRICS, read_metrics
+
+
+class Objective(Protocol):
+    """What a trial trains, and the policies that judge it. `rungs` are shares of its steps."""
+
+    def __init__(
+        self, config: RunConfig, base: RunConfig, run: Path, out: Path, rungs: Sequence[float]
+    ) -> None: ...
+
+    def train(self, rung: int, record: Record) -> dict[str, float]: ...
+
+    def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]: ...
+
+    def figures(self) -> dict[str, Any]: ...
+
+
+class PopulationObjective:
+    """Trains a population by a PPO recipe; the best snapshot of each of its trials is judged.
+
+    All of a task's architectures and seeds, one after another, until they are good enough or a
+    rung's share of the recipe's env steps is spent. What topologies others are judged by means
+    nothing here.
+    """
+
+    def __init__(
+        self, config: RunConfig, base: RunConfig, run: Path, out: Path, rungs: Sequence[float]
+    ) -> None:
+        self.config, self.task, self.out = config.population, config.tasks[0], out
+        self.recipe = self.config.recipe_of(self.task)
+        self.until = rung_steps(self.recipe.env_steps, rungs)
+        self.specs = trial_specs(self.config, [self.task], config.control_mode)
+
+    def train(self, rung: int, record: Record) -> dict[str, float]:
+        """As `NNiTObjective.train`; the loss is what the best snapshots return, its sign turned."""
+        began, until = time.monotonic(), self.until[rung]
+        for spec in self.specs:
+            trial = Trial(spec, self.recipe, self.out, self.config.gpu > 0)
+            try:
+                while not trial.progress.done and trial.progress.env_steps < until:
+                    trial.step()
+            finally:
+                trial.close()
+        returns = [member.mean_return for member in teachers(self.out, self.task)]
+        loss = -sum(returns) / len(returns)
+        return {"step": until, "loss": loss, "seconds": time.monotonic() - began}
+
+    def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
+        """The best snapshot of each trial so far."""
+        found = [member.policy for member in teachers(self.out, self.task)]
+        return sorted(found, key=lambda policy: policy.topology.hidden)
+
+    def figures(self) -> dict[str, Any]:
+        sizes = [policy.topology.num_params for policy in self.policies([], 0)]
+        return {"parameters": round(sum(sizes) / len(sizes))}
+
+
+class NNiTObjective:
+    """Trains NNiT on a run's hypernetwork; its networks are judged."""
+
+    loss = "flow"
+
+    def __init__(
+        self, config: RunConfig, base: RunConfig, run: Path, out: Path, rungs: Sequence[float]
+    ) -> None:
+        self.config, self.out, self.ghn = config, out, run / "align" / align.MODEL
+        task = config.tasks[0]
+        sampler = HypernetModel.load(self.ghn, task)
+        share = work(base.nnit, sampler) / work(config.nnit, sampler)
+        steps = max(len(rungs), round(base.nnit.steps * share))
+        self.nnit, self.until = (
+            config.nnit.model_copy(update={"steps": steps}),
+            rung_steps(steps, rungs),
+        )
+
+    def train(self, rung: int, record: Record) -> dict[str, float]:
+        """Train up to a rung, what was trained before not again.
+
+        Returns the step, the last losses, and the seconds that the steps took, without what there
+        was to start.
+        """
+        until = self.until[rung]
+        with StageProgress("steps") as view:
+            view.add(BAR, self.nnit.steps)
+            segment = TrainSegment(
+                f"rung-{rung}",
+                until,
+                start_from=state_file(self.out, rung - 1) if rung else None,
+                state=state_file(self.out, rung),
+            )
+            placement, seed = self.config.training, self.config.seed
+            train_segment(self.nnit, self.ghn, self.out, placement, seed, segment, view)
+        return last_of(self.out, self.loss, self.until, rung)
+
+    def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
+        """Networks of the model as it is now."""
+        model = NNiTModel.load(self.out / MODEL).for_task(self.config.tasks[0])
+        how, seed = self.config.generate, self.config.seed
+        return [
+            policy
+            for hidden in hiddens
+            for policy in model.generate(
+                hidden, samples, seed, how.sampler_steps, guidance=how.guidance
+            )
+        ]
+
+    def figures(self) -> dict[str, Any]:
+        return {"parameters": NNiTModel.load(self.out / MODEL).parameters}
+
+
+class GHNObjective:
+    """Distils a run's teachers into a hypernetwork, round by round, as its align stage does.
+
+    What the first round learns on are the run's recorded episodes of its teachers. Networks are
+    asked of the hypernetwork itself.
+    """
+
+    loss = "action_mse"
+
+    def __init__(
+        self, config: RunConfig, base: RunConfig, run: Path, out: Path, rungs: Sequence[float]
+    ) -> None:
+        self.config, self.out = config, out
+        known = HypernetModel.load(run / "align" / align.MODEL, config.tasks[0])
+        if not states_file(run / "align", known.task.name, 0).exists():
+            raise NnitError(
+                f"{run / 'align'} does not keep what its first round learnt on of "
+                f"{known.task.name}; run its align stage again."
+            )
+        share = decoding(base.align.ghn, known) / decoding(config.align.ghn, known)
+        self.steps = max(len(rungs), round(base.align.distill.steps * share))
+        self.until = rung_steps(self.steps, rungs)
+        self.rounds = Rounds(
+            config.align.ghn,
+            config.align.distill.model_copy(update={"steps": self.steps}),
+            [known.task],
+            [known.teachers],
+            known.seen,
+            config.topologies.variation,
+            run / "align",
+            out,
+            config.training,
+            config.seed,
+            stops=self.until,
+        )
+
+    def train(self, rung: int, record: Record) -> dict[str, float]:
+        """As `NNiTObjective.train`; `record` rolls out the networks of DAgger."""
+        until = self.until[rung]
+        with StageProgress("steps") as view:
+            view.add(BAR, self.steps)
+            self.rounds.train(until, record, view)
+        self.rounds.forget()
+        return last_of(self.out, self.loss, self.until, rung)
+
+    def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
+        """Networks of the hypernetwork as it is now."""
+        (sampler,), seed = self.rounds.samplers(), self.config.seed
+        return [p for hidden in hiddens for p in sampler.policies(hidden, samples, seed)]
+
+    def figures(self) -> dict[str, Any]:
+        (sampler,) = self.rounds.samplers()
+        return {"parameters": sum(p.numel() for p in sampler.ghn.parameters())}
+
+
+def rung_steps(steps: int, rungs: Sequence[float]) -> list[int]:
+    """Up to which step each rung trains."""
+    return [math.ceil(share * steps) for share in rungs]
+
+
+def last_of(out: Path, loss: str, until: Sequence[int], rung: int) -> dict[str, float]:
+    """What was logged last of a rung; `seconds` are those that its steps took."""
+    first, step = until[rung - 1] if rung else 0, until[rung]
+    rows = [row for row in read_metrics(out / METRICS) if first < row["step"] <= step]
+    # They count from zero whenever training goes on.
+    ends = [a["seconds"] for a, b in pairwise(rows) if b["seconds"] < a["seconds"]]
+    return {"step": step, "loss": rows[-1][loss], "seconds": sum(ends) + rows[-1]["seconds"]}
+
+
+def decoding(config: GHNConfig, sampler: HypernetModel) -> float:
+    """Multiplications of writing a matrix, to a common factor: the decoder's convolutions."""
+    ghn = build_ghn(config, [sampler.task], sampler.max_width)
+    blocks = getattr(ghn.decoder, "blocks", None)
+    if blocks is None:
+        return float(sum(p.numel() for p in ghn.decoder.parameters()))
+    return float(sum(block.conv.weight.numel() * block.side**2 for block in blocks))
+
+
+def work(config: NNiTConfig, sampler: HypernetModel) -> float:
+    """Multiplications of a step of NNiT, to a common factor: linear layers and attention."""
+    t = config.transformer
+    tokens = [patches(sampler.topology(hidden), config.patch) for hidden in sampler.seen]
+    mean = sum(tokens) / len(tokens)
+    square = sum(count**2 for count in tokens) / len(tokens)
+    a_network = t.depth * (12 * mean * t.width**2 + 2 * square * t.width)
+    return config.topologies_per_step * config.networks_per_topology * a_network
+
+
+def patches(topology: Topology, patch: int) -> int:
+    """Tokens of a topology's weights and biases."""
+    across = [
+        (math.ceil(out / patch), math.ceil(fan_in / patch)) for out, fan_in in topology.shapes
+    ]
+    return sum(rows * (columns + 1) for rows, columns in across)

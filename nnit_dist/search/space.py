@@ -1,0 +1,131 @@
+"""A search space: a small Python module that says what is varied, and of which stage.
+
+    STAGE = "train"
+    SPACE = {"nnit.lr": tune.loguniform(3e-4, 3e-3), ...}
+
+Keys are those of a configuration, values domains of Ray Tune.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from optuna.distributions import BaseDistribution
+from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.sample import Domain
+
+from nnit_dist.core.errors import NnitError
+from nnit_dist.stages.config import RunConfig, value_of, with_values
+
+Stage = Literal["population", "align", "train"]
+TRIED = 8  # values of a domain that the configuration must take
+# What a trial's training reads of a configuration, and what of that the search sets itself.
+READ: dict[str, tuple[str, ...]] = {
+    "population": ("population.recipe.", "population.recipes.", "population.architectures"),
+    "align": ("align.ghn.", "align.distill.", "topologies.variation"),
+    "train": ("nnit.", "generate.guidance", "generate.sampler_steps"),
+}
+SET = ("nnit.steps", "align.distill.steps", "align.distill.teacher_episodes")
+RECIPE = "population.recipe."
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is searched: `domains` by configuration key, of what `stage` trains, and `given` alike
+    as Ray Tune's.
+    """
+
+    name: str
+    stage: Stage
+    domains: dict[str, BaseDistribution]
+    given: dict[str, Domain]
+
+    def defaults(self, config: RunConfig) -> dict[str, Any]:
+        """The configuration's own values of what is searched, as a search writes them."""
+        return {
+            key: domain.to_external_repr(domain.to_internal_repr(_own(config, key)))
+            for key, domain in self.domains.items()
+        }
+
+
+def load_space(path: Path, config: RunConfig) -> Space:
+    """Run a module of the user's, and check what it says against a configuration.
+
+    Raises:
+        NnitError: it is missing, says nothing of STAGE or SPACE, has a key that means nothing to a
+            trial, a key or a value that the configuration does not take, or leaves out the
+            configuration's own.
+    """
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.exists() or spec is None or spec.loader is None:
+        raise NnitError(f"there is no search space {path}, a Python module.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    stage: Any = getattr(module, "STAGE", None)
+    space = getattr(module, "SPACE", None)
+    if stage not in get_args(Stage):
+        raise NnitError(
+            f"{path} has STAGE={stage!r}; it names what a trial trains: "
+            f"{', '.join(get_args(Stage))}."
+        )
+    if not isinstance(space, dict) or not space:
+        raise NnitError(f"{path} has no SPACE, a dictionary of configuration keys and domains.")
+    domains = {key: _domain(path, key, domain) for key, domain in space.items()}
+    for key, domain in domains.items():
+        own = _own(config, key)
+        _check_read(path, stage, key, config)
+        if not _holds(domain, own):
+            raise NnitError(f"{path}: SPACE leaves out {key}={own!r}, the configuration's own.")
+        for _ in range(TRIED):
+            with_values(config, {key: space[key].sample()}, f"{path}: SPACE")
+    return Space(path.stem, cast(Stage, stage), domains, space)
+
+
+def _own(config: RunConfig, key: str) -> Any:
+    """The configuration's own value; of a recipe what the task's has, whoever says it."""
+    value = value_of(config, key)
+    if key.startswith(RECIPE):
+        return getattr(config.population.recipe_of(config.tasks[0]), key.removeprefix(RECIPE))
+    return value
+
+
+def _check_read(path: Path, stage: str, key: str, config: RunConfig) -> None:
+    """Noise would be searched for what nobody reads."""
+    task = config.tasks[0]
+    if not key.startswith(READ[stage]) or key in SET:
+        kept = [name for name in SET if name.startswith(READ[stage])]
+        but = f", but not {', '.join(kept)}"
+        raise NnitError(
+            f"{path}: trials of STAGE={stage!r} do not read {key}; they read "
+            f"{', '.join(name + '*' * name.endswith('.') for name in READ[stage])}"
+            f"{but if kept else ''}."
+        )
+    if key.startswith("population.recipes.") and key.split(".")[2] != task:
+        raise NnitError(f"{path}: the search is on {task}, whose trials do not read {key}.")
+    own = config.population.recipes.get(task)
+    if (
+        key.startswith(RECIPE)
+        and own
+        and (name := key.removeprefix(RECIPE)) in own.model_fields_set
+    ):
+        raise NnitError(
+            f"{path}: population.recipes.{task} has a {name} of its own; search that, not {key}."
+        )
+
+
+def _domain(path: Path, key: str, domain: Any) -> BaseDistribution:
+    try:
+        return OptunaSearch.convert_search_space({key: domain})[key]
+    except Exception:
+        raise NnitError(
+            f"{path}: SPACE has {domain!r} for {key}; it takes tune.uniform, loguniform, quniform, "
+            "randint and choice."
+        ) from None
+
+
+def _holds(domain: BaseDistribution, value: Any) -> bool:
+    try:
+        return domain._contains(domain.to_internal_repr(value))
+    except (TypeError, ValueError):
+        return False

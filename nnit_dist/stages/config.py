@@ -1,0 +1,344 @@
+"""The configuration of a run: one YAML file, validated before anything starts."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+
+from nnit_dist.artifacts.legacy import advice
+from nnit_dist.core.errors import NnitError, nearest
+from nnit_dist.core.splits import TopologySplit, UnseenKind, split_topologies
+from nnit_dist.core.task import DEFAULT_CONTROL_MODE, SimBackend
+from nnit_dist.core.topology import Hidden
+from nnit_dist.hypernet.config import AlignConfig
+from nnit_dist.nnit.config import DEFAULT_STEPS, NNiTConfig
+from nnit_dist.population.config import PopulationConfig
+from nnit_dist.training.config import Placement, check_task_weights
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TopologiesConfig(_Model):
+    """The grid of topologies that training uses, and what of it is kept unseen."""
+
+    widths: list[int] = Field(
+        [16, 32, 48, 64], min_length=1, description="Widths of hidden layers on the training grid."
+    )
+    depths: list[int] = Field(
+        [1, 2, 3], min_length=1, description="Numbers of hidden layers on the training grid."
+    )
+    variation: int = Field(
+        5,
+        ge=0,
+        description="In training, each hidden width is varied by up to so many units around the "
+        "grid.",
+    )
+    unseen_widths: list[int] = Field(
+        [24, 40, 56], description="Widths that no network of training has."
+    )
+    unseen: dict[UnseenKind, int] = Field(
+        {"combination": 12, "width": 12},
+        description="How many topologies of each kind are held out of training.",
+    )
+
+
+class GenerateConfig(_Model):
+    """Which networks NNiT writes at the end of a run."""
+
+    samples: int = Field(
+        2, gt=0, description="Networks written for each topology. All of them are counted."
+    )
+    seen_topologies: int = Field(
+        12, ge=0, description="How many topologies of training are written for comparison."
+    )
+    unseen_topologies: dict[UnseenKind, NonNegativeInt] | None = Field(
+        None, description="How many held-out topologies of each kind are written; all by default."
+    )
+    sampler_steps: int = Field(
+        DEFAULT_STEPS, gt=0, description="Steps of the sampler from noise to a network."
+    )
+    guidance: float = Field(
+        0.0, ge=0, description="Strength of classifier-free guidance; 0 means none."
+    )
+    studies: bool = Field(
+        False,
+        description="Also write networks that show the effect of sampler steps, of the success "
+        "asked for, and architectures that the model draws itself.",
+    )
+
+
+class EvaluateConfig(_Model):
+    """How the written networks are measured."""
+
+    episodes: int = Field(20, gt=0, description="Episodes in which each network is measured.")
+
+
+class LoggingConfig(_Model):
+    """Where curves and figures are logged."""
+
+    wandb: Literal["off", "offline", "online"] = Field(
+        "off",
+        description="Whether runs and searches log to Weights & Biases. `offline` writes files "
+        "only.",
+    )
+
+
+class RayConfig(_Model):
+    """Where the stages run."""
+
+    address: str | None = Field(
+        None, description="Address of a running Ray cluster; a local Ray is started by default."
+    )
+    num_cpus: int | None = Field(
+        None, gt=0, description="Logical CPUs of a local Ray; all cores by default."
+    )
+    actors: int | None = Field(
+        None, gt=0, description="Simulator processes of a pool; one for every CPU by default."
+    )
+    sim_backend: SimBackend = Field(
+        "auto", description="Where a pool simulates. `auto` takes a GPU where Ray has one."
+    )
+
+
+class RunConfig(_Model):
+    """One run, from population to report."""
+
+    name: str = Field(description="Name of the run. Its directory is runs/NAME by default.")
+    tasks: list[str] = Field(min_length=1, description="Tasks of ManiSkill3.")
+    continue_from: str | None = Field(
+        None,
+        description="Directory of a finished run to go on from. Its tasks come first, and new ones "
+        "are added to its models.",
+    )
+    control_mode: str = Field(
+        DEFAULT_CONTROL_MODE, description="Control mode of the robot, as ManiSkill3 names it."
+    )
+    seed: int = Field(0, description="Seed of everything that is random.")
+    topologies: TopologiesConfig = TopologiesConfig()
+    population: PopulationConfig = PopulationConfig()
+    align: AlignConfig = AlignConfig()
+    nnit: NNiTConfig = NNiTConfig()
+    training: Placement = Placement()
+    generate: GenerateConfig = GenerateConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    logging: LoggingConfig = LoggingConfig()
+    ray: RayConfig = RayConfig()
+
+    def split(self, trained: Collection[Hidden] = ()) -> TopologySplit:
+        """Seen and unseen topologies; none of the population's, `trained`, counts as unseen."""
+        t = self.topologies
+        return split_topologies(t.widths, t.depths, t.unseen_widths, t.unseen, self.seed, trained)
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML configuration and `key.path=value` overrides.
+
+    Raises:
+        NnitError: the file is missing or no YAML, a key is unknown (with its full path and the
+            nearest valid name), or a value is out of range.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise NnitError(f"there is no configuration {path}.") from None
+    except yaml.YAMLError as error:
+        raise NnitError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise NnitError(f"{path} holds no configuration: expected keys such as name and task.")
+    for override in overrides or []:
+        _override(data, override)
+    try:
+        config = RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise NnitError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
+    _check_tasks(config, path)
+    _check_widths(config, path)
+    _check_workers(config, path)
+    _check_generated(config, path)
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """Full path of a key, its default as JSON (nothing where it must be given), and its meaning."""
+
+    path: str
+    default: str
+    meaning: str
+
+
+def known_keys(start: str = "") -> list[Key]:
+    """All keys that begin so, in the order of a configuration; NnitError if none does."""
+    keys = list(_keys_of(RunConfig, ""))
+    found = [key for key in keys if key.path.startswith(start)]
+    if not found:
+        hint = nearest(start, [key.path for key in keys])
+        raise NnitError(f"no key of a configuration begins with {start!r}.{hint}")
+    return found
+
+
+def _keys_of(model: Any, parent: str) -> Iterator[Key]:
+    if dataclasses.is_dataclass(model):
+        for one in dataclasses.fields(model):
+            yield Key(parent + one.name, json.dumps(one.default), one.metadata["description"])
+        return
+    for name, field in model.model_fields.items():
+        if _has_keys(field.annotation):
+            yield from _keys_of(field.annotation, f"{parent}{name}.")
+        else:
+            default = "" if field.is_required() else json.dumps(field.default)
+            yield Key(parent + name, default, field.description or "")
+
+
+def _has_keys(annotation: Any) -> bool:
+    return dataclasses.is_dataclass(annotation) or (
+        isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    )
+
+
+def value_of(config: RunConfig, key: str) -> Any:
+    """What a configuration has for a key such as `nnit.lr`; NnitError if it has no such key."""
+    value: Any = config.model_dump(mode="json")
+    for name in key.split("."):
+        if not isinstance(value, dict) or name not in value:
+            raise NnitError(advice(key) or f"there is no key {key!r} in a configuration.")
+        value = value[name]
+    return value
+
+
+def with_values(config: RunConfig, values: dict[str, Any], where: str) -> RunConfig:
+    """A configuration with other values, by key such as `nnit.lr`; `where` leads its errors.
+
+    Raises:
+        NnitError: a key is unknown, or a value does not fit.
+    """
+    data = config.model_dump(mode="json", exclude_unset=True)
+    for path, value in values.items():
+        value_of(config, path)
+        *parents, last = path.split(".")
+        level = data
+        for name in parents:
+            level = level.setdefault(name, {})
+        level[last] = value
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise NnitError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise NnitError(f"cannot read the override {text!r}; write it as key.path=value.")
+    *parents, last = path.split(".")
+    for name in parents:
+        data = data.setdefault(name, {})
+        if not isinstance(data, dict):
+            raise NnitError(f"the override {text!r} goes into {name!r}, which is a value.")
+    data[last] = yaml.safe_load(value)
+
+
+def _explain(error: Any) -> str:
+    location = [str(part) for part in error["loc"] if part != "[key]"]
+    path = ".".join(location)
+    if changed := advice(path):
+        return changed
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"unknown key {path!r}.{nearest(location[-1], _keys_at(location[:-1]))}"
+    if error["type"] == "missing":
+        return f"{path!r} is missing"
+    return f"{path!r}: {error['msg'].removeprefix('Value error, ')}, got {error['input']!r}"
+
+
+def _keys_at(location: list[str]) -> list[str]:
+    start = "".join(f"{name}." for name in location)
+    below = [
+        key.path.removeprefix(start)
+        for key in _keys_of(RunConfig, "")
+        if key.path.startswith(start)
+    ]
+    return list(dict.fromkeys(path.split(".")[0] for path in below))
+
+
+def _check_tasks(config: RunConfig, path: Path) -> None:
+    if len(set(config.tasks)) < len(config.tasks):
+        raise NnitError(f"{path}: a task is named twice in tasks={config.tasks}.")
+    for key in ("recipes", "architectures_by_task"):
+        for task in getattr(config.population, key):
+            if task not in config.tasks:
+                hint = nearest(task, config.tasks)
+                raise NnitError(
+                    f"{path}: population.{key} has {task}, which is not in tasks.{hint}"
+                )
+    for key, task_weights in (
+        ("align.distill", config.align.distill.task_weights),
+        ("nnit", config.nnit.task_weights),
+    ):
+        try:
+            check_task_weights(config.tasks, task_weights)
+        except NnitError as error:
+            raise NnitError(f"{path}: {key}.task_weights: {error}") from None
+    for task in config.tasks:
+        try:
+            config.population.recipe_of(task)
+        except ValidationError as error:
+            # Each value was in range by itself: only together they do not fit.
+            reasons = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
+            raise NnitError(f"{path}: the recipe of {task}: {reasons}.") from None
+
+
+def _check_generated(config: RunConfig, path: Path) -> None:
+    held = config.topologies.unseen
+    for kind, count in (config.generate.unseen_topologies or {}).items():
+        if count > held.get(kind, 0):
+            raise NnitError(
+                f"{path}: generate.unseen_topologies asks for {count} of kind {kind}, and "
+                f"topologies.unseen keeps {held.get(kind, 0)}."
+            )
+
+
+def _check_workers(config: RunConfig, path: Path) -> None:
+    workers, shared = config.training.workers, config.align.distill.topologies_per_step
+    if workers > shared:
+        raise NnitError(
+            f"{path}: training.workers={workers} are more than the topologies of a step, "
+            f"align.distill.topologies_per_step={shared}: some would have nothing to do."
+        )
+
+
+def _check_widths(config: RunConfig, path: Path) -> None:
+    widths, patch = sorted(config.topologies.widths), config.nnit.patch
+    unseen, variation = config.topologies.unseen_widths, config.topologies.variation
+    if small := [w for w in [*widths, *unseen] if w < patch]:
+        raise NnitError(f"{path}: width {small[0]} is less than nnit.patch={patch}.")
+    if beyond := [w for w in unseen if w > 2 * widths[-1]]:
+        raise NnitError(
+            f"{path}: topologies.unseen_widths has {beyond[0]}, more than twice the largest "
+            f"training width {widths[-1]}: a model writes up to twice. Name others, or [] for none."
+        )
+    population = config.population
+    for hidden in sum(population.architectures_by_task.values(), population.architectures):
+        if kept := set(hidden) & set(unseen):
+            raise NnitError(
+                f"{path}: the population has {hidden}, but {min(kept)} is in "
+                "topologies.unseen_widths."
+            )
+    if known := [w for w in unseen if w in widths]:
+        raise NnitError(f"{path}: width {known[0]} is both a training and an unseen width.")
+    # What is unseen must stay so: neither widths nor combinations may be reached by variation.
+    apart = [abs(w - u) - 1 for w in widths for u in unseen if u < widths[-1]]
+    apart += [(wider - w - 1) // 2 for w, wider in itertools.pairwise(widths)]
+    most = min([*apart, widths[0] - patch])
+    if variation > most:
+        raise NnitError(
+            f"{path}: topologies.variation={variation} is too much: training networks would reach "
+            f"unseen widths, each other's or less than nnit.patch={patch}. At most {most} with "
+            f"widths {widths} and unseen_widths {unseen}."
+        )

@@ -1,0 +1,64 @@
+"""What the trainers draw: tasks, topologies near the grid, and what networks are conditioned on."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from nnit_dist.core.conditioning import ConditioningShape
+from nnit_dist.core.topology import Topology
+from nnit_dist.training.config import TaskWeights, check_task_weights
+
+
+class TaskSampler:
+    """Deals the networks of a training out to its tasks, to each as often as its weight says.
+
+    Deterministic: in a round of as many networks as the weights add up to, each task has its share,
+    evenly spread.
+
+    Raises:
+        NnitError: a weight is given for a task that is not there.
+    """
+
+    def __init__(self, tasks: Sequence[str], weights: TaskWeights) -> None:
+        check_task_weights(tasks, weights)
+        positions = [
+            ((turn + 0.5) / weights.get(task, 1), number)
+            for number, task in enumerate(tasks)
+            for turn in range(weights.get(task, 1))
+        ]
+        self.round = [number for _, number in sorted(positions)]
+
+    def task_of(self, network: int) -> int:
+        """The number of the task of a network, by the network's number."""
+        return self.round[network % len(self.round)]
+
+
+def vary_widths(topology: Topology, units: int, most: int, rng: torch.Generator) -> Topology:
+    """Hidden widths changed by up to `units`, each change equally likely, to no more than `most`.
+
+    So the widths between those of the grid are learnt from both sides.
+    """
+    changes = torch.randint(-units, units + 1, (topology.depth,), generator=rng).tolist()
+    hidden = tuple(
+        min(most, width + change) for width, change in zip(topology.hidden, changes, strict=True)
+    )
+    return replace(topology, hidden=hidden)
+
+
+def jitter_condition(
+    topology: Topology, width_noise: float, depth_noise: float, rng: torch.Generator
+) -> ConditioningShape:
+    """The shape that a network is conditioned on in training: its own, with uniform noise.
+
+    Hidden widths are up to `width_noise` units off (at most by half), the depth up to `depth_noise`
+    layers, and never below one. So what is written changes slowly with the shape, and what lies a
+    little beyond the training topologies is written as well.
+    """
+    *width_moves, depth_move = (2 * torch.rand(topology.depth + 1, generator=rng) - 1).tolist()
+    hidden = [
+        max(width / 2, width + width_noise * move)
+        for width, move in zip(topology.hidden, width_moves, strict=True)
+    ]
+    dims = (topology.obs_dim, *hidden, topology.act_dim)
+    return ConditioningShape(dims, max(1.0, topology.depth + depth_noise * depth_move))

@@ -1,0 +1,106 @@
+"""Refining: gradient descent on a written policy, towards the teacher that it acts most like.
+
+A generator that serves every topology fits none of them to the end. What it wrote is a good start:
+a second or two of imitation on recorded states, without a simulator, and the policy acts as its
+teacher does. What is refined is trained, a little: its success is not that of the generator.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.rng import generator_of, one_thread
+from nnit_dist.hypernet.data import DistillationData, normalized_layers
+from nnit_dist.hypernet.ghn import Layers, apply_layers
+from nnit_dist.hypernet.imitation import imitate
+from nnit_dist.hypernet.latents import action_error
+
+STEPS, STATES, LR = 2000, 256, 1e-2
+TOGETHER = 16  # policies that are refined at once
+COMPARED = 2000  # states on which policies and teachers are compared
+
+
+def distillation_file(task: str) -> str:
+    """Where the alignment stage leaves the best teachers of a task and their states."""
+    return f"lessons-{task}.safetensors"
+
+
+@one_thread()
+def refine(
+    policies: list[Policy],
+    distillation_data: DistillationData,
+    steps: int = STEPS,
+    seed: int = 0,
+    watch: Callable[[int], None] = lambda done: None,
+    scratch: bool = False,
+) -> tuple[list[Policy], list[tuple[float, float]]]:
+    """Policies of one task, refined, and the squared errors of each one's actions before and after.
+
+    Errors are on states that refining does not use, one in ten. `watch` hears how many are done.
+    With `scratch` they begin with random weights instead, and learn from the same teachers.
+
+    Raises:
+        NnitError: a policy is for other observations or actions than the teachers.
+    """
+    for policy in policies:
+        if (policy.topology.obs_dim, policy.topology.act_dim) != (
+            distillation_data.obs_dim,
+            distillation_data.act_dim,
+        ):
+            raise NnitError(
+                f"{policy.id} has {policy.topology.obs_dim} observations and "
+                f"{policy.topology.act_dim} actions; its teachers {distillation_data.obs_dim} and "
+                f"{distillation_data.act_dim}. Name with --run a run of its control mode."
+            )
+    learnt, kept = distillation_data.parted(10)
+    refined, errors = [], []
+    for first in range(0, len(policies), TOGETHER):
+        group = policies[first : first + TOGETHER]
+        starts = [normalized_layers(policy, distillation_data.norm) for policy in group]
+        teacher_weights = torch.stack([_nearest(layers, kept) for layers in starts])
+        topologies, begin = [p.topology for p in group], None if scratch else starts
+        found = imitate(topologies, teacher_weights, learnt, steps, seed, LR, STATES, begin)
+        for policy, before, after, mix in zip(group, starts, found, teacher_weights, strict=True):
+            errors.append((_error(before, mix, kept), _error(after, mix, kept)))
+            folded = distillation_data.norm.fold([(w[0].numpy(), b[0].numpy()) for w, b in after])
+            about = {"refined_from": policy.source, "steps": str(steps)}
+            refined.append(
+                replace(
+                    policy,
+                    layers=folded,
+                    source="refined",
+                    id=f"{policy.id}_refined",
+                    metadata=policy.metadata | about,
+                )
+            )
+        watch(len(refined))
+    return refined, errors
+
+
+def load_distillation_data(run: Path, task: str) -> DistillationData:
+    """The lessons of a task that a run's alignment left; NnitError if there are none."""
+    path = run / "align" / distillation_file(task)
+    if not path.exists():
+        raise NnitError(
+            f"there is no {path}, with the teachers to learn from. Name with --run a finished run "
+            f"of {task}, whose align stage writes it."
+        )
+    return DistillationData.load(path)
+
+
+def _nearest(layers: Layers, distillation_data: DistillationData) -> torch.Tensor:
+    """The teacher whose actions a network's are most like, as a mix [teachers] of it alone."""
+    teachers = torch.eye(len(distillation_data.teachers))
+    errors = [_error(layers, teacher, distillation_data) for teacher in teachers]
+    return teachers[errors.index(min(errors))]
+
+
+@torch.no_grad()
+def _error(layers: Layers, mix: torch.Tensor, distillation_data: DistillationData) -> float:
+    """Mean squared error of a network's actions after a mix of teachers [teachers]."""
+    obs, actions = distillation_data.draw(mix[None], COMPARED, generator_of(0))
+    return float(action_error(apply_layers(layers, obs), actions).mean())

@@ -1,1 +1,0 @@
-"""Search of hyperparameters by Ray Tune, against success that is measured in the simulator."""

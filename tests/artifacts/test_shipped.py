@@ -1,0 +1,135 @@
+"""The shipped model is what its manifests say, and reached what the README says."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from nnit_dist.artifacts.legacy import KINDS
+from nnit_dist.artifacts.shipped import shipped
+from nnit_dist.bench.generalization import split_of
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.files import content_hash, read_json
+from nnit_dist.core.splits import UNSEEN_KINDS, WITHIN
+from nnit_dist.core.zoo import Zoo
+from nnit_dist.hypernet.model import HypernetModel
+from nnit_dist.nnit.model import load_model
+from nnit_dist.transfer.refine import load_distillation_data, refine
+
+RUN, TABLETOP = shipped("PushCube-v1"), shipped("PickCube-v1")
+
+
+@pytest.mark.parametrize("run", [RUN, TABLETOP], ids=lambda run: run.name)
+@pytest.mark.parametrize(
+    ("stage", "name", "artefact"),
+    [
+        ("align", "zoo", "population/zoo"),
+        ("train", "ghn", "align/ghn.safetensors"),
+        ("evaluate", "ghn", "align/ghn.safetensors"),
+        ("evaluate", "zoo", "population/zoo"),
+    ],
+)
+def test_every_artefact_is_the_one_that_the_next_stage_read(run, stage, name, artefact):
+    manifest = read_json(run / stage / "manifest.json")
+    assert manifest["key"]["inputs"][name] == content_hash(run / artefact)
+
+
+def test_unseen_topologies_reach_the_bar():
+    """All samples of all unseen topologies, 100 episodes each, beside teachers."""
+    summaries = read_json(RUN / "evaluate" / "results.json")["tasks"]["PushCube-v1"]["summaries"]
+    found = {(row["method"], KINDS.get(row["kind"], row["kind"])): row for row in summaries}
+    unseen, teachers = found["NNiT", "all unseen"], found["teachers", "teacher"]
+    for kind in UNSEEN_KINDS:
+        row = found["NNiT", kind]
+        assert row["topologies"] == len(split_of(RUN).unseen[kind]) >= 22
+        assert row["episodes"] == 100 * row["networks"] == 200 * row["topologies"]
+    assert unseen["success_once"] >= 0.95 * teachers["success_once"]
+
+
+@pytest.mark.parametrize(
+    ("task", "absolute", "of_teachers"),
+    [
+        ("PushCube-v1", 0.9, 0.95),
+        ("PullCube-v1", 0.9, 0.95),
+        ("PickCube-v1", 0.85, 0.95),
+        ("LiftPegUpright-v1", 0.9, 0.945),
+    ],
+)
+def test_a_model_of_four_tasks_reaches_what_is_told_of_it(task, absolute, of_teachers):
+    summaries = read_json(TABLETOP / "evaluate" / "results.json")["tasks"][task]["summaries"]
+    found = {(row["method"], KINDS.get(row["kind"], row["kind"])): row for row in summaries}
+    teachers = found["teachers", "teacher"]["success_once"]
+    both = [found["NNiT", kind] for kind in ("combination", "width")]
+    for row in both:
+        assert row["episodes"] == 100 * row["networks"] == 200 * row["topologies"] >= 3200
+        assert row["success_once"] >= absolute
+        assert row["success_once"] >= of_teachers * teachers
+    mean = sum(row["success_once"] * row["episodes"] for row in both)
+    mean /= sum(row["episodes"] for row in both)
+    assert mean >= 0.95 * teachers
+
+
+@pytest.mark.parametrize("task", ["PushCube-v1", "PullCube-v1", "LiftPegUpright-v1", "PickCube-v1"])
+def test_teachers_ship_that_refine_what_is_written(task):
+    """The best that do the task in one way, as the population has them."""
+    run = shipped(task)
+    distillation_data = load_distillation_data(run, task)
+    sampler = HypernetModel.load(run / "align" / "ghn.safetensors", task)
+    zoo = {m.policy.id: m.policy for m in Zoo(run / "population" / "zoo").members()}
+    best = [zoo[sampler.teachers[i].id] for i in sampler.best]
+    for policy, layers in zip(best, distillation_data.teachers, strict=True):
+        for (weight, bias), (own, own_bias) in zip(
+            distillation_data.norm.fold(_arrays(layers)), policy.layers, strict=True
+        ):
+            assert np.allclose(weight, own, atol=1e-4)
+            assert np.allclose(bias, own_bias, atol=1e-3)
+    _, errors = refine(load_model(task).generate((40, 40), 1), distillation_data, steps=100)
+    assert errors[0][1] < errors[0][0]
+
+
+def _arrays(layers):
+    return [(weight[0].numpy(), bias[0].numpy()) for weight, bias in layers]
+
+
+def test_a_task_that_was_learnt_before_loses_little():
+    """PushCube-v1 in the model of four tasks, on the same topologies and start states."""
+    before, after = (
+        pq.read_table(
+            run / "evaluate" / "results.parquet",
+            filters=[("source", "=", "nnit"), ("task", "=", "PushCube-v1")],
+        ).to_pandas()
+        for run in (RUN, TABLETOP)
+    )
+    kinds = after["kind"].isin(["combination", "width"])
+    both = after[kinds].merge(before, on="policy_id")
+    assert len(both) == 64
+    assert (both["success_once_y"] - both["success_once_x"]).mean() <= 0.02
+
+
+def test_measured_topologies_were_not_trained_on():
+    model = load_model("PushCube-v1")
+    config = read_json(RUN / "align" / "manifest.json")["key"]["config"]["topologies"]
+    assert {width for hidden in model.seen for width in hidden} == set(config["widths"])
+    split = split_of(RUN)
+    assert model.seen == split.seen
+    for kind in WITHIN:
+        for hidden in split.unseen[kind]:
+            same_depth = [seen for seen in model.seen if len(seen) == len(hidden)]
+            moves = [np.abs(np.subtract(seen, hidden)).max() for seen in same_depth]
+            assert min(moves) > config["variation"], hidden
+
+
+def test_what_is_written_does_not_depend_on_the_number_of_threads():
+    model, threads = load_model("PushCube-v1"), torch.get_num_threads()
+    written = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        written.append(model.generate((64, 40, 57), 1)[0].flat())
+        assert torch.get_num_threads() == count
+    torch.set_num_threads(threads)
+    assert np.array_equal(*written)
+
+
+def test_a_model_of_another_task_is_refused():
+    with pytest.raises(NnitError, match="writes policies for PushCube-v1, not for PickCube-v1"):
+        load_model("PickCube-v1", RUN)

@@ -1,0 +1,177 @@
+"""The real `nnit` command, as a user types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v2 as imageio
+import pytest
+from support.networks import random_policy
+
+from nnit_dist.artifacts.shipped import shipped
+from nnit_dist.core.policy import load_policies, save_policy
+
+ROOT = Path(__file__).parents[2]
+NNIT = [str(Path(sys.executable).parent / "nnit")]
+
+
+def nnit(*words, timeout=300, cwd=ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*NNIT, *map(str, words)], capture_output=True, text=True, timeout=timeout, cwd=cwd
+    )
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory) -> Path:
+    """Four policies of an unseen topology, from the shipped model."""
+    out = tmp_path_factory.mktemp("generated")
+    result = nnit("generate", "--hidden", "40x56", "--samples", 4, "--out", out)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return out
+
+
+def test_generate_writes_policies_in_the_contract(generated):
+    policies = load_policies(generated)
+    assert len(policies) == 4
+    assert {p.topology.hidden for p in policies} == {(40, 56)}
+    assert {p.source for p in policies} == {"nnit"}
+
+
+@pytest.mark.parametrize("task", ["PullCube-v1", "LiftPegUpright-v1", "PickCube-v1"])
+def test_networks_of_other_tasks_are_written_too(task, tmp_path):
+    result = nnit("generate", "--task", task, "--hidden", "48x96", "--out", tmp_path)
+    assert result.returncode == 0, result.stdout
+    (policy,) = load_policies(tmp_path)
+    assert (policy.task, policy.topology.hidden) == (task, (48, 96))
+
+
+def test_generate_draws_architectures_when_none_is_named(tmp_path):
+    result = nnit("generate", "--samples", 3, "--seed", 1, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(load_policies(tmp_path / "policies")) == 3  # unless --out names another place
+
+
+def test_networks_of_an_unseen_topology_push_the_cube(generated):
+    """The product's promise, on the shipped model: nobody trained these networks."""
+    words = ["evaluate", generated, "--episodes", 25, "--until-halfwidth", 0.12, "--videos"]
+    result = nnit(*words)
+    assert result.returncode == 0, result.stdout + result.stderr
+    out = Path(f"{generated}-evaluation")
+    results = json.loads((out / "results.json").read_text())
+    assert results["summary"]["episodes"] >= 80
+    assert results["summary"]["success_once"] >= 0.85
+    assert "which biases a policy's success: by +0.0" in result.stdout
+    for name in ("best", "median", "worst"):
+        assert next(imageio.get_reader(out / f"{name}.mp4").iter_data()).shape == (512, 768, 3)
+    again = nnit(*words[:-1])
+    assert json.loads((out / "results.json").read_text()) == results
+    assert "mean success_once" in again.stdout
+    compared = nnit("compare", out, out)
+    assert "+0.000 [+0.000, +0.000], 95% interval over 2" in compared.stdout
+
+
+def test_a_function_is_evaluated(tmp_path):
+    (tmp_path / "still.py").write_text(
+        "import numpy as np\n\ndef act(obs):\n    return np.zeros(8)\n"
+    )
+    result = nnit("evaluate", "still:act", "--task", "PushCube-v1", "--episodes", 2, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "mean success_once 0.000" in result.stdout
+    assert (tmp_path / "still.act-evaluation" / "results.json").exists()
+
+
+def test_the_shipped_population_is_sound():
+    zoo = shipped("PushCube-v1") / "population" / "zoo"
+    result = nnit("zoo", "verify", zoo)
+    assert result.returncode == 0
+    assert "no problems" in result.stdout
+
+
+def test_zoo_ls_show_and_export(tmp_path):
+    zoo = shipped("PushCube-v1") / "population" / "zoo"
+    assert nnit("zoo", "ls", zoo).returncode == 0
+    assert nnit("zoo", "export", zoo, "--out", tmp_path).returncode == 0
+    policies = load_policies(tmp_path)
+    shown = nnit("zoo", "show", zoo, policies[0].id)
+    assert policies[0].id in shown.stdout
+
+
+def test_keys_lists_what_a_configuration_takes():
+    printed = nnit("keys", "ray.").stdout.split("\n")
+    assert [line.split()[0] for line in printed if line.strip()] == [
+        "key", "ray.address", "ray.num_cpus", "ray.actors", "ray.sim_backend",
+    ]  # fmt: skip
+
+
+def test_doctor_tells_what_is_here():
+    result = nnit("doctor")
+    assert result.returncode == 0
+    assert "rendering" in result.stdout
+    assert "torch" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["generate", "--hidden", "4", "--out", "x"], "writes from 8 units up"),
+        (["generate", "--hidden", "136", "--out", "x"], "up to 64, and writes up to 128"),
+        (["generate", "--hidden", "8x8x8x8x8x8", "--out", "x"], "up to 3, and writes up to 5"),
+        (["generate", "--hidden", "32", "--success", "2", "--out", "x"], "between 0 and 1"),
+        (["generate", "--hidden", "32", "--guidance", "-1", "--out", "x"], "at least 0"),
+        (["generate", "--hidden", "wide", "--out", "x"], "write them as 64 or 40x56"),
+        (["generate", "--task", "StackCube-v1", "--out", "x"], "no trained model for StackCube-v1"),
+        (["generate", "--model", "none.safetensors", "--out", "x"], "there is no model file"),
+        (["bench", "generalization", "--kind", "deep"], "no kind 'deep'"),
+        (["run", "configs/none.yaml"], "there is no configuration"),
+        (["run", "configs/smoke.yaml", "--set", "nnit.stepz=3"], "unknown key 'nnit.stepz'"),
+        (["population", "configs/smoke.yaml", "--set", "tasks=[PushCub-v1]"], "PushCube-v1"),
+        (["align", "configs/smoke.yaml", "--out", "/tmp/nnit-none"], "run `nnit population`"),
+        (["evaluate", "/tmp/nnit-none"], "no policy files"),
+        (["evaluate", "nowhere:act", "--task", "PushCube-v1"], "cannot import nowhere:act"),
+        (["evaluate", "os:getcwd"], "names no task"),
+        (["compare", "/tmp/nnit-none", "/tmp/nnit-none"], "there is no /tmp/nnit-none"),
+        (["zoo", "ls", "/tmp/nnit-none"], "is no zoo"),
+        (
+            ["run", "configs/smoke.yaml", "--set", "ray.address=127.0.0.1:1"],
+            "Ray could not be reached",
+        ),
+        (
+            [
+                "run",
+                "configs/smoke.yaml",
+                "--out",
+                "/tmp/nnit-none",
+                "--set",
+                "align.distill.topologies_per_step=99",
+                "--set",
+                "training.workers=99",
+                "--set",
+                "training.gpu=true",
+            ],
+            "training.gpu asks for 99 GPU(s)",
+        ),
+    ],
+)
+def test_mistakes_get_one_readable_message(words, expected, tmp_path):
+    if words[0] == "run" and "ray.address=127.0.0.1:1" in words:
+        words = [*words, "--out", tmp_path / "run"]
+    result = nnit(*words)
+    assert result.returncode == 1
+    assert expected in " ".join(result.stdout.split())
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_debug_shows_the_traceback():
+    result = nnit("generate", "--hidden", "4", "--out", "x", "--debug")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_evaluating_a_damaged_policy_names_the_file(tmp_path):
+    path = save_policy(random_policy(), tmp_path / "p.safetensors")
+    path.write_bytes(path.read_bytes()[:500])
+    result = nnit("evaluate", tmp_path)
+    assert result.returncode == 1
+    assert "p.safetensors" in result.stdout
+    assert "truncated" in result.stdout

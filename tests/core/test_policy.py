@@ -1,0 +1,124 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+from support.networks import random_policy
+
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.normalizer import ObservationNormalizer
+from nnit_dist.core.policy import Policy, load_policies, load_policy, save_policy, unflatten
+
+hiddens = st.lists(st.integers(1, 40), min_size=1, max_size=4).map(tuple)
+
+
+@settings(max_examples=25, deadline=None)
+@given(hidden=hiddens)
+def test_file_round_trip(hidden, tmp_path_factory):
+    policy = random_policy(hidden, policy_id="one")
+    policy.metadata["parent"] = "x"
+    path = save_policy(policy, tmp_path_factory.mktemp("p") / "one.safetensors")
+    back = load_policy(path)
+    assert np.array_equal(back.flat(), policy.flat())
+    assert (back.topology, back.task, back.source, back.id, back.metadata) == (
+        policy.topology,
+        policy.task,
+        policy.source,
+        policy.id,
+        policy.metadata,
+    )
+
+
+def test_flat_weights_round_trip():
+    policy = random_policy((24, 8, 16))
+    layers = unflatten(policy.flat(), policy.topology)
+    assert all(
+        np.array_equal(a, b)
+        for x, y in zip(layers, policy.layers, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+
+
+def test_forward_is_that_of_torch():
+    policy = random_policy((16, 24))
+    modules = []
+    for weight, bias in policy.layers:
+        linear = torch.nn.Linear(weight.shape[1], weight.shape[0])
+        linear.weight.data, linear.bias.data = torch.from_numpy(weight), torch.from_numpy(bias)
+        modules += [linear, torch.nn.Tanh()]
+    obs = np.random.default_rng(0).normal(size=(5, 35)).astype(np.float32)
+    expected = torch.nn.Sequential(*modules[:-1])(torch.from_numpy(obs)).detach().numpy()
+    assert np.allclose(policy.forward(obs), expected, atol=1e-5)
+    assert np.allclose(policy.act(obs), np.clip(expected, -1, 1), atol=1e-5)
+
+
+def test_input_norm_folds_to_the_same_function_and_back():
+    rng = np.random.default_rng(0)
+    observations = rng.normal(2.0, 3.0, (200, 35)).astype(np.float32)
+    norm = ObservationNormalizer.fit(observations)
+    inner = random_policy((16, 8))
+    folded = Policy(inner.topology, norm.fold(inner.layers), inner.task, "ghn")
+    assert np.allclose(
+        folded.forward(observations), inner.forward(norm.apply(observations)), atol=1e-4
+    )
+    back = norm.unfold(folded.layers)
+    assert np.allclose(back[0][0], inner.layers[0][0], atol=1e-5)
+    assert np.allclose(back[0][1], inner.layers[0][1], atol=1e-4)
+
+
+def _write(path, **metadata):
+    policy = random_policy()
+    tensors = {}
+    for i, (weight, bias) in enumerate(policy.layers):
+        tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"] = weight, bias
+    good = {
+        "format": "nnit.policy/1",
+        "task": policy.task,
+        "control_mode": "x",
+        "source": "nnit",
+        "hidden": json.dumps([16, 8]),
+        "activation": "tanh",
+        "id": "p",
+    }
+    save_file(tensors, path, metadata=good | metadata)
+    return path
+
+
+def test_truncated_file(tmp_path):
+    path = save_policy(random_policy(), tmp_path / "p.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(NnitError, match="may be truncated"):
+        load_policy(path)
+
+
+def test_other_format(tmp_path):
+    with pytest.raises(NnitError, match="expected 'nnit.policy/1'"):
+        load_policy(_write(tmp_path / "p.safetensors", format="other/3"))
+
+
+@pytest.mark.parametrize("hidden", ["[16, 9]", "[16]", "[16, 8, 8]", "nonsense"])
+def test_shapes_that_contradict_the_metadata(tmp_path, hidden):
+    with pytest.raises(NnitError, match=r"p\.safetensors"):
+        load_policy(_write(tmp_path / "p.safetensors", hidden=hidden))
+
+
+def test_nan_weights_are_refused(tmp_path):
+    policy = random_policy()
+    policy.layers[1][0][0, 0] = np.nan
+    with pytest.raises(NnitError, match="NaN or infinite weights in layer 1"):
+        load_policy(save_policy(policy, tmp_path / "p.safetensors"))
+
+
+def test_two_files_with_one_id(tmp_path):
+    for name in ("a", "b"):
+        save_policy(random_policy(policy_id="same"), tmp_path / f"{name}.safetensors")
+    with pytest.raises(NnitError, match="both carry the id 'same'"):
+        load_policies(tmp_path)
+
+
+def test_directory_without_policies(tmp_path):
+    with pytest.raises(NnitError, match="no policy files"):
+        load_policies(tmp_path)

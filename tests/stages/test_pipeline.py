@@ -1,0 +1,190 @@
+"""The whole chain for real, small: killed in every training stage, and run undisturbed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nnit_dist.core.files import content_hash
+from nnit_dist.core.storage import path_of
+from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.training.state import read_metrics
+
+ROOT = Path(__file__).parents[2]
+NNIT = str(Path(sys.executable).parent / "nnit")
+RUN = [NNIT, "run", "configs/smoke.yaml", "--out"]
+
+
+def start(out: Path, log: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*RUN, str(out)],
+        cwd=ROOT,
+        stdout=log.open("ab"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def kill_when(run: subprocess.Popen, path: Path, pattern: str, timeout: float = 300) -> None:
+    """kill -9 the driver as soon as a file that matches `pattern` appears under `path`."""
+    deadline = time.monotonic() + timeout
+    while not list(path.glob(pattern)):
+        assert run.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, f"{pattern} did not appear"
+        time.sleep(0.2)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    time.sleep(5)  # Ray's processes notice that their driver is gone
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("run") / "smoke"
+    log = out.parent / "log"
+    for pattern in (
+        "population/trials/*/progress.json",
+        "align/round-0/step-*",
+        "align/round-0.pt",
+        "train/train/step-*",
+        "generate/.key.json",
+        "evaluate/.key.json",
+        "report/.key.json",
+    ):
+        kill_when(start(out, log), out, pattern)
+    last = start(out, log)
+    assert last.wait(timeout=400) == 0, log.read_text()
+    return out, log.read_text()
+
+
+@pytest.fixture(scope="module")
+def calm(bucket) -> Path:
+    """The same run, undisturbed, in an object store."""
+    out = path_of(f"{bucket}/calm")
+    result = subprocess.run([*RUN, str(out)], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return out
+
+
+@pytest.mark.timeout(1200)
+def test_a_run_that_is_killed_in_every_stage_ends_like_an_unbroken_one(disturbed, calm):
+    """Every artefact is the same to the last bit, on a disk and in an object store."""
+    out, _ = disturbed
+    for artefact in (
+        "population/zoo",
+        "align/ghn.safetensors",
+        "train/nnit.safetensors",
+        "generate/policies",
+        "evaluate/results.parquet",
+        "evaluate/results.json",
+    ):
+        assert content_hash(out / artefact) == content_hash(calm / artefact), artefact
+
+
+@pytest.mark.timeout(1200)
+def test_every_stage_leaves_its_manifest_and_the_report_stands_alone(disturbed):
+    out, log = disturbed
+    for stage in ("population", "align", "train", "generate", "evaluate", "report"):
+        manifest = json.loads((out / stage / "manifest.json").read_text())
+        assert manifest["stage"] == stage
+        assert manifest["versions"]["ray"] == "2.60.0"
+    aligned = json.loads((out / "align" / "manifest.json").read_text())["figures"]["tasks"]
+    for task, figures in aligned.items():  # both teachers were tried together
+        assert [pair["teachers"] for pair in figures["lost_by_averages"]] == [
+            list(figures["teachers"])
+        ], task
+    page = (out / "report" / "report.html").read_text()
+    assert "http://" not in page
+    assert "https://" not in page
+    assert page.count("<img") == 2 + 3 * 2  # two tasks
+    assert page.count("<video") == 2
+    assert "direct GHN query" in page
+    text = (out / "report" / "report.md").read_text()
+    for task in ("PushCube-v1", "PickCube-v1"):
+        assert text.count(f"| {task} |") == 2  # what its networks do, what its teachers cost
+    assert "Traceback" not in log
+
+
+@pytest.mark.timeout(1200)
+def test_a_finished_run_is_skipped_and_another_config_is_refused(disturbed):
+    out, _ = disturbed
+    again = subprocess.run([*RUN, str(out)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert again.stdout.count("already done") == 6
+    other = subprocess.run(
+        [*RUN, str(out), "--set", "nnit.steps=21"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert other.returncode == 1
+    assert "holds the train stage of another run (config.nnit.steps: 20, now 21)" in " ".join(
+        other.stdout.split()
+    )
+
+
+def run_stage(stage: str, out: Path, *overrides: str) -> list[dict[str, float]]:
+    """Run one stage of the smoke configuration; returns its metrics."""
+    words = [word for override in overrides for word in ("--set", override)]
+    result = subprocess.run(
+        [NNIT, stage, "configs/smoke.yaml", "--out", str(out), *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return read_metrics(out / stage / "metrics.jsonl")
+
+
+@pytest.mark.timeout(600)
+def test_a_task_is_added_to_a_finished_run(disturbed, tmp_path):
+    """What is trained is taken over, and only the new task's population is trained."""
+    before, _ = disturbed
+    added = f"continue_from={before}", "tasks=[PushCube-v1, PickCube-v1, PullCube-v1]"
+    for stage in ("population", "align", "train"):
+        run_stage(stage, tmp_path, *added, "align.distill.dagger_rounds=0")
+    zoo = {path.name for path in (before / "population" / "zoo").iterdir()}
+    assert zoo < {path.name for path in (tmp_path / "population" / "zoo").iterdir()}
+    trained = sorted(path.parent.name for path in (tmp_path / "population").glob("trials/*/check*"))
+    assert trained == ["PullCube-v1_16x16_s0", "PullCube-v1_16x8_s0"]
+    known = NNiTModel.load(before / "train" / "nnit.safetensors")
+    grown = NNiTModel.load(tmp_path / "train" / "nnit.safetensors")
+    assert grown.vocabulary.tasks == [*known.vocabulary.tasks, "PullCube-v1"]
+    assert len(grown.token_normalizers) == 3
+    first, last = (read_metrics(run / "align" / "metrics.jsonl") for run in (before, tmp_path))
+    assert last[0]["action_mse"] < first[0]["action_mse"]
+    (policy,) = grown.for_task("PullCube-v1").generate((16, 8), 1)
+    assert policy.task == "PullCube-v1"
+
+
+@pytest.mark.timeout(600)
+def test_two_workers_align_along_the_curve_of_one(disturbed, calm, tmp_path):
+    """The batch is shared. After a round of rollouts the last bits of the weights tell."""
+    out, _ = disturbed
+    shutil.copytree(out / "population", tmp_path / "population")
+    one = read_metrics(calm / "align" / "metrics.jsonl")
+    two = run_stage("align", tmp_path, "training.workers=2", "training.loaders=1")
+    assert [row["step"] for row in two] == [row["step"] for row in one]
+    assert two[0]["action_mse"] == pytest.approx(one[0]["action_mse"], rel=0.002)
+
+
+@pytest.mark.timeout(600)
+def test_two_workers_train_nnit_along_the_curve_of_one(disturbed, tmp_path):
+    """The batch is shared, not doubled. In float32: in bfloat16 its parts round differently."""
+    out, _ = disturbed
+    curves = []
+    for workers in (1, 2):
+        run = tmp_path / str(workers)
+        for done in ("population", "align"):
+            shutil.copytree(out / done, run / done)
+        curves.append(run_stage("train", run, f"training.workers={workers}", "nnit.bf16=false"))
+    for one, two in zip(*curves, strict=True):
+        assert one["step"] == two["step"]
+        for name in ("flow", "architecture"):
+            assert two[name] == pytest.approx(one[name], rel=0.002)

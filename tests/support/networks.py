@@ -1,0 +1,82 @@
+"""Small networks, and small things that write them: the real classes."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nnit_dist.core.normalizer import ObservationNormalizer
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.topology import Topology
+from nnit_dist.hypernet.data import DistillationData
+from nnit_dist.hypernet.distill import Distiller
+
+TASK = "PushCube-v1"
+
+
+def random_policy(hidden=(16, 8), seed=0, policy_id="p", obs_dim=35, act_dim=8) -> Policy:
+    rng = np.random.default_rng(seed)
+    topology = Topology(obs_dim, tuple(hidden), act_dim)
+    layers = [
+        (rng.normal(0, fan_in**-0.5, (out, fan_in)), rng.normal(0, 0.1, out))
+        for out, fan_in in topology.shapes
+    ]
+    return Policy(topology, layers, TASK, "rllib", id=policy_id)
+
+
+def small_sampler():
+    """An untrained hypernetwork with three teachers: the real class, small."""
+    import torch
+
+    from nnit_dist.core.normalizer import ObservationNormalizer
+    from nnit_dist.core.task import TaskInfo
+    from nnit_dist.hypernet.config import GHNConfig
+    from nnit_dist.hypernet.ghn import GHN
+    from nnit_dist.hypernet.latents import TeacherLatents
+    from nnit_dist.hypernet.model import HypernetModel, Teacher
+
+    torch.manual_seed(0)
+    config = GHNConfig(latent_dim=4, embed_dim=16, channels=[8, 8])
+    rng = np.random.default_rng(0)
+    norm = ObservationNormalizer(
+        rng.normal(size=35).astype(np.float32), rng.uniform(0.1, 1, 35).astype(np.float32)
+    )
+    return HypernetModel(
+        GHN(config, 35, 8, 32).eval(),
+        TeacherLatents(3, 4),
+        norm,
+        TaskInfo(TASK, "pd_joint_delta_pos", 35, 8, 50),
+        32,
+        [(8,), (16, 8), (32, 16)],
+        0,
+        1,
+        [Teacher("a", True), Teacher("b", True), Teacher("c", False)],
+        torch.tensor([0.9, 0.9, 0.4]),
+    )
+
+
+STEPS = 40
+
+
+def distiller_of(directory: Path, share: tuple[int, int] = (0, 1)) -> Distiller:
+    rng = np.random.default_rng(0)
+    obs = [rng.normal(size=(200, 35)).astype(np.float32) for _ in range(3)]
+    norm = ObservationNormalizer(np.zeros(35, np.float32), np.ones(35, np.float32))
+    teachers = [random_policy((16, 16), seed) for seed in range(3)]
+    DistillationData.of(norm, obs, teachers).save(directory / "states.safetensors")
+    config = {
+        "distill": {"steps": STEPS, "topologies_per_step": 2, "states": 32},
+        "ghn": {"embed_dim": 16, "channels": [8, 8], "latent_dim": 4},
+        "topologies": "[[8], [16, 8], [32, 16]]",
+        "variation": 2,
+        "max_width": 32,
+        "tasks": [
+            {
+                "task": TASK,
+                "states": str(directory / "states.safetensors"),
+                "teachers": [("a", True), ("b", True), ("c", False)],
+            }
+        ],
+        "seed": 0,
+    }
+    return Distiller(config, torch.device("cpu"), share)
