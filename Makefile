@@ -35,7 +35,7 @@ lint: setup
 # Put the artefacts of a finished run into the package: make ship RUN=runs/pushcube
 # (with STATES= without the states that its hypernetwork learnt on, which `nnit bench` wants)
 STATES := align/states-*-$$(ls align/round-*.pt | sort -V | tail -n 1 | tr -dc 0-9).safetensors
-SHIPPED := population/zoo population/trials/*/progress.json align/ghn.safetensors align/lessons-*.safetensors train/nnit.safetensors \
+SHIPPED := population/zoo population/trials/*/progress.json align/ghn.safetensors align/distillation-*.safetensors train/nnit.safetensors \
 	evaluate/results.json evaluate/results.parquet evaluate/*/episodes {population,align,train,evaluate}/manifest.json
 ship: SHELL := bash
 ship:

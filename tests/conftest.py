@@ -31,6 +31,7 @@ def small_run(tmp_path_factory, sampler):
     """A run directory as the pipeline leaves it: small, its model hardly trained."""
     import torch
 
+    from nnit_dist.artifacts.run_directory import RunDirectory
     from nnit_dist.hypernet.data import DistillationData
     from nnit_dist.nnit.config import NNiTConfig
     from nnit_dist.nnit.dataset import AlignedDataset
@@ -80,7 +81,7 @@ def small_run(tmp_path_factory, sampler):
     source = AlignedDataset([sampler], config, 0)
     trainer = Trainer(config, source, torch.device("cpu"), 0)
     NNiTModel.of(trainer, source).save(out / "train" / "nnit.safetensors")
-    return out
+    return RunDirectory(out)
 
 
 @pytest.fixture(scope="session")

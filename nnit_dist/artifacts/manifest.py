@@ -9,27 +9,33 @@ from pathlib import Path
 from typing import Any
 
 from nnit_dist.artifacts.legacy import upgrade_config
+from nnit_dist.artifacts.run_directory import MANIFEST
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import content_hash, read_json, write_json
 from nnit_dist.core.storage import path_of
 
-MANIFEST = "manifest.json"
-
-
+_KEY = ".key.json"
 _VERSIONED = ("nnit_dist", "torch", "ray", "mani_skill", "sapien", "gymnasium", "numpy")
 
 
-class Stage:
-    """A directory that one stage fills, and the manifest written last.
+class StageManifest:
+    """A directory that one stage fills, and the manifest that it writes last.
 
-    The manifest holds what the stage was made from (its key). A stage whose manifest has
-    the same key is done; one without a manifest is unfinished and goes on; one with
-    another key belongs to another run and is never overwritten.
+    The manifest holds what the stage was made from (its key). A stage whose manifest has the same
+    key is done. One without a manifest is unfinished and goes on. One with another key belongs to
+    another run and is never overwritten, unless it is `repeatable`: a stage that only measures or
+    draws what others wrote is done again.
     """
 
-    def __init__(self, name: str, directory: Path, config: dict, inputs: dict[str, Path]) -> None:
-        self.name = name
-        self.directory = path_of(directory)
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        config: dict[str, Any],
+        inputs: dict[str, Path],
+        repeatable: bool = False,
+    ) -> None:
+        self.name, self.directory, self.repeatable = name, path_of(directory), repeatable
         self.key: dict[str, Any] = {
             "config": config,
             "inputs": {label: content_hash(path) for label, path in inputs.items()},
@@ -41,21 +47,21 @@ class Stage:
         Raises:
             NnitError: the directory belongs to another config or other inputs.
         """
-        for path in (self.directory / MANIFEST, self.directory / ".key.json"):
-            if not path.exists():
-                continue
-            known = _upgraded(read_json(path)["key"])
-            if _without_none(known) != _without_none(self.key):
-                raise NnitError(
-                    f"{self.directory} holds the {self.name} stage of another run "
-                    f"({_difference(known, self.key)}). Choose another output directory "
-                    "(`--out`), or delete this one to start again."
-                )
-        return (self.directory / MANIFEST).exists()
+        other = self._other_key()
+        if other and not self.repeatable:
+            raise NnitError(
+                f"{self.directory} holds the {self.name} stage of another run "
+                f"({_difference(*_comparable(other, self.key))}). Choose another output directory "
+                "(`--out`), or delete this one to start again."
+            )
+        return not other and (self.directory / MANIFEST).exists()
 
     def begin(self) -> None:
         """Claim the directory for this key, or go on in it."""
-        path, spent = self.directory / ".key.json", 0.0
+        if self._other_key():
+            for name in (MANIFEST, _KEY):
+                (self.directory / name).unlink(missing_ok=True)
+        path, spent = self.directory / _KEY, 0.0
         if path.exists():
             # An earlier try worked until it wrote its last file; what came after is not work.
             earlier = read_json(path)
@@ -64,7 +70,7 @@ class Stage:
 
     def finish(self, figures: dict[str, Any]) -> dict[str, Any]:
         """Write the manifest; from now on the stage counts as done."""
-        begun = read_json(self.directory / ".key.json")
+        begun = read_json(self.directory / _KEY)
         manifest = {
             "stage": self.name,
             "key": self.key,
@@ -76,9 +82,33 @@ class Stage:
         write_json(self.directory / MANIFEST, manifest)
         return manifest
 
+    def _other_key(self) -> dict[str, Any] | None:
+        """The key that the directory belongs to, if it is not this one."""
+        for name in (MANIFEST, _KEY):
+            path = self.directory / name
+            if path.exists():
+                known, wanted = _comparable(read_json(path)["key"], self.key)
+                if known != wanted:
+                    return known
+        return None
+
+
+def _comparable(known: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict, dict]:
+    """Two keys under today's names, in what both have: older versions read more, or less.
+
+    A setting that an older version did not know yet is None.
+    """
+    configs = [upgrade_config(key["config"]) for key in (known, wanted)]
+    common = configs[0].keys() & configs[1].keys()
+    first, second = (
+        _without_none(key | {"config": {name: config[name] for name in common}})
+        for key, config in zip((known, wanted), configs, strict=True)
+    )
+    return first, second
+
 
 def _last_write(directory: Path) -> float:
-    """When the newest file below a directory was written."""
+    """When the newest file below a directory was written, in seconds since the epoch."""
     newest = 0.0
     for path in directory.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # a process that is ending cleans up
@@ -86,12 +116,7 @@ def _last_write(directory: Path) -> float:
     return newest
 
 
-def _upgraded(key: dict[str, Any]) -> dict[str, Any]:
-    return key | {"config": upgrade_config(key["config"])}
-
-
 def _without_none(key: Any) -> Any:
-    """A key without what is None: a setting that an older run did not know yet."""
     if not isinstance(key, dict):
         return key
     return {name: _without_none(value) for name, value in key.items() if value is not None}

@@ -6,10 +6,11 @@ measured results, and every stage's manifest.
 
 from pathlib import Path
 
+from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.core.errors import NnitError
 
-_HERE = Path(__file__).resolve().parent.parent / "pretrained"
-_SHIPPED = {
+_PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
+_RUNS = {
     "PushCube-v1": "pushcube",
     "PullCube-v1": "tabletop",
     "LiftPegUpright-v1": "tabletop",
@@ -17,11 +18,11 @@ _SHIPPED = {
 }
 
 
-def shipped(task: str) -> Path:
-    """The run directory that is shipped for a task; NnitError if there is none."""
-    if task not in _SHIPPED:
+def shipped(task: str) -> RunDirectory:
+    """The run that ships for a task; NnitError if there is none."""
+    if task not in _RUNS:
         raise NnitError(
-            f"no trained model for {task} is shipped (only {', '.join(_SHIPPED)}). Train one "
+            f"no trained model for {task} is shipped (only {', '.join(_RUNS)}). Train one "
             "with `nnit run`, then name its run directory."
         )
-    return _HERE / _SHIPPED[task]
+    return RunDirectory(_PRETRAINED / _RUNS[task])

@@ -15,10 +15,11 @@ from typing import Any, Literal, Protocol
 import torch
 from safetensors.torch import load_file, save_file
 
+from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.baselines.flat import FlatDiffusion
 from nnit_dist.baselines.matching import match
 from nnit_dist.core.errors import NnitError
-from nnit_dist.core.files import content_hash, read_json, write_atomic
+from nnit_dist.core.files import content_hash, write_atomic
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import generator_of
 from nnit_dist.core.topology import Hidden
@@ -29,8 +30,8 @@ from nnit_dist.hypernet.imitation import imitate
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.dataset import AlignedDataset, Listed, ListedDataset
 from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.nnit.train import training_of
 from nnit_dist.nnit.trainer import Trainer
-from nnit_dist.nnit.worker import trained_with
 from nnit_dist.training.state import restore_state, save_state
 
 Weights = Literal["independent", "matched", "mlp", "pointwise"]
@@ -48,24 +49,17 @@ class TrainedBaselines:
     made again gets new rivals. `watch` hears of the progress.
     """
 
-    run: Path
+    run: RunDirectory
     task: str
     kept: Path
     watch: Watch = lambda name, done, total: None
 
     def __post_init__(self) -> None:
-        pattern = f"states-{self.task}-*.safetensors"
-        states = list((self.run / "align").glob(pattern))
-        if not states:
-            raise NnitError(
-                f"{self.run} lacks align/{pattern}, which its rivals learn from. Name the "
-                "directory of a finished run (`nnit run`) of this task."
-            )
-        self.states = max(states, key=lambda path: int(path.stem.rsplit("-", 1)[1]))
-        self.sampler = HypernetModel.load(self.run / "align" / "ghn.safetensors", self.task)
-        self.config, self.seed = trained_with(self.run)
-        self.align = read_json(self.run / "align" / "manifest.json")["key"]["config"]["align"]
-        parts = [content_hash(self.run / "align" / "ghn.safetensors"), content_hash(self.states)]
+        self.states = self.run.align.last_states(self.task)
+        self.sampler = HypernetModel.load(self.run.hypernet(), self.task)
+        self.config, self.seed = training_of(self.run)
+        self.align = self.run.settings("align")["align"]
+        parts = [content_hash(self.run.hypernet()), content_hash(self.states)]
         parts += [self.config.model_dump_json(), str(self.seed)]
         name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
         self.out = self.kept / name
@@ -80,7 +74,7 @@ class TrainedBaselines:
 
     def flat(self) -> FlatDiffusion:
         """Flat-vector diffusion with as many parameters as NNiT, and as many steps."""
-        model = NNiTModel.load(self.run / "train" / "nnit.safetensors")
+        model = NNiTModel.load(self.run.nnit())
         flat = FlatDiffusion(self.sampler, self.config, model.parameters, self.seed)
         path = self.out / "flat.safetensors"
         if path.exists():

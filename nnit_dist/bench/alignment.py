@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.baselines.crops import policies_of
 from nnit_dist.baselines.trained import COPIES, NNiTOn, TrainedBaselines
-from nnit_dist.bench.generalization import split_of
 from nnit_dist.bench.results import measured_here, write_results
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import generator_of
@@ -45,7 +45,7 @@ Networks = Callable[[Hidden, int, int], Layers]  # (hidden, index of a best teac
 
 
 def bench_alignment(
-    run: Path,
+    run: RunDirectory,
     task: str,
     kept: Path,
     count: int,
@@ -60,7 +60,7 @@ def bench_alignment(
     `count` topologies are measured of seen ones, and of each unseen kind for NNiT. Writes
     `out/alignment.json`, `.md` and `.png`, and every episode (`out/episodes`).
     """
-    held = split_of(run).unseen
+    held = run.split().unseen
     unseen = {kind: spread(held[kind], count) for kind in NNIT_ON if held.get(kind)}
     with StageProgress("steps") as view:
         trained_baselines = TrainedBaselines(run, task, kept, view.watch)
@@ -142,7 +142,7 @@ def _sampled(sampler: HypernetModel) -> Networks:
 
 def _writer(trained_baselines: TrainedBaselines, kind: str) -> NNiTOn:
     if kind == "spatial":
-        model = NNiTModel.load(trained_baselines.run / "train" / "nnit.safetensors")
+        model = NNiTModel.load(trained_baselines.run.nnit())
         return NNiTOn(model.for_task(trained_baselines.task), "nnit_spatial")
     return trained_baselines.nnit(kind)  # type: ignore[arg-type]
 

@@ -12,20 +12,17 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nnit_dist.artifacts.legacy import upgrade_config
+from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.baselines import Generator
 from nnit_dist.baselines.crops import AlignedCrops, PatchGaussian, TrainedCrops
 from nnit_dist.baselines.trained import NNiTOn, TrainedBaselines
 from nnit_dist.bench.results import measured_here, write_results
 from nnit_dist.core.errors import NnitError
-from nnit_dist.core.files import read_json
 from nnit_dist.core.policy import Policy
-from nnit_dist.core.splits import TopologySplit, UnseenKind, split_topologies, spread
+from nnit_dist.core.splits import UnseenKind, spread
 from nnit_dist.core.topology import Hidden
-from nnit_dist.core.zoo import Zoo
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.model import NNiTModel
-from nnit_dist.population.train import teachers
 from nnit_dist.rollout.evaluation import evaluate
 from nnit_dist.rollout.summaries import paired_rows, summarize
 from nnit_dist.runtime.progress import StageProgress
@@ -46,7 +43,7 @@ AVERAGED = 16
 
 
 def bench_generalization(
-    run: Path,
+    run: RunDirectory,
     task: str,
     kinds: list[UnseenKind],
     count: int,
@@ -62,7 +59,7 @@ def bench_generalization(
     directory. Writes `out/generalization.json`, `.md` and `.png`, and every episode
     (`out/episodes`), from which a killed bench goes on.
     """
-    held = split_of(run).unseen
+    held = run.split().unseen
     topologies = {kind: spread(held[kind], count) for kind in kinds if held.get(kind)}
     if not topologies:
         raise NnitError(f"{run} held out no topologies of kind {', '.join(kinds)}.")
@@ -75,7 +72,7 @@ def bench_generalization(
                 policies += generator.generate(hidden, samples, 0)
             except NnitError as error:
                 cannot.setdefault(generator.name, {}).setdefault(kind, []).append(str(error))
-    measured = run / "evaluate" / task / "episodes"  # what the run measured need not be again
+    measured = run.evaluate.episodes(task)  # what the run measured need not be again
     if measured.exists():
         shutil.copytree(measured, out / "episodes", dirs_exist_ok=True)
     result = evaluate(policies, episodes, out, actors, title="generalization")
@@ -94,20 +91,6 @@ def bench_generalization(
     return figures
 
 
-def split_of(run: Path) -> TopologySplit:
-    """The split of a run into seen and unseen topologies."""
-    config = upgrade_config(read_json(run / "align" / "manifest.json")["key"]["config"])
-    about = config["topologies"]
-    return split_topologies(
-        about["widths"],
-        about["depths"],
-        about["unseen_widths"],
-        about["unseen"],
-        config["seed"],
-        Zoo(run / "population" / "zoo").topologies(),
-    )
-
-
 class _Direct:
     """The hypernetwork asked for the topology itself."""
 
@@ -120,15 +103,17 @@ class _Direct:
         return self.sampler.policies(hidden, samples, seed)
 
 
-def _generators(run: Path, task: str, trained_baselines: Path | None) -> Iterator[Generator]:
-    model = NNiTModel.load(run / "train" / "nnit.safetensors").for_task(task)
-    sampler = HypernetModel.load(run / "align" / "ghn.safetensors", task)
+def _generators(
+    run: RunDirectory, task: str, trained_baselines: Path | None
+) -> Iterator[Generator]:
+    model = NNiTModel.load(run.nnit()).for_task(task)
+    sampler = HypernetModel.load(run.hypernet(), task)
     yield NNiTOn(model, "nnit")
     yield _Direct(sampler)
     yield AlignedCrops(sampler, 1, "aligned_crop")
     yield AlignedCrops(sampler, AVERAGED, "crop_average")
     yield PatchGaussian(sampler, model.vocabulary.patch)
-    yield TrainedCrops(sampler, [member.policy for member in teachers(run / "population", task)])
+    yield TrainedCrops(sampler, [member.policy for member in run.teachers(task)])
     if trained_baselines is None:
         return
     with StageProgress("steps") as view:

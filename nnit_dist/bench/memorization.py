@@ -18,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.baselines.crops import policies_of
 from nnit_dist.bench.results import measured_here, write_results
 from nnit_dist.core.errors import NnitError
@@ -30,7 +31,7 @@ from nnit_dist.hypernet.ghn import Layers, apply_layers
 from nnit_dist.hypernet.model import HypernetModel, load_samplers
 from nnit_dist.nnit.dataset import AlignedDataset, Drawn, batch_of
 from nnit_dist.nnit.model import NNiTModel
-from nnit_dist.nnit.worker import trained_with
+from nnit_dist.nnit.train import training_of
 from nnit_dist.rollout.episodes import Part, run_part
 from nnit_dist.rollout.evaluation import Evaluation, evaluate
 
@@ -49,7 +50,7 @@ WRITTEN = 64  # networks at once
 
 
 def bench_memorization(
-    run: Path,
+    run: RunDirectory,
     task: str,
     topologies: list[Hidden],
     trained: int,
@@ -63,8 +64,8 @@ def bench_memorization(
     Reads one task of a finished run directory. Writes `out/memorization.json`, `.md`, `.png`, and
     every episode (`out/episodes`).
     """
-    model = NNiTModel.load(run / "train" / "nnit.safetensors").for_task(task)
-    samplers = load_samplers(run / "align" / "ghn.safetensors")
+    model = NNiTModel.load(run.nnit()).for_task(task)
+    samplers = load_samplers(run.hypernet())
     sampler = samplers[model.number]
     states = record_states(sampler)
     if strange := [hidden for hidden in topologies if hidden not in sampler.seen]:
@@ -106,14 +107,14 @@ def record_states(sampler: HypernetModel) -> Tensor:
 
 
 def _groups(
-    run: Path,
+    run: RunDirectory,
     samplers: list[HypernetModel],
     model: NNiTModel,
     topologies: list[Hidden],
     trained: int,
     drawn: int,
 ) -> list["_Group"]:
-    config, seed = trained_with(run)
+    config, seed = training_of(run)
     exact, task = [replace(sampler, variation=0) for sampler in samplers], model.number
     source = AlignedDataset(exact, config, seed)
     batches = 1 + max(batch_of(step, 0, config.reuse) for step in range(config.steps))

@@ -11,8 +11,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.artifacts.shipped import shipped
-from nnit_dist.bench.generalization import split_of
 from nnit_dist.bench.results import measured_here, write_results
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.policy import Policy
@@ -28,7 +28,7 @@ KINDS: tuple[UnseenKind, ...] = ("combination", "width")
 
 
 def bench_refine(
-    run: Path | None,
+    run: RunDirectory | None,
     task: str,
     steps: list[int],
     count: int,
@@ -46,8 +46,8 @@ def bench_refine(
     """
     place = run or shipped(task)
     held, model, distillation_data = (
-        split_of(place).unseen,
-        load_model(task, run),
+        place.split().unseen,
+        load_model(task, run.path if run else None),
         load_distillation_data(place, task),
     )
     topologies = [h for kind in KINDS for h in spread(held.get(kind, []), count)]

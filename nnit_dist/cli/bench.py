@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from nnit_dist.artifacts.run_directory import RunDirectory
+from nnit_dist.artifacts.shipped import shipped
 from nnit_dist.cli.options import Debug
 from nnit_dist.runtime.progress import console, quiet_libraries
 
@@ -122,14 +124,13 @@ def bench_generalization(
     debug: Debug = False,
 ) -> None:
     """NNiT beside baselines, on topologies that training never saw."""
-    from nnit_dist.artifacts.shipped import shipped
     from nnit_dist.bench.generalization import as_markdown
     from nnit_dist.bench.generalization import bench_generalization as measure
     from nnit_dist.core.splits import UNSEEN_KINDS, unseen_kind
 
     with quiet_libraries(out / "bench.log"):
         figures = measure(
-            run or shipped(task),
+            _finished(run, task),
             task,
             [unseen_kind(text) for text in kind or UNSEEN_KINDS],
             count,
@@ -161,7 +162,17 @@ def bench_refine(
 
     budgets = sorted(steps or [100, 500, 2000])
     with quiet_libraries(out / "bench.log"):
-        figures = measure(run, task, budgets, count, samples, sampler_steps, episodes, out, actors)
+        figures = measure(
+            RunDirectory(run) if run else None,
+            task,
+            budgets,
+            count,
+            samples,
+            sampler_steps,
+            episodes,
+            out,
+            actors,
+        )
     _show(as_markdown(figures), out)
 
 
@@ -178,13 +189,12 @@ def bench_alignment(
     debug: Debug = False,
 ) -> None:
     """How aligned five kinds of weights are, and what NNiT makes of each."""
-    from nnit_dist.artifacts.shipped import shipped
     from nnit_dist.bench.alignment import as_markdown
     from nnit_dist.bench.alignment import bench_alignment as measure
 
     with quiet_libraries(out / "bench.log"):
         figures = measure(
-            run or shipped(task), task, trained_baselines, count, samples, episodes, out, actors
+            _finished(run, task), task, trained_baselines, count, samples, episodes, out, actors
         )
     _show(as_markdown(figures), out)
 
@@ -204,7 +214,6 @@ def bench_memorization(
     debug: Debug = False,
 ) -> None:
     """Whether NNiT's networks are new or copies of training networks."""
-    from nnit_dist.artifacts.shipped import shipped
     from nnit_dist.bench.memorization import as_markdown
     from nnit_dist.bench.memorization import bench_memorization as measure
     from nnit_dist.core.topology import parse_hidden
@@ -212,9 +221,14 @@ def bench_memorization(
     topologies = [parse_hidden(text) for text in hidden or ["32", "64x64", "32x48x64"]]
     with quiet_libraries(out / "bench.log"):
         figures = measure(
-            run or shipped(task), task, topologies, trained, drawn, episodes, out, actors
+            _finished(run, task), task, topologies, trained, drawn, episodes, out, actors
         )
     _show(as_markdown(figures), out)
+
+
+def _finished(run: Path | None, task: str) -> RunDirectory:
+    """The run that is named, or the one that ships."""
+    return RunDirectory(run) if run else shipped(task)
 
 
 def _show(text: str, out: Path) -> None:

@@ -58,9 +58,9 @@ def main() -> None:
 @app.command()
 def run(config: Config, out: Out = None, set_: Overrides = None, debug: Debug = False) -> None:
     """The whole chain: population, align, train, generate, evaluate, report."""
-    the_run = _load(config, out, set_)
-    the_run.all()
-    _summary(the_run)
+    pipeline = _load(config, out, set_)
+    pipeline.do_all()
+    _summary(pipeline)
 
 
 @app.command()
@@ -85,7 +85,7 @@ def _stage_command(name: str, text: str) -> None:
     def command(
         config: Config, out: Out = None, set_: Overrides = None, debug: Debug = False
     ) -> None:
-        getattr(_load(config, out, set_), name)()
+        _load(config, out, set_).do(name)
 
     app.command(name, help=text)(command)
 
@@ -125,22 +125,19 @@ def generate(
     from nnit_dist.core.topology import parse_hidden
     from nnit_dist.nnit.config import DEFAULT_STEPS
     from nnit_dist.nnit.model import load_model
-    from nnit_dist.stages.generate import draw_topologies, generate_policies
+    from nnit_dist.stages.generate import Sampler, Written, draw_topologies, generate_policies
 
-    nnit, steps = load_model(task, model), steps or DEFAULT_STEPS
+    nnit, sampler = load_model(task, model), Sampler(steps or DEFAULT_STEPS, success, guidance)
+    widths = parse_hidden(hidden) if hidden else nnit.seen[0]
+    nnit.check(widths, success, guidance)
     if hidden:
-        widths = parse_hidden(hidden)
-        nnit.check(widths, success, guidance)
-        figures = generate_policies(nnit, [widths], samples, out, seed, steps, success, guidance)
+        written = generate_policies(nnit, [widths], samples, out, sampler=sampler, seed=seed)
     else:
-        figures = {"networks": 0, "milliseconds_a_network": 0.0}
-        nnit.check(nnit.seen[0], success, guidance)
-        for i, widths in enumerate(draw_topologies(nnit, samples, seed, success)):
-            figures = generate_policies(nnit, [widths], 1, out, seed + i, steps, success, guidance)
-        figures["networks"] = samples
+        written = Written()
+        for i, drawn in enumerate(draw_topologies(nnit, samples, seed, success)):
+            written += generate_policies(nnit, [drawn], 1, out, sampler=sampler, seed=seed + i)
     console.print(
-        f"wrote {figures['networks']} policies to {out} "
-        f"({figures['milliseconds_a_network']} ms each)"
+        f"wrote {written.networks} policies to {out} ({written.milliseconds_a_network} ms each)"
     )
 
 
@@ -161,6 +158,7 @@ def refine(
     debug: Debug = False,
 ) -> None:
     """Train written policies a little: a second of imitation each, without a simulator."""
+    from nnit_dist.artifacts.run_directory import RunDirectory
     from nnit_dist.artifacts.shipped import shipped
     from nnit_dist.core.policy import SUFFIX, load_policies, save_policy
     from nnit_dist.transfer.refine import STEPS, load_distillation_data
@@ -172,7 +170,9 @@ def refine(
         raise NnitError(
             f"{policies} has policies of {', '.join(tasks)}; refine one task at a time."
         )
-    distillation_data = load_distillation_data(run or shipped(tasks[0]), tasks[0])
+    distillation_data = load_distillation_data(
+        RunDirectory(run) if run else shipped(tasks[0]), tasks[0]
+    )
     target, began = out or policies.with_name(f"{policies.name}-refined"), time.perf_counter()
     with StageProgress("policies") as view:
         view.add("refine", total=len(written))
@@ -314,10 +314,10 @@ def doctor() -> None:
 
 def _load(config: Path, out: Path | None, overrides: list[str] | None):
     from nnit_dist.stages.config import load_config
-    from nnit_dist.stages.pipeline import Run
+    from nnit_dist.stages.pipeline import Pipeline
 
     loaded = load_config(config, overrides)
-    return Run(loaded, out or runs() / loaded.name)
+    return Pipeline(loaded, out or runs() / loaded.name)
 
 
 def _print_policies(rows: list[dict]) -> None:
@@ -355,12 +355,12 @@ def _kind_name(kind: str) -> str:
     return names.get(kind) or beyond.get(kind) or f"unseen: {kind}"
 
 
-def _summary(the_run) -> None:
+def _summary(pipeline) -> None:
     """Success by kind of topology and method, and what it comes to in a sentence, task by task."""
     from nnit_dist.rollout.summaries import METHODS, headline
 
-    found = the_run.manifest("evaluate")["figures"]["tasks"]
-    for task in the_run.config.tasks:
+    found = pipeline.run.figures("evaluate")["tasks"]
+    for task in pipeline.config.tasks:
         figures = found[task]
         cells: dict[str, dict[str, str]] = {}
         for row in figures["summaries"]:
@@ -372,4 +372,4 @@ def _summary(the_run) -> None:
             table.add_row(_kind_name(kind), *(by_method.get(name, "") for name in METHODS.values()))
         console.print(table)
         console.print(headline(figures))
-    console.print(f"report: {the_run.out / 'report' / 'report.html'}")
+    console.print(f"report: {pipeline.run.report.page}")

@@ -44,15 +44,15 @@ def tune(
     debug: Debug = False,
 ) -> None:
     """Search hyperparameters against success on topologies of validation; resumes."""
+    from nnit_dist.artifacts.run_directory import RunDirectory
     from nnit_dist.search.run import Search, SearchConfig
     from nnit_dist.search.space import load_space
     from nnit_dist.stages.config import load_config
-    from nnit_dist.stages.pipeline import Run
 
     loaded = load_config(config, set_)
-    base = Run(loaded, run or runs() / loaded.name)
+    base = RunDirectory(run or runs() / loaded.name)
     what = load_space(space, loaded)
-    place = out or base.out / "tune" / what.name
+    place = out or base.path / "tune" / what.name
     settings = SearchConfig(
         trials=trials,
         budget_s=seconds_of(budget),

@@ -21,6 +21,7 @@ from nnit_dist.runtime.progress import console
 from nnit_dist.runtime.ray_session import cluster_token
 from nnit_dist.stages.config import load_config
 
+MODELS = "pretrained"  # the directory of trained models in the package
 RUN = "nnit_run"  # in a job's metadata: which run it is
 _POLL_S = 1.0
 
@@ -41,16 +42,17 @@ def submit(
         NnitError: the configuration is wrong, `out` is not the same place on every node, the
             cluster is not reached or refuses the token, or a job of this run is at work.
     """
-    name = load_config(config, overrides).name
+    loaded = load_config(config, overrides)
     if out and not ("://" in str(out) or out.is_absolute()):
         raise NnitError(
             f"--out {out} would lie in the job's own directory, which Ray deletes. Name an "
             "absolute path that all nodes share, or an address such as s3://bucket/runs/x."
         )
-    place = str(out or name).rstrip("/")
+    place = str(out or loaded.name).rstrip("/")
     client = _connect(address)
     try:
-        job_id = _start(client, place, _entrypoint(config, out, overrides), config)
+        with _package(config, loaded.continue_from) as directory:
+            job_id = _start(client, place, _entrypoint(config, out, overrides), directory)
     except (RuntimeError, OSError) as error:
         raise NnitError(f"{address} takes no job: {_first_line(error)}") from None
     follow = f"ray job logs --follow --address {address} {job_id}"
@@ -66,7 +68,7 @@ def submit(
         return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
-def _start(client: Any, place: str, entrypoint: str, config: Path) -> str:
+def _start(client: Any, place: str, entrypoint: str, directory: Path) -> str:
     """Submit under a name that Ray gives once, so that a run is not started beside itself."""
     earlier = [job for job in client.list_jobs() if (job.metadata or {}).get(RUN) == place]
     for job in earlier:
@@ -77,16 +79,15 @@ def _start(client: Any, place: str, entrypoint: str, config: Path) -> str:
             )
     said = re.sub(r"[^A-Za-z0-9]+", "-", place).strip("-")
     job_id = f"nnit-{said}-{hashlib.sha256(place.encode()).hexdigest()[:4]}-{len(earlier) + 1}"
-    with _package(config) as directory:
-        return client.submit_job(
-            entrypoint=entrypoint,
-            submission_id=job_id,
-            runtime_env={
-                "working_dir": str(directory),
-                "env_vars": {"PYTHONUNBUFFERED": "1", IN_JOB: "1"},
-            },
-            metadata={RUN: place},
-        )
+    return client.submit_job(
+        entrypoint=entrypoint,
+        submission_id=job_id,
+        runtime_env={
+            "working_dir": str(directory),
+            "env_vars": {"PYTHONUNBUFFERED": "1", IN_JOB: "1"},
+        },
+        metadata={RUN: place},
+    )
 
 
 def _entrypoint(config: Path, out: Path | None, overrides: list[str] | None) -> str:
@@ -115,12 +116,16 @@ def _connect(address: str) -> Any:
 
 
 @contextmanager
-def _package(config: Path) -> Iterator[Path]:
-    """A directory with this package and the configuration, as a checkout has them."""
+def _package(config: Path, continue_from: str | None) -> Iterator[Path]:
+    """A directory with this package and the configuration, as a checkout has them.
+
+    Trained models that ship with the package stay here (71 MB), unless the run continues from one.
+    """
     source = Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        ignored = shutil.ignore_patterns("__pycache__")
+        models = [] if MODELS in Path(continue_from or "").parts else [MODELS]
+        ignored = shutil.ignore_patterns("__pycache__", *models)
         shutil.copytree(source, directory / source.name, ignore=ignored)
         (directory / "configs").mkdir()
         shutil.copy(config, directory / "configs" / config.name)

@@ -14,7 +14,7 @@ import torch
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.task import DEFAULT_CONTROL_MODE, TaskInfo
 from nnit_dist.envs import headless
-from nnit_dist.envs.tasks import check_task
+from nnit_dist.envs.tasks import check_task, prepare_process
 
 # Seeds below start training episodes only, so no evaluation start is ever trained on.
 TRAIN_SEEDS = 2**30
@@ -110,6 +110,7 @@ def make_maniskill(
     Raises:
         NnitError: it cannot be built, or `render` is asked for where nothing can render.
     """
+    prepare_process()
     if not headless.has_render_device():
         if render:
             raise NnitError("no Vulkan device to render with; see `nnit doctor`.")

@@ -5,10 +5,16 @@ import warnings
 
 from nnit_dist.core.errors import NnitError, nearest
 
-# Without it, building an environment may wait for input on a terminal that is not there.
-os.environ.setdefault("MS_SKIP_ASSET_DOWNLOAD_PROMPT", "1")
-# SAPIEN brings its own libvulkan; `nnit doctor` tells whether anything can be rendered.
-warnings.filterwarnings("ignore", message="Failed to find system libvulkan")
+
+def prepare_process() -> None:
+    """Keep ManiSkill from asking for input and from warning of what is no news.
+
+    Of the whole process, so it is called where ManiSkill is about to be used, and not on import.
+    """
+    # Without it, building an environment may wait for input on a terminal that is not there.
+    os.environ.setdefault("MS_SKIP_ASSET_DOWNLOAD_PROMPT", "1")
+    # SAPIEN brings its own libvulkan; `nnit doctor` tells whether anything can be rendered.
+    warnings.filterwarnings("ignore", message="Failed to find system libvulkan")
 
 
 def check_task(task: str) -> int:
@@ -18,6 +24,7 @@ def check_task(task: str) -> int:
         NnitError: ManiSkill has no such task, it needs an asset download, or it has no
             dense reward to train on.
     """
+    prepare_process()
     import mani_skill.envs  # noqa: F401  (registers the tasks)
     from mani_skill.utils import assets
     from mani_skill.utils.registration import REGISTERED_ENVS

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nnit_dist.artifacts.run_directory import AlignDirectory
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import generator_of
@@ -45,7 +46,7 @@ class Rounds:
     """Trains a hypernetwork on the `seen` topologies, in `distill.dagger_rounds` rounds and one.
 
     `teachers` are those of every task; what the first round learns on are files of states in
-    `lectures` (`states_file`). Writes into `out` the states of later rounds, metrics, and the
+    `teacher_rollouts`. Writes into `out` the states of later rounds, metrics, and the
     trainer's state after each round and, beside these, after steps `stops`; whatever there is of
     it is not made again. `continue_from` is a hypernetwork to begin with.
     """
@@ -56,8 +57,8 @@ class Rounds:
     teachers: list[list[Teacher]]
     seen: list[Hidden]
     variation: int
-    teacher_rollouts: Path
-    out: Path
+    teacher_rollouts: AlignDirectory
+    out: AlignDirectory
     placement: Placement
     seed: int
     continue_from: Path | None = None
@@ -104,12 +105,11 @@ class Rounds:
         return [segment for segment in self._segments if self._state(segment).exists()]
 
     def _state(self, segment: "TrainSegment") -> Path:
-        return self.out / f"{segment.name}.pt"
+        return self.out.trainer_state(segment.name)
 
     def _states(self, index: int, number: int) -> Path:
-        return states_file(
-            self.out if index else self.teacher_rollouts, self.tasks[number].name, index
-        )
+        directory = self.out if index else self.teacher_rollouts
+        return directory.states(self.tasks[number].name, index)
 
     def _ensure_states(self, index: int, number: int, record: Record) -> None:
         if index == 0 or self._states(index, number).exists():
@@ -176,10 +176,10 @@ class Rounds:
                 "until": segment.end,
                 "seed": self.seed,
             },
-            self.out,
-            segment.name,
-            (view, BAR),
             self.placement,
+            directory=self.out.path,
+            name=segment.name,
+            view=(view, BAR),
         )
 
     def _samplers(self, segment: "TrainSegment") -> list[HypernetModel]:
@@ -215,11 +215,6 @@ class TrainSegment:
     end: int
     round: int
     name: str
-
-
-def states_file(directory: Path, task: str, index: int) -> Path:
-    """Where there is what a round learns on of a task."""
-    return directory / f"states-{task}-{index}.safetensors"
 
 
 def noised(

@@ -38,19 +38,21 @@ from nnit_dist.hypernet.latents import (
 )
 from nnit_dist.hypernet.model import HypernetModel, load_samplers
 from nnit_dist.hypernet.padded import Padded
-from nnit_dist.training.loop import Loop, worker_setup
+from nnit_dist.training.loop import Loop, LoopSpec, worker_setup
 from nnit_dist.training.optimizer import average_gradients
 from nnit_dist.training.sampling import TaskSampler, jitter_condition, vary_widths
 from nnit_dist.training.state import restore_state, save_state
 from nnit_dist.training.warm_start import warm_start
 
 
-def distill_worker(config: dict) -> None:
+def distill_worker(config: dict, loop_spec: LoopSpec) -> None:
     """Ray Train loop: continue training up to `config["until"]` steps."""
     device, rank, workers = worker_setup()
     trainer = Distiller(config, device, (rank, workers))
     start, known = config.get("start_from"), config.get("continue_from")
-    loop = Loop(trainer.state(), config, log_every=25, save_every=trainer.config.checkpoint_every)
+    loop = Loop(
+        trainer.state(), loop_spec, log_every=25, save_every=trainer.config.checkpoint_every
+    )
     if loop.start == 0 and start:
         loop.start = restore_state(trainer.state(), path_of(start))
     elif loop.start == 0 and known:

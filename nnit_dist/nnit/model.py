@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.artifacts.shipped import shipped
 from nnit_dist.core.conditioning import ConditioningShape
 from nnit_dist.core.errors import NnitError
@@ -319,13 +320,13 @@ def _token_normalizers(mean: Tensor, std: Tensor, tasks: int) -> list[TokenNorma
 
 
 def load_model(task: str, path: Path | None = None) -> NNiTModel:
-    """The NNiT of a task: a model file, that of a run directory, or the shipped one.
+    """The NNiT of a task: from a model file, a run directory, or the run that ships.
 
     Raises:
         NnitError: there is no model there, or it writes policies for another task.
     """
     if path is None:
-        path = shipped(task)
-    if path.is_dir():
-        path = path / "train" / "nnit.safetensors"
+        path = shipped(task).nnit()
+    elif path.is_dir():
+        path = RunDirectory(path).nnit()
     return NNiTModel.load(path).for_task(task)

@@ -1,15 +1,25 @@
-"""The NNiT stage (training) and the generate stage (writing policy files)."""
+"""Training NNiT under Ray Train, in one segment or several, and what each worker does."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from nnit_dist.artifacts.run_directory import RunDirectory, TrainDirectory
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.storage import path_of
+from nnit_dist.hypernet.model import load_samplers
 from nnit_dist.nnit.config import NNiTConfig
-from nnit_dist.nnit.worker import nnit_worker
+from nnit_dist.nnit.dataset import AlignedDataset
+from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.nnit.trainer import Trainer
 from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.training.config import Placement
-from nnit_dist.training.loop import fit
+from nnit_dist.training.loop import Loop, LoopSpec, fit, worker_setup
+from nnit_dist.training.optimizer import average_gradients
+from nnit_dist.training.state import restore_state, save_state
+from nnit_dist.training.warm_start import warm_start
 
-MODEL = "nnit.safetensors"
 BAR = "nnit"
 
 
@@ -17,7 +27,8 @@ BAR = "nnit"
 class TrainSegment:
     """A part of a training, up to `until` steps; the same name goes on where it was.
 
-    It begins with the model `continue_from`, or goes on from the `state` that the leg before left.
+    It begins with the weights of the model `continue_from`, or goes on from the `state` that the
+    segment before left at `start_from`.
     """
 
     name: str
@@ -27,33 +38,97 @@ class TrainSegment:
     state: Path | None = None
 
 
-def train_segment(
-    config: NNiTConfig,
-    ghn: Path,
-    out: Path,
-    placement: Placement,
-    seed: int,
-    segment: TrainSegment,
-    view: StageProgress,
-) -> None:
-    """Train a leg under Ray Train, and write the model as it is then to `out`."""
-    files = {
-        "continue_from": segment.continue_from,
-        "start_from": segment.start_from,
-        "state": segment.state,
-    }
-    fit(
-        nnit_worker,
-        {
-            "nnit": config.model_dump(),
-            "ghn": str(ghn.absolute()),
-            "result": str((out / MODEL).absolute()),
-            "until": segment.until,
-            "seed": seed,
-        }
-        | {name: str(path.absolute()) for name, path in files.items() if path},
-        out,
-        segment.name,
-        (view, BAR),
-        placement,
-    )
+@dataclass(frozen=True)
+class NNiTSpec:
+    """What a worker of Ray Train is to do. Paths are text: they travel to other machines."""
+
+    config: NNiTConfig
+    hypernet: str
+    result: str
+    until: int
+    seed: int
+    continue_from: str | None
+    start_from: str | None
+    state: str | None
+
+
+@dataclass(frozen=True)
+class NNiTTraining:
+    """A training of NNiT on the networks of a hypernetwork."""
+
+    config: NNiTConfig
+    hypernet: Path
+    out: TrainDirectory
+    placement: Placement
+    seed: int
+
+    def run(self, segment: TrainSegment, view: StageProgress) -> None:
+        """Train a segment under Ray Train, and write the model as it is then.
+
+        Raises:
+            NnitError: training failed more often than its placement allows.
+        """
+        spec = NNiTSpec(
+            self.config,
+            hypernet=str(self.hypernet.absolute()),
+            result=str(self.out.nnit.absolute()),
+            until=segment.until,
+            seed=self.seed,
+            continue_from=_text(segment.continue_from),
+            start_from=_text(segment.start_from),
+            state=_text(segment.state),
+        )
+        fit(
+            nnit_worker,
+            spec,
+            self.placement,
+            directory=self.out.path,
+            name=segment.name,
+            view=(view, BAR),
+        )
+
+
+def nnit_worker(spec: NNiTSpec, loop_spec: LoopSpec) -> None:
+    """Train up to `spec.until` steps, then write the model and, if asked for, the state."""
+    device, rank, workers = worker_setup()
+    writes_on = torch.device("cpu") if loop_spec.loaders else device
+    models = [model.to(writes_on) for model in load_samplers(path_of(spec.hypernet))]
+    dataset = AlignedDataset(models, spec.config, spec.seed)
+    trainer = Trainer(spec.config, dataset, device, spec.seed, (rank, workers), average_gradients)
+    loop = Loop(trainer.state(), loop_spec, log_every=20, save_every=spec.config.checkpoint_every)
+    if loop.start == 0 and spec.start_from:
+        loop.start = restore_state(trainer.state(), path_of(spec.start_from))
+    elif loop.start == 0 and spec.continue_from:
+        warm_start_from(trainer, NNiTModel.load(path_of(spec.continue_from)))
+    loop.run(spec.until, trainer.sample_batch, trainer.train_step)
+    if rank == 0:
+        NNiTModel.of(trainer, dataset).save(path_of(spec.result))
+        if spec.state:
+            save_state(trainer.state(), spec.until, path_of(spec.state))
+
+
+def warm_start_from(trainer: Trainer, known: NNiTModel) -> None:
+    """Begin a training with a trained model's network; its tasks come first, further ones are new.
+
+    Raises:
+        NnitError: the networks differ in more than their tasks.
+    """
+    same = trainer.config.transformer == known.config
+    if not (same and trainer.source.vocabulary.extends(known.vocabulary)):
+        raise NnitError(
+            f"cannot continue from this model of {', '.join(known.vocabulary.tasks)}: name its "
+            "tasks first and in this order, and keep its nnit.transformer, nnit.patch, widths and "
+            "depths."
+        )
+    for network in (trainer.network, trainer.average):
+        warm_start(network, known.network)
+
+
+def training_of(run: RunDirectory) -> tuple[NNiTConfig, int]:
+    """Settings and seed with which a finished run trained its NNiT."""
+    settings = run.settings("train")
+    return NNiTConfig(**settings["nnit"]), settings["seed"]
+
+
+def _text(path: Path | None) -> str | None:
+    return str(path.absolute()) if path else None

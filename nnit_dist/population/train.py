@@ -1,16 +1,15 @@
-"""The population stage: PPO trials under Ray Tune, their snapshots in the zoo."""
+"""Training the population: PPO trials under Ray Tune, whose snapshots fill the zoo."""
 
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 
+from nnit_dist.artifacts.run_directory import PopulationDirectory
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import copy, read_json
 from nnit_dist.core.storage import beside
-from nnit_dist.core.zoo import Member, Zoo, best_of_trials
 from nnit_dist.population.config import PopulationConfig
-from nnit_dist.population.trial import PROGRESS, TrialSpec, read_progress, train_trial
+from nnit_dist.population.trial import TrialSpec, read_progress, train_trial
 from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.runtime.ray_session import AWAY_FROM_TRAINING
 
@@ -29,19 +28,20 @@ def run_population(
     config: PopulationConfig,
     tasks: list[str],
     control_mode: str,
-    out: Path,
-    continue_from: Path | None = None,
+    out: PopulationDirectory,
+    *,
+    continue_from: PopulationDirectory | None = None,
 ) -> dict[str, Any]:
     """Train every unfinished trial; returns the stage's figures.
 
-    Reads nothing but `out`, and the population whose finished trials are taken over, if any.
-    Writes `out/zoo` (Parquet) and `out/trials` (checkpoints).
+    Reads nothing but `out`, and the population whose finished trials are copied, if any. Writes the
+    zoo and a directory for each trial.
 
     Raises:
         NnitError: a trial failed more than `max_failures` times; finished ones are kept.
     """
     if continue_from:
-        _take_over(continue_from, out)
+        _copy_finished_trials(continue_from, out)
     specs = trial_specs(config, tasks, control_mode)
     open_specs = [spec for spec in specs if not _is_done(out, spec)]
     if open_specs:
@@ -50,34 +50,27 @@ def run_population(
     if failed:
         raise NnitError(
             f"{len(failed)} of {len(specs)} trials failed: {', '.join(failed)}. The others are "
-            f"kept; see the log in {beside(out.parent, 'logs')} and run the same command to try "
-            "again."
+            f"kept; see the log in {beside(out.path.parent, 'logs')} and run the same command to "
+            "try again."
         )
     return _figures(out, specs)
 
 
-def teachers(out: Path, task: str) -> list[Member]:
-    """The best snapshot of every trial of a task, by success, then return."""
-    members = Zoo(out / "zoo").members()
-    return best_of_trials(member for member in members if member.policy.task == task)
-
-
-def _take_over(population: Path, out: Path) -> None:
+def _copy_finished_trials(population: PopulationDirectory, out: PopulationDirectory) -> None:
     """The finished trials of another population, with its zoo."""
-    for progress in (population / "trials").glob(f"*/{PROGRESS}"):
-        if read_json(progress)["done"]:
-            own = out / "trials" / progress.parent.name
-            copy(progress, own / PROGRESS)
-    for file in Zoo(population / "zoo").files():
-        copy(file, out / "zoo" / file.name)
+    for trial in population.trials():
+        if read_json(population.progress(trial))["done"]:
+            copy(population.progress(trial), out.progress(trial))
+    for file in population.zoo.files():
+        copy(file, out.zoo.path / file.name)
 
 
-def _is_done(out: Path, spec: TrialSpec) -> bool:
-    progress = read_progress(out / "trials" / spec.id)
+def _is_done(out: PopulationDirectory, spec: TrialSpec) -> bool:
+    progress = read_progress(out.progress(spec.id))
     return progress is not None and progress.done
 
 
-def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Path) -> None:
+def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: PopulationDirectory) -> None:
     with StageProgress("env steps") as view:
         tune.Tuner(
             tune.with_resources(train_trial, trial_resources(config)),
@@ -88,13 +81,13 @@ def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Path) -> 
                         for spec in specs
                     ]
                 ),
-                "out": str(out.absolute()),
+                "out": str(out.path.absolute()),
                 "gpu": config.gpu > 0,
             },
             tune_config=tune.TuneConfig(reuse_actors=True),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=str(out.absolute()),
+                storage_path=str(out.path.absolute()),
                 failure_config=tune.FailureConfig(max_failures=config.max_failures),
                 verbose=0,
                 callbacks=[_Watch(view, out, config, specs)],
@@ -116,10 +109,14 @@ class _Watch(tune.Callback):
     ALL = "all trials"
 
     def __init__(
-        self, view: StageProgress, out: Path, config: PopulationConfig, specs: list[TrialSpec]
+        self,
+        view: StageProgress,
+        out: PopulationDirectory,
+        config: PopulationConfig,
+        specs: list[TrialSpec],
     ) -> None:
         self.view = view
-        progress = {spec.id: read_progress(out / "trials" / spec.id) for spec in specs}
+        progress = {spec.id: read_progress(out.progress(spec.id)) for spec in specs}
         self.steps = {name: found.env_steps if found else 0 for name, found in progress.items()}
         self.totals = {spec.id: config.recipe_of(spec.task).env_steps for spec in specs}
         view.add(self.ALL, sum(self.totals.values()), sum(self.steps.values()))
@@ -146,10 +143,10 @@ class _Watch(tune.Callback):
             self.view.resize(self.ALL, sum(self.totals.values()))
 
 
-def _figures(out: Path, specs: list[TrialSpec]) -> dict[str, Any]:
+def _figures(out: PopulationDirectory, specs: list[TrialSpec]) -> dict[str, Any]:
     trials = {}
     for spec in specs:
-        progress = read_progress(out / "trials" / spec.id)
+        progress = read_progress(out.progress(spec.id))
         assert progress is not None
         trials[spec.id] = {
             "env_steps": progress.env_steps,
@@ -160,5 +157,5 @@ def _figures(out: Path, specs: list[TrialSpec]) -> dict[str, Any]:
     return {
         "trials": trials,
         "env_steps": sum(trial["env_steps"] for trial in trials.values()),
-        "snapshots": len(Zoo(out / "zoo").rows()),
+        "snapshots": len(out.zoo.rows()),
     }

@@ -15,11 +15,12 @@ import ray
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.debug import update_global_seed_if_necessary
 
+from nnit_dist.artifacts.run_directory import PopulationDirectory
 from nnit_dist.core.files import read_json, write_json
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.storage import path_of, remove
 from nnit_dist.core.topology import Hidden, Topology, hidden_name
-from nnit_dist.core.zoo import Member, Zoo
+from nnit_dist.core.zoo import Member
 from nnit_dist.envs.batch_env import BatchEnv
 from nnit_dist.envs.sim import TRAIN_SEEDS, VALIDATION_SEED, SimEnv
 from nnit_dist.population.config import Recipe
@@ -27,8 +28,6 @@ from nnit_dist.population.module import ActorCriticModule
 from nnit_dist.population.ppo import ppo_config
 from nnit_dist.rollout.actors import Simulator
 from nnit_dist.rollout.episodes import Part, Rollouts, run_part
-
-PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ class Progress:
     seconds: float = 0.0
 
 
-def read_progress(directory: Path) -> Progress | None:
-    path = directory / PROGRESS
+def read_progress(path: Path) -> Progress | None:
+    """A trial's progress file; None before its first snapshot."""
     return Progress(**read_json(path)) if path.exists() else None
 
 
@@ -71,7 +70,7 @@ def train_trial(config: dict[str, Any]) -> None:
     about = config["trial"]["spec"]
     spec = TrialSpec(**{**about, "hidden": tuple(about["hidden"])})
     recipe = Recipe(**config["trial"]["recipe"])
-    trial = Trial(spec, recipe, path_of(config["out"]), config["gpu"])
+    trial = Trial(spec, recipe, PopulationDirectory(path_of(config["out"])), config["gpu"])
     try:
         while not trial.progress.done:
             tune.report({**trial.step(), "trial": spec.id})
@@ -90,17 +89,17 @@ class Trial:
         self,
         spec: TrialSpec,
         recipe: Recipe,
-        out: Path,
+        out: PopulationDirectory,
         gpu: bool = False,
         make_env: Callable[[int], BatchEnv] | None = None,
     ) -> None:
         self.spec, self.recipe = spec, recipe
-        self.zoo = Zoo(out / "zoo")
-        self.directory = out / "trials" / spec.id
+        self.zoo, self.directory = out.zoo, out.trial(spec.id)
+        self.progress_file = out.progress(spec.id)
         task = spec.task, spec.control_mode
         self.server = RemoteEvaluator(*task) if gpu or make_env else LocalEvaluator(*task)
         self.algo = ppo_config(recipe, spec.hidden, *task, spec.seed, make_env, gpu).build_algo()
-        self.progress = read_progress(self.directory) or Progress(0, 0.0, False, "", [])
+        self.progress = read_progress(self.progress_file) or Progress(0, 0.0, False, "", [])
         if self.progress.checkpoint:
             self.algo.restore_from_path(str(self.directory.absolute() / self.progress.checkpoint))
         self.iterations = self.progress.env_steps // recipe.batch
@@ -145,7 +144,7 @@ class Trial:
         )
         self._since = time.monotonic()
         # The old checkpoint goes only once the progress file names the new one.
-        write_json(self.directory / PROGRESS, asdict(self.progress))
+        write_json(self.progress_file, asdict(self.progress))
         if previous:
             remove(self.directory / previous)
         self._reseed()

@@ -1,23 +1,21 @@
-"""The report stage: one self-contained HTML page, plots included, and its tables in Markdown."""
+"""The report of a run: one self-contained HTML page, plots included, and its tables in Markdown."""
 
 import base64
 import html
 from functools import partial
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
+from nnit_dist.artifacts.run_directory import ReportDirectory, RunDirectory
 from nnit_dist.core.files import copy, write_atomic
 from nnit_dist.core.storage import local_file
 from nnit_dist.report import plots, tables
 from nnit_dist.report.film import film_unseen
 from nnit_dist.rollout.summaries import headline
-
-if TYPE_CHECKING:
-    from nnit_dist.stages.pipeline import Run
 
 STUDIES = """<h3>Sampler steps, and success asked for</h3>
 $sampler
@@ -26,39 +24,39 @@ $sampler
 TEMPLATE, TASK = (Path(__file__).with_name(name) for name in ("template.html", "task.html"))
 
 
-def build_report(run: "Run", out: Path) -> dict[str, Any]:
-    """Write `out/report.html`, `report.md`, `results.json`, `results.parquet` and the pictures.
+def build_report(run: RunDirectory, name: str, out: ReportDirectory) -> dict[str, Any]:
+    """Write the page, its tables in Markdown, copies of the results, and the pictures.
 
-    Reads the manifests and artefacts of every earlier stage. Pictures of a task lie in `out/TASK`.
+    Reads the manifests and artifacts of every earlier stage. Pictures of a task lie in `out/TASK`.
     """
-    for name in ("results.json", "results.parquet"):
-        copy(run.out / "evaluate" / name, out / name)
-    with local_file(out / "results.parquet") as file:
+    for results in (run.evaluate.summaries, run.evaluate.networks):
+        copy(results, out.path / results.name)
+    with local_file(run.evaluate.networks) as file:
         rows = pq.read_table(file).to_pylist()
     pictures = {
         "population": plots.population_curves(run),
-        "training": plots.training_curves(run.out),
+        "training": plots.training_curves(run),
     }
     fields = {
-        "name": html.escape(run.config.name),
+        "name": html.escape(name),
         "tasks": "".join(
-            _task_section(run, task, [row for row in rows if row["task"] == task], out)
-            for task in run.config.tasks
+            _task_section(run, task, [row for row in rows if row["task"] == task], out.path)
+            for task in run.tasks()
         ),
         "stages": tables.stage_table(run).html(),
         "trials": tables.trial_table(run).html(),
-        **_draw(pictures, out),
+        **_draw(pictures, out.path),
     }
     page = Template(TEMPLATE.read_text()).substitute(fields)
-    write_atomic(out / "report.html", lambda partial: partial.write_text(page))
-    text = _as_markdown(run)
-    write_atomic(out / "report.md", lambda partial: partial.write_text(text))
-    return {"report": "report.html", "bytes": len(page)}
+    write_atomic(out.page, lambda partial: partial.write_text(page))
+    text = _as_markdown(run, name)
+    write_atomic(out.text, lambda partial: partial.write_text(text))
+    return {"report": out.page.name, "bytes": len(page)}
 
 
-def _task_section(run: "Run", task: str, rows: list[dict[str, Any]], out: Path) -> str:
+def _task_section(run: RunDirectory, task: str, rows: list[dict[str, Any]], out: Path) -> str:
     """What a task's networks can do, as HTML."""
-    figures = run.manifest("evaluate")["figures"]["tasks"][task]
+    figures = run.figures("evaluate")["tasks"][task]
     pictures = {
         "success": plots.success_by_topology(rows),
         "matrices": plots.weight_matrices(run, task),
@@ -95,10 +93,11 @@ def _data(path: Path) -> str:
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _as_markdown(run: "Run") -> str:
+def _as_markdown(run: RunDirectory, name: str) -> str:
     """Results and cost of all tasks, to paste."""
-    samples, episodes = run.config.generate.samples, run.config.evaluate.episodes
-    return f"""# {run.config.name}
+    samples = run.settings("generate")["generate"]["samples"]
+    episodes = run.settings("evaluate")["evaluate"]["episodes"]
+    return f"""# {name}
 
 success_once in %, mean and 95% interval over topologies: NNiT, zero-shot, {samples} \
 samples a topology, {episodes} episodes a network, all counted; beside it the teachers.

@@ -6,7 +6,6 @@ positions that the simulator holds.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import imageio.v2 as imageio
 import numpy as np
@@ -15,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.core.files import write_atomic
 from nnit_dist.core.splits import TopologySplit
 from nnit_dist.core.topology import Hidden
@@ -23,9 +23,6 @@ from nnit_dist.envs.sim import TEST_SEED, SimEnv
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.rollout.evaluable import Evaluable
 from nnit_dist.rollout.evaluation import Evaluation
-
-if TYPE_CHECKING:
-    from nnit_dist.stages.pipeline import Run
 
 SIDE = 256  # pixels of one clip
 COLUMNS = 3
@@ -61,10 +58,10 @@ def film(clips: list[Clip], path: Path) -> Path:
     )
 
 
-def film_unseen(run: "Run", task: str, path: Path) -> Path:
+def film_unseen(run: RunDirectory, task: str, path: Path) -> Path:
     """An MP4 of one NNiT sample each of a few unseen topologies, in one episode each."""
-    model = NNiTModel.load(run.out / "train" / "nnit.safetensors").for_task(task)
-    policies = [model.generate(hidden, 1)[0] for hidden in _choose(run.split)]
+    model = NNiTModel.load(run.nnit()).for_task(task)
+    policies = [model.generate(hidden, 1)[0] for hidden in _choose(run.split())]
     clips = [
         Clip(p, TEST_SEED + i, f"{p.topology.name}, {p.topology.num_params:,} weights")
         for i, p in enumerate(policies)

@@ -1,7 +1,6 @@
 """The pictures of the report."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 
@@ -10,11 +9,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.core.splits import UNSEEN_KINDS
 from nnit_dist.training.state import read_metrics
-
-if TYPE_CHECKING:
-    from nnit_dist.stages.pipeline import Run
 
 COLOURS = {"NNiT": "#0969da", "direct GHN query": "#bf8700", "teachers": "#57606a"}
 
@@ -76,9 +73,9 @@ def sampler_studies(studies: dict[str, Any]) -> Figure:
     return _finish(figure)
 
 
-def population_curves(run: "Run") -> Figure:
+def population_curves(run: RunDirectory) -> Figure:
     """Deterministic success of every trial against env steps, a panel a task."""
-    trials, tasks = run.manifest("population")["figures"]["trials"], run.config.tasks
+    trials, tasks = run.figures("population")["trials"], run.tasks()
     figure, panels = plt.subplots(len(tasks), figsize=(9, 3 * len(tasks)), squeeze=False)
     for task, axes in zip(tasks, panels[:, 0], strict=True):
         for name, trial in trials.items():
@@ -95,32 +92,31 @@ def population_curves(run: "Run") -> Figure:
     return _finish(figure)
 
 
-def training_curves(out: Path) -> Figure:
+def training_curves(run: RunDirectory) -> Figure:
     """Losses of the alignment and of NNiT against steps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8))
-    for axes, stage, name, title in (
-        (left, "align", "action_mse", "alignment: action MSE"),
-        (right, "train", "flow", "NNiT: flow-matching loss"),
+    for axes, metrics, name, title in (
+        (left, run.align.metrics, "action_mse", "alignment: action MSE"),
+        (right, run.train.metrics, "flow", "NNiT: flow-matching loss"),
     ):
-        rows = read_metrics(out / stage / "metrics.jsonl")
+        rows = read_metrics(metrics)
         axes.semilogy([row["step"] for row in rows], [row[name] for row in rows], lw=1)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
     return _finish(figure)
 
 
-def weight_matrices(run: "Run", task: str) -> Figure:
+def weight_matrices(run: RunDirectory, task: str) -> Figure:
     """The second layer of two teachers, of two aligned networks and of two NNiT samples."""
     from nnit_dist.hypernet.model import HypernetModel
     from nnit_dist.nnit.model import NNiTModel
-    from nnit_dist.population.train import teachers
 
-    sampler = HypernetModel.load(run.out / "align" / "ghn.safetensors", task)
-    model = NNiTModel.load(run.out / "train" / "nnit.safetensors").for_task(task)
-    raw = [member.policy for member in teachers(run.out / "population", task)]
+    sampler = HypernetModel.load(run.hypernet(), task)
+    model = NNiTModel.load(run.nnit()).for_task(task)
+    raw = [member.policy for member in run.teachers(task)]
     raw = [policy for policy in raw if policy.topology.depth > 1] or raw
-    width = max(max(hidden) for hidden in run.split.seen)
-    narrow = sorted({w for hidden in run.split.seen for w in hidden})[-2]
+    width = max(max(hidden) for hidden in run.split().seen)
+    narrow = sorted({w for hidden in run.split().seen for w in hidden})[-2]
     shapes = [(width, width), (narrow, narrow)]
     columns = [
         ("teacher (raw RL)", [raw[0], raw[-1]]),

@@ -2,12 +2,10 @@
 
 import html
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.rollout.summaries import ALL_UNSEEN
-
-if TYPE_CHECKING:
-    from nnit_dist.stages.pipeline import Run
 
 WORK = {
     "population": "{env_steps:,} env steps",
@@ -64,12 +62,12 @@ def summary_table(summaries: list[dict[str, Any]]) -> Table:
     return Table(header, rows)
 
 
-def task_table(run: "Run") -> Table:
+def task_table(run: RunDirectory) -> Table:
     """Tasks under each other: teachers, then NNiT by kind of topology; success once in %."""
-    figures = run.manifest("evaluate")["figures"]["tasks"]
+    figures = run.figures("evaluate")["tasks"]
     found = {
         task: {(row["method"], row["kind"]): row for row in figures[task]["summaries"]}
-        for task in run.config.tasks
+        for task in run.tasks()
     }
     kinds = list(dict.fromkeys(k for own in found.values() for m, k in own if m == "NNiT"))
     rows = []
@@ -80,7 +78,7 @@ def task_table(run: "Run") -> Table:
     return Table(["task", "teachers", *names], rows)
 
 
-def stage_table(run: "Run") -> Table:
+def stage_table(run: RunDirectory) -> Table:
     """What every stage cost."""
     rows = []
     for stage, text in WORK.items():
@@ -90,10 +88,10 @@ def stage_table(run: "Run") -> Table:
     return Table(["stage", "time", "work", "machine"], rows)
 
 
-def trial_table(run: "Run") -> Table:
+def trial_table(run: RunDirectory) -> Table:
     """What the teachers of each task cost."""
-    rows, trials = [], run.manifest("population")["figures"]["trials"]
-    for task in run.config.tasks:
+    rows, trials = [], run.figures("population")["trials"]
+    for task in run.tasks():
         own = [trial for name, trial in trials.items() if name.split("_", 1)[0] == task]
         best = [trial["success_once"] for trial in own]
         seconds = sum(trial["seconds"] for trial in own)

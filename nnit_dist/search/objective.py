@@ -11,29 +11,41 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
+from nnit_dist.artifacts.run_directory import (
+    AlignDirectory,
+    PopulationDirectory,
+    RunDirectory,
+    TrainDirectory,
+)
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.topology import Hidden, Topology
+from nnit_dist.core.zoo import best_of_trials
 from nnit_dist.hypernet.config import GHNConfig
-from nnit_dist.hypernet.dagger import Record, Rounds, states_file
+from nnit_dist.hypernet.dagger import Record, Rounds
 from nnit_dist.hypernet.model import HypernetModel, build_ghn
 from nnit_dist.nnit.config import NNiTConfig
 from nnit_dist.nnit.model import NNiTModel
-from nnit_dist.nnit.train import BAR, MODEL, TrainSegment, train_segment
-from nnit_dist.population.train import teachers, trial_specs
+from nnit_dist.nnit.train import BAR, NNiTTraining, TrainSegment
+from nnit_dist.population.train import trial_specs
 from nnit_dist.population.trial import Trial
 from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.search.results import state_file
 from nnit_dist.stages import align as align
 from nnit_dist.stages.config import RunConfig
-from nnit_dist.training.state import METRICS, read_metrics
+from nnit_dist.training.state import read_metrics
 
 
 class Objective(Protocol):
     """What a trial trains, and the policies that judge it. `rungs` are shares of its steps."""
 
     def __init__(
-        self, config: RunConfig, base: RunConfig, run: Path, out: Path, rungs: Sequence[float]
+        self,
+        config: RunConfig,
+        base: RunConfig,
+        run: RunDirectory,
+        out: Path,
+        rungs: Sequence[float],
     ) -> None: ...
 
     def train(self, rung: int, record: Record) -> dict[str, float]: ...
@@ -52,9 +64,15 @@ class PopulationObjective:
     """
 
     def __init__(
-        self, config: RunConfig, base: RunConfig, run: Path, out: Path, rungs: Sequence[float]
+        self,
+        config: RunConfig,
+        base: RunConfig,
+        run: RunDirectory,
+        out: Path,
+        rungs: Sequence[float],
     ) -> None:
-        self.config, self.task, self.out = config.population, config.tasks[0], out
+        self.config, self.task = config.population, config.tasks[0]
+        self.out = PopulationDirectory(out)
         self.recipe = self.config.recipe_of(self.task)
         self.until = rung_steps(self.recipe.env_steps, rungs)
         self.specs = trial_specs(self.config, [self.task], config.control_mode)
@@ -69,13 +87,13 @@ class PopulationObjective:
                     trial.step()
             finally:
                 trial.close()
-        returns = [member.mean_return for member in teachers(self.out, self.task)]
+        returns = [member.mean_return for member in best_of_trials(self.out.zoo.members())]
         loss = -sum(returns) / len(returns)
         return {"step": until, "loss": loss, "seconds": time.monotonic() - began}
 
     def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
         """The best snapshot of each trial so far."""
-        found = [member.policy for member in teachers(self.out, self.task)]
+        found = [member.policy for member in best_of_trials(self.out.zoo.members())]
         return sorted(found, key=lambda policy: policy.topology.hidden)
 
     def figures(self) -> dict[str, Any]:
@@ -89,9 +107,14 @@ class NNiTObjective:
     loss = "flow"
 
     def __init__(
-        self, config: RunConfig, base: RunConfig, run: Path, out: Path, rungs: Sequence[float]
+        self,
+        config: RunConfig,
+        base: RunConfig,
+        run: RunDirectory,
+        out: Path,
+        rungs: Sequence[float],
     ) -> None:
-        self.config, self.out, self.ghn = config, out, run / "align" / align.MODEL
+        self.config, self.out, self.ghn = config, TrainDirectory(out), run.hypernet()
         task = config.tasks[0]
         sampler = HypernetModel.load(self.ghn, task)
         share = work(base.nnit, sampler) / work(config.nnit, sampler)
@@ -113,16 +136,16 @@ class NNiTObjective:
             segment = TrainSegment(
                 f"rung-{rung}",
                 until,
-                start_from=state_file(self.out, rung - 1) if rung else None,
-                state=state_file(self.out, rung),
+                start_from=state_file(self.out.path, rung - 1) if rung else None,
+                state=state_file(self.out.path, rung),
             )
             placement, seed = self.config.training, self.config.seed
-            train_segment(self.nnit, self.ghn, self.out, placement, seed, segment, view)
-        return last_of(self.out, self.loss, self.until, rung)
+            NNiTTraining(self.nnit, self.ghn, self.out, placement, seed).run(segment, view)
+        return last_of(self.out.metrics, self.loss, self.until, rung)
 
     def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
         """Networks of the model as it is now."""
-        model = NNiTModel.load(self.out / MODEL).for_task(self.config.tasks[0])
+        model = NNiTModel.load(self.out.nnit).for_task(self.config.tasks[0])
         how, seed = self.config.generate, self.config.seed
         return [
             policy
@@ -133,7 +156,7 @@ class NNiTObjective:
         ]
 
     def figures(self) -> dict[str, Any]:
-        return {"parameters": NNiTModel.load(self.out / MODEL).parameters}
+        return {"parameters": NNiTModel.load(self.out.nnit).parameters}
 
 
 class GHNObjective:
@@ -146,13 +169,18 @@ class GHNObjective:
     loss = "action_mse"
 
     def __init__(
-        self, config: RunConfig, base: RunConfig, run: Path, out: Path, rungs: Sequence[float]
+        self,
+        config: RunConfig,
+        base: RunConfig,
+        run: RunDirectory,
+        out: Path,
+        rungs: Sequence[float],
     ) -> None:
-        self.config, self.out = config, out
-        known = HypernetModel.load(run / "align" / align.MODEL, config.tasks[0])
-        if not states_file(run / "align", known.task.name, 0).exists():
+        self.config, self.out = config, AlignDirectory(out)
+        known = HypernetModel.load(run.hypernet(), config.tasks[0])
+        if not run.align.states(known.task.name, 0).exists():
             raise NnitError(
-                f"{run / 'align'} does not keep what its first round learnt on of "
+                f"{run.align.path} does not keep what its first round learnt on of "
                 f"{known.task.name}; run its align stage again."
             )
         share = decoding(base.align.ghn, known) / decoding(config.align.ghn, known)
@@ -165,8 +193,8 @@ class GHNObjective:
             [known.teachers],
             known.seen,
             config.topologies.variation,
-            run / "align",
-            out,
+            run.align,
+            self.out,
             config.training,
             config.seed,
             stops=self.until,
@@ -179,7 +207,7 @@ class GHNObjective:
             view.add(BAR, self.steps)
             self.rounds.train(until, record, view)
         self.rounds.forget()
-        return last_of(self.out, self.loss, self.until, rung)
+        return last_of(self.out.metrics, self.loss, self.until, rung)
 
     def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
         """Networks of the hypernetwork as it is now."""
@@ -196,10 +224,10 @@ def rung_steps(steps: int, rungs: Sequence[float]) -> list[int]:
     return [math.ceil(share * steps) for share in rungs]
 
 
-def last_of(out: Path, loss: str, until: Sequence[int], rung: int) -> dict[str, float]:
+def last_of(metrics: Path, loss: str, until: Sequence[int], rung: int) -> dict[str, float]:
     """What was logged last of a rung; `seconds` are those that its steps took."""
     first, step = until[rung - 1] if rung else 0, until[rung]
-    rows = [row for row in read_metrics(out / METRICS) if first < row["step"] <= step]
+    rows = [row for row in read_metrics(metrics) if first < row["step"] <= step]
     # They count from zero whenever training goes on.
     ends = [a["seconds"] for a, b in pairwise(rows) if b["seconds"] < a["seconds"]]
     return {"step": step, "loss": rows[-1][loss], "seconds": sum(ends) + rows[-1]["seconds"]}

@@ -14,6 +14,7 @@ from optuna.distributions import distribution_to_json
 from pydantic import BaseModel, ConfigDict, Field
 from ray import tune
 
+from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import content_hash, read_json, write_json
 from nnit_dist.core.splits import TopologySplit, is_bottleneck
@@ -34,9 +35,7 @@ from nnit_dist.search.server import evaluation_server
 from nnit_dist.search.space import Space
 from nnit_dist.search.trial import OBJECTIVES, run_trial, trial_name
 from nnit_dist.search.watch import RETRIES, Watch
-from nnit_dist.stages.align import MODEL
 from nnit_dist.stages.config import RunConfig, with_values
-from nnit_dist.stages.pipeline import Run
 from nnit_dist.training.config import Placement
 
 Scheduler = Literal["asha", "pbt"]
@@ -100,7 +99,7 @@ class Search:
 
     space: Space
     config: RunConfig
-    run: Run
+    run: RunDirectory
     out: Path
     settings: SearchConfig
 
@@ -111,10 +110,10 @@ class Search:
             NnitError: the run lacks what trials begin with, `out` holds another search, or no
                 trial came through.
         """
-        aligned = (self.run.out / "align" / "manifest.json").exists()
+        aligned = self.run.is_finished("align")
         if self.space.stage != "population" and not aligned:
             raise NnitError(
-                f"the search goes on from a run's hypernetwork, and {self.run.out} has none yet; "
+                f"the search goes on from a run's hypernetwork, and {self.run} has none yet; "
                 "run `nnit align` with this configuration first."
             )
         self._objective(self.config, self.out)  # does it find what it needs?
@@ -151,7 +150,7 @@ class Search:
             "judged": judged,
             "hypernetwork": None
             if self.space.stage == "population"
-            else content_hash(self.run.out / "align" / MODEL),
+            else content_hash(self.run.hypernet()),
         }
         path = self.out / SEARCH
         if path.exists():
@@ -163,7 +162,7 @@ class Search:
                 )
         return about | {
             "settings": self.settings.model_dump(),
-            "run": str(self.run.out),
+            "run": str(self.run),
             "defaults": self.space.defaults(self.config),
         }
 
@@ -251,7 +250,7 @@ class Search:
             "config": config | {"training": placement.model_dump()},
             "stage": self.space.stage,
             "rungs": self._rungs,
-            "run": str(self.run.out.absolute()),
+            "run": str(self.run.path.absolute()),
             "out": str(self.out.absolute()),
             "topologies": validation_topologies(
                 self._split(), self.config.topologies.widths, self.settings.topologies, 1
@@ -290,7 +289,7 @@ class Search:
 
     def _split(self) -> TopologySplit:
         """Of the run; where populations are searched for there need not be one yet."""
-        return self.config.split() if self.space.stage == "population" else self.run.split
+        return self.config.split() if self.space.stage == "population" else self.run.split()
 
     def _placement(self, cpus: int) -> Placement:
         """Training as configured, with fewer CPUs a worker where there are not as many.
@@ -367,6 +366,4 @@ class Search:
         return record(self._simulators()[0], self.config.ray.actors, jobs)
 
     def _objective(self, config: RunConfig, directory: Path) -> Objective:
-        return OBJECTIVES[self.space.stage](
-            config, self.config, self.run.out, directory, self._rungs
-        )
+        return OBJECTIVES[self.space.stage](config, self.config, self.run, directory, self._rungs)

@@ -18,12 +18,12 @@ from typing import Any
 import ray
 from ray import tune
 
+from nnit_dist.artifacts.run_directory import METRICS, RunDirectory
 from nnit_dist.core.files import copy, read_json, write_json
 from nnit_dist.core.storage import path_of
 from nnit_dist.search.objective import GHNObjective, NNiTObjective, Objective, PopulationObjective
 from nnit_dist.search.results import TRIAL, rung_file, state_file
 from nnit_dist.stages.config import RunConfig, with_values
-from nnit_dist.training.state import METRICS
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "population": PopulationObjective,
@@ -79,7 +79,11 @@ def run_trial(config: dict[str, Any], about: dict[str, Any]) -> None:
         begins = {"donor": place.donor, "taken_over": place.rungs} if place.donor else {}
         write_json(directory / TRIAL, {"values": values} | begins)
     objective = OBJECTIVES[about["stage"]](
-        with_values(base, values, "the search space"), base, path_of(about["run"]), directory, rungs
+        with_values(base, values, "the search space"),
+        base,
+        RunDirectory(about["run"]),
+        directory,
+        rungs,
     )
     if place.donor and not rung_file(directory, place.rungs - 1).exists():
         _take_over(out / place.donor, directory, place.rungs)

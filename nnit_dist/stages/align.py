@@ -1,7 +1,11 @@
-"""The alignment stage: distil the teachers of all tasks into one hypernetwork, with DAgger.
+"""The align stage: distil the teachers of all tasks into one hypernetwork, with DAgger.
 
-Teachers of a task are those that do it in one way (`mixing.py`). The first round trains on states
-of their noised rollouts; every later one adds states that generated networks visited (`rounds.py`).
+Reads: the zoo, and the hypernetwork of the run that this one continues from, if any.
+Does: finds for each task the teachers of one behavior mode, records states that they visit, trains
+the hypernetwork to act as they do (Ray Train), adds states that generated networks visit, round by
+round, and measures its networks.
+Writes: `align/ghn.safetensors`, its losses, the distillation data and the trainer's state of each
+round, from which it resumes, data for refining, and all measured episodes.
 """
 
 from pathlib import Path
@@ -11,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnit_dist.artifacts.run_directory import AlignDirectory, RunDirectory
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.splits import spread
-from nnit_dist.core.task import SimBackend, TaskInfo
+from nnit_dist.core.task import TaskInfo
 from nnit_dist.core.topology import Hidden
 from nnit_dist.core.zoo import Member
-from nnit_dist.envs.sim import TRAIN_SEEDS, VALIDATION_SEED
-from nnit_dist.hypernet.config import AlignConfig
-from nnit_dist.hypernet.dagger import BAR, Record, Rounds, states_file
+from nnit_dist.envs.sim import TRAIN_SEEDS, VALIDATION_SEED, task_info
+from nnit_dist.hypernet.dagger import BAR, Record, Rounds
 from nnit_dist.hypernet.data import DistillationData
 from nnit_dist.hypernet.model import HypernetModel, save_samplers
 from nnit_dist.hypernet.modes import largest_behavior_mode, measure_pairs
@@ -30,31 +34,38 @@ from nnit_dist.rollout.evaluation import evaluate
 from nnit_dist.rollout.queue import Job
 from nnit_dist.rollout.recording import record
 from nnit_dist.runtime.progress import StageProgress
-from nnit_dist.training.config import Placement
-from nnit_dist.training.state import METRICS, read_metrics, steps_logged
-from nnit_dist.transfer.refine import distillation_file
+from nnit_dist.stages.config import RunConfig
+from nnit_dist.stages.plan import Figures, RunContext, StagePlan
+from nnit_dist.training.state import read_metrics, steps_logged
+from nnit_dist.transfer.refine import keep_for_refining
 
-MODEL = "ghn.safetensors"
-TEACHER_NOISE = (0.0, 0.1, 0.3)
+TEACHER_NOISE = (0.0, 0.1, 0.3)  # standard deviations of noise on actions, in turn
+EPISODES_A_JOB = 4
 SUCCESS_TOPOLOGIES = 4  # success after a teacher hardly differs from topology to topology
-KEPT_STATES = 40_000  # of a task, that are kept for refining
 
 
-def save_distillation_data(
-    sampler: HypernetModel, distillation_data: DistillationData, out: Path
-) -> None:
-    """Keep, for refining, what the best teachers do, and some of the states to do it in."""
-    kept = distillation_data.of_teachers(sampler.best).thinned(KEPT_STATES)
-    kept.save(out / distillation_file(sampler.task.name))
+def plan(context: RunContext) -> StagePlan:
+    """The stage of a run; NnitError if its population is not finished."""
+    context.run.require("population")
+    config, zoo, known = context.config, context.run.zoo(), context.earlier(RunDirectory.hypernet)
+
+    def work(out: Path) -> Figures:
+        tasks = [task_info(task, config.control_mode) for task in config.tasks]
+        members, seen = list(zoo.members()), context.split.seen
+        return Alignment(
+            config, tasks, members, seen, AlignDirectory(out), continue_from=known
+        ).run()
+
+    return StagePlan(
+        "align",
+        context.reads("tasks", "control_mode", "align", "topologies", "seed"),
+        {"zoo": zoo.path} | ({"known": known} if known else {}),
+        work,
+    )
 
 
 class Alignment:
-    """Trains the hypernetwork on the `seen` topologies, their widths varied by up to `variation`.
-
-    Reads the teachers among `members`, and the hypernetwork `continue_from`, if any, to begin
-    with. Writes `out/ghn.safetensors`, `out/metrics.jsonl`, a file of states a task and one of the
-    trainer's state per round, from which it resumes, and `out/success`, the measured episodes of
-    its networks.
+    """Trains the hypernetwork on the `seen` topologies, from the teachers among `members`.
 
     Raises:
         NnitError: no teacher of a task is good enough.
@@ -62,172 +73,169 @@ class Alignment:
 
     def __init__(
         self,
-        config: AlignConfig,
-        members: list[Member],
+        config: RunConfig,
         tasks: list[TaskInfo],
+        members: list[Member],
         seen: list[Hidden],
-        variation: int,
-        out: Path,
-        placement: Placement,
-        seed: int,
-        actors: int | None,
-        sim_backend: SimBackend = "auto",
+        out: AlignDirectory,
+        *,
         continue_from: Path | None = None,
     ) -> None:
-        self.config, self.tasks, self.seen, self.variation = config, tasks, seen, variation
-        self.out, self.placement, self.seed, self.actors = out, placement, seed, actors
-        self.sim_backend, self.continue_from = sim_backend, continue_from
+        self.run_config, self.config, self.seed = config, config.align, config.seed
+        self.tasks, self.seen, self.out, self.continue_from = tasks, seen, out, continue_from
         self.teacher_sets = [
-            TeacherSet.of(t, i, members, config.min_success, config.snapshots)
-            for i, t in enumerate(tasks)
+            TeacherSet.of(task, number, members, self.config.min_success, self.config.snapshots)
+            for number, task in enumerate(tasks)
         ]
-        self.lost: list[list[dict[str, Any]]] = []  # by averages of two teachers, a task each
+        self.average_drops: list[list[dict[str, Any]]] = []  # of two teachers, a list a task
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Figures:
         """Every round that is left; returns the stage's figures. NnitError if training fails."""
         distill = self.config.distill
-        self.teacher_sets = [self._of_one_mode(teacher_set) for teacher_set in self.teacher_sets]
+        self.teacher_sets = [self._of_one_mode(teachers) for teachers in self.teacher_sets]
         rounds = self._rounds()
         with StageProgress("") as view:
-            view.add(BAR, distill.steps, steps_logged(self.out / METRICS))
-            for teacher_set in self.teacher_sets:
-                self._ensure_teacher_rollouts(teacher_set, view)
+            view.add(BAR, distill.steps, steps_logged(self.out.metrics))
+            for teachers in self.teacher_sets:
+                self._ensure_teacher_rollouts(teachers, view)
             rounds.train(distill.steps, self._record(view), view)
-        samplers = rounds.samplers()
-        for sampler in samplers:
-            sampler.success = self._measure(sampler)
-        save_samplers(samplers, self.out / MODEL)
-        for sampler in samplers:
-            distillation_data = states_file(self.out, sampler.task.name, distill.dagger_rounds)
-            save_distillation_data(sampler, DistillationData.load(distillation_data), self.out)
-        return self._figures(samplers)
+        models = rounds.samplers()
+        for model in models:
+            model.success = self._measure(model)
+        save_samplers(models, self.out.hypernet)
+        for model in models:
+            task = model.task.name
+            data = DistillationData.load(self.out.states(task, distill.dagger_rounds))
+            keep_for_refining(model, data, self.out.distillation_data(task))
+        return self._figures(models)
 
     def _rounds(self) -> Rounds:
         return Rounds(
             self.config.ghn,
             self.config.distill,
             self.tasks,
-            [teacher_set.about for teacher_set in self.teacher_sets],
+            [teachers.about for teachers in self.teacher_sets],
             self.seen,
-            self.variation,
+            self.run_config.topologies.variation,
             self.out,
             self.out,
-            self.placement,
+            self.run_config.training,
             self.seed,
             self.continue_from,
         )
 
-    def _figures(self, samplers: list[HypernetModel]) -> dict[str, Any]:
+    def _figures(self, models: list[HypernetModel]) -> Figures:
         distill = self.config.distill
+        pairs = zip(models, self.teacher_sets, strict=True)
         return {
             "tasks": {
-                sampler.task.name: {
-                    "teachers": {
-                        member.policy.id: member.success_once for member in teacher_set.best
-                    },
-                    "lost_by_averages": self.lost[teacher_set.number],
-                    "success_after": {
-                        "mixes of the best" if teacher.best else teacher.id: success
-                        for teacher, success in zip(
-                            sampler.teachers, sampler.success.tolist(), strict=True
-                        )
-                    },
-                }
-                for sampler, teacher_set in zip(samplers, self.teacher_sets, strict=True)
+                model.task.name: self._task_figures(model, teachers) for model, teachers in pairs
             },
-            "action_mse": read_metrics(self.out / METRICS)[-1]["action_mse"],
+            "action_mse": read_metrics(self.out.metrics)[-1]["action_mse"],
             "steps": distill.steps,
-            "teacher_episodes": sum(len(f.policies) for f in self.teacher_sets)
+            "teacher_episodes": sum(len(t.policies) for t in self.teacher_sets)
             * distill.teacher_episodes,
             "dagger_episodes": distill.dagger_rounds
             * distill.dagger_networks
             * distill.dagger_episodes,
-            "parameters": sum(p.numel() for p in samplers[0].ghn.parameters()),
+            "parameters": sum(p.numel() for p in models[0].ghn.parameters()),
         }
 
-    def _of_one_mode(self, teacher_set: TeacherSet) -> TeacherSet:
-        """Its teachers of which any two can be mixed; all where none are."""
-        if self.config.distill.max_teachers_per_mix == 1:
-            self.lost.append([])
-            return teacher_set
-        lost = measure_pairs(
-            teacher_set.best,
-            self.config.success_episodes,
-            self.out / "averages" / teacher_set.task.name,
-            self.actors,
-            self.sim_backend,
-        )
-        names = [member.policy.id for member in teacher_set.best]
-        self.lost.append(
-            [{"teachers": [names[i] for i in pair], "lost": cost} for pair, cost in lost.items()]
-        )
-        return teacher_set.only(
-            largest_behavior_mode(len(names), lost, self.config.max_average_drop)
-        )
+    def _task_figures(self, model: HypernetModel, teachers: TeacherSet) -> Figures:
+        names = ["mixes of the best" if t.best else t.id for t in model.teachers]
+        return {
+            "teachers": {member.policy.id: member.success_once for member in teachers.best},
+            "lost_by_averages": self.average_drops[teachers.number],
+            "success_after": dict(zip(names, model.success.tolist(), strict=True)),
+        }
 
-    def _ensure_teacher_rollouts(self, teacher_set: TeacherSet, view: StageProgress) -> None:
+    def _of_one_mode(self, teachers: TeacherSet) -> TeacherSet:
+        """The teachers of one behavior mode; all of them where none are mixed."""
+        if self.config.distill.max_teachers_per_mix == 1:
+            self.average_drops.append([])
+            return teachers
+        drops = measure_pairs(
+            teachers.best,
+            self.config.success_episodes,
+            self.out.averages(teachers.task.name),
+            self.run_config.ray.actors,
+            self.run_config.ray.sim_backend,
+        )
+        names = [member.policy.id for member in teachers.best]
+        self.average_drops.append(
+            [{"teachers": [names[i] for i in pair], "lost": drop} for pair, drop in drops.items()]
+        )
+        mode = largest_behavior_mode(len(names), drops, self.config.max_average_drop)
+        return teachers.only(mode)
+
+    def _ensure_teacher_rollouts(self, teachers: TeacherSet, view: StageProgress) -> None:
         """What the first round learns on: states that the teachers visit."""
-        path, teachers = states_file(self.out, teacher_set.task.name, 0), teacher_set.policies
+        path = self.out.states(teachers.task.name, 0)
         if path.exists():
             return
-        jobs = [self._teacher_jobs(policy, number) for number, policy in enumerate(teachers)]
-        title = f"{teacher_set.task.name}, record teachers"
-        states = iter(self._record(view)(teacher_set.task, [j for own in jobs for j in own], title))
-        collected = [np.concatenate([next(states) for _ in own]) for own in jobs]
-        norm = ObservationNormalizer.fit(np.concatenate(collected))
-        DistillationData.of(norm, [norm.apply(seen) for seen in collected], teachers).save(path)
+        jobs = [self._teacher_jobs(p, number) for number, p in enumerate(teachers.policies)]
+        title = f"{teachers.task.name}, record teachers"
+        flat = [job for teacher_jobs in jobs for job in teacher_jobs]
+        states = iter(self._record(view)(teachers.task, flat, title))
+        visited = [np.concatenate([next(states) for _ in teacher_jobs]) for teacher_jobs in jobs]
+        norm = ObservationNormalizer.fit(np.concatenate(visited))
+        data = DistillationData.of(norm, [norm.apply(obs) for obs in visited], teachers.policies)
+        data.save(path)
 
     def _teacher_jobs(self, policy: Policy, teacher: int) -> list[Job]:
         """Recorded episodes of one teacher at several noise levels, a few seeds a job."""
         first = self.seed * 100_000 + teacher * 1_000
-        jobs = []
-        for start in range(0, self.config.distill.teacher_episodes, 4):
-            stop = min(start + 4, self.config.distill.teacher_episodes)
-            noise = TEACHER_NOISE[(start // 4) % len(TEACHER_NOISE)]
+        episodes, jobs = self.config.distill.teacher_episodes, []
+        for number, start in enumerate(range(0, episodes, EPISODES_A_JOB)):
+            stop = min(start + EPISODES_A_JOB, episodes)
+            noise = TEACHER_NOISE[number % len(TEACHER_NOISE)]
             seeds = tuple((first + k) % TRAIN_SEEDS for k in range(start, stop))
             jobs.append(Job(policy, seeds, noise, record=True))
         return jobs
 
     def _record(self, view: StageProgress) -> Record:
-        def shown(task: TaskInfo, jobs: list[Job], title: str) -> list[np.ndarray]:
+        def record_shown(task: TaskInfo, jobs: list[Job], title: str) -> list[np.ndarray]:
             view.add(title, total=sum(len(job.seeds) for job in jobs))
-            simulators = Simulators(task.name, task.control_mode, sim_backend=self.sim_backend)
+            ray = self.run_config.ray
+            simulators = Simulators(task.name, task.control_mode, sim_backend=ray.sim_backend)
 
             def follow(done: int, seconds_left: float) -> None:
                 view.update(title, done, seconds_left=seconds_left)
 
-            return record(simulators, self.actors, jobs, follow)
+            return record(simulators, ray.actors, jobs, follow)
 
-        return shown
+        return record_shown
 
-    def _measure(self, sampler: HypernetModel) -> Tensor:
-        """Success of networks after every teacher, [teachers], over several seen topologies.
+    def _measure(self, model: HypernetModel) -> Tensor:
+        """Success of networks that imitate each teacher, [teachers], over several seen topologies.
 
-        Networks after the best are after mixes of them, and count alike: their mean.
+        Networks of the best imitate mixes of them, and count alike: their mean.
         """
-        policies = []
-        hiddens = spread(self.seen, SUCCESS_TOPOLOGIES)
-        for hidden in hiddens:
-            mixed = iter(sampler.policies(hidden, len(sampler.best), self.seed))
-            for number, teacher in enumerate(sampler.teachers):
-                if teacher.best:
-                    policy = next(mixed)
-                else:
-                    (policy,) = sampler.policies(hidden, 1, self.seed, sampler.pure(number))
-                policy.id = f"after_{number}_{policy.topology.name}"
-                policies.append(policy)
+        topologies = spread(self.seen, SUCCESS_TOPOLOGIES)
         result = evaluate(
-            policies,
+            [policy for hidden in topologies for policy in self._imitators(model, hidden)],
             self.config.success_episodes,
-            self.out / "success" / sampler.task.name,
-            self.actors,
-            sim_backend=self.sim_backend,
+            self.out.success(model.task.name),
+            self.run_config.ray.actors,
+            sim_backend=self.run_config.ray.sim_backend,
             first_seed=VALIDATION_SEED,
-            title=f"{sampler.task.name}, success after each teacher",
+            title=f"{model.task.name}, success after each teacher",
         )
         if result.failures:
             raise NnitError(f"measuring failed: {next(iter(result.failures.values()))}.")
         success = torch.tensor([row["success_once"] for row in result.rows()])
-        success = success.view(len(hiddens), len(sampler.teachers)).mean(0)
-        success[sampler.best] = success[sampler.best].mean()
+        success = success.view(len(topologies), len(model.teachers)).mean(0)
+        success[model.best] = success[model.best].mean()
         return success
+
+    def _imitators(self, model: HypernetModel, hidden: Hidden) -> list[Policy]:
+        """A network of a topology for each teacher; for one of the best, of a mix of them."""
+        mixed, policies = iter(model.policies(hidden, len(model.best), self.seed)), []
+        for number, teacher in enumerate(model.teachers):
+            if teacher.best:
+                policy = next(mixed)
+            else:
+                (policy,) = model.policies(hidden, 1, self.seed, model.pure(number))
+            policy.id = f"after_{number}_{policy.topology.name}"
+            policies.append(policy)
+        return policies

@@ -4,10 +4,9 @@ steps: how many sampler steps does it take?  asked: is a success that is asked f
 drawn: networks of architectures that the model draws itself, to set beside those of seen ones.
 """
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator
 
-from nnit_dist.core.policy import SUFFIX, save_policy
+from nnit_dist.core.policy import Policy
 from nnit_dist.core.topology import Hidden
 from nnit_dist.nnit.model import NNiTModel
 
@@ -16,33 +15,27 @@ ASKED = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 DRAWN = 48
 
 
-def write_studies(
-    model: NNiTModel,
-    topologies: list[Hidden],
-    out: Path,
-    seed: int,
-    wrote: Callable[[int], None] = lambda count: None,
-) -> int:
-    """Write the policies of every study below `out/STUDY`; returns how many.
+def study_policies(
+    model: NNiTModel, topologies: list[Hidden], seed: int
+) -> Iterator[tuple[str, Policy]]:
+    """The policies of every study, each with the study's name.
 
     Ids carry the study and its setting; the metadata has `study` and `setting` too.
     """
-    count = 0
-    for study, setting, policy in _policies(model, topologies, seed):
+    for study, setting, policy in _settings(model, topologies, seed):
         policy.id = f"{study}_{setting}_{policy.id}"
         policy.metadata |= {"study": study, "setting": setting}
-        save_policy(policy, out / study / f"{policy.id}{SUFFIX}")
-        count += 1
-        wrote(count)
-    return count
+        yield study, policy
 
 
 def study_size(topologies: list[Hidden]) -> int:
-    """How many policies `write_studies` writes, at most."""
+    """How many policies the studies have, at most."""
     return (len(STEPS) + len(ASKED)) * len(topologies) + DRAWN
 
 
-def _policies(model: NNiTModel, topologies: list[Hidden], seed: int):
+def _settings(
+    model: NNiTModel, topologies: list[Hidden], seed: int
+) -> Iterator[tuple[str, str, Policy]]:
     for steps in STEPS:
         for hidden in topologies:
             yield "steps", str(steps), model.generate(hidden, 1, seed, steps)[0]

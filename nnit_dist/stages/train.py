@@ -1,36 +1,40 @@
-"""The train stage: NNiT on the networks of a hypernetwork."""
+"""The train stage: NNiT learns to write the networks of the hypernetwork.
+
+Reads: the hypernetwork, and the model of the run that this one continues from, if any.
+Does: trains the diffusion transformer under Ray Train.
+Writes: `train/nnit.safetensors` and its losses.
+"""
 
 from pathlib import Path
-from typing import Any
 
-from nnit_dist.nnit.config import NNiTConfig
+from nnit_dist.artifacts.run_directory import RunDirectory, TrainDirectory
 from nnit_dist.nnit.model import NNiTModel
-from nnit_dist.nnit.train import BAR, MODEL, TrainSegment, train_segment
+from nnit_dist.nnit.train import BAR, NNiTTraining, TrainSegment
 from nnit_dist.runtime.progress import StageProgress
-from nnit_dist.training.config import Placement
-from nnit_dist.training.state import METRICS, read_metrics, steps_logged
+from nnit_dist.stages.plan import Figures, RunContext, StagePlan
+from nnit_dist.training.state import read_metrics, steps_logged
 
 
-def run_nnit(
-    config: NNiTConfig,
-    ghn: Path,
-    out: Path,
-    placement: Placement,
-    seed: int,
-    continue_from: Path | None = None,
-) -> dict[str, Any]:
-    """Train the transformer on the aligned samplers of all tasks; returns the stage's figures.
+def plan(context: RunContext) -> StagePlan:
+    """The stage of a run; NnitError if its alignment is not finished."""
+    context.run.require("align")
+    hypernet, known = context.run.hypernet(), context.earlier(RunDirectory.nnit)
+    return StagePlan(
+        "train",
+        context.reads("nnit", "seed"),
+        {"ghn": hypernet} | ({"known": known} if known else {}),
+        lambda out: _train(context, known, TrainDirectory(out)),
+    )
 
-    Reads the hypernetwork `ghn`, and the model to begin with, if any. Writes
-    `out/nnit.safetensors` and `out/metrics.jsonl`.
-    """
+
+def _train(context: RunContext, known: Path | None, out: TrainDirectory) -> Figures:
+    config = context.config
+    training = NNiTTraining(config.nnit, context.run.hypernet(), out, config.training, config.seed)
     with StageProgress("steps") as view:
-        view.add(BAR, config.steps, steps_logged(out / METRICS))
-        segment = TrainSegment("train", config.steps, continue_from)
-        train_segment(config, ghn, out, placement, seed, segment, view)
-    rows = read_metrics(out / METRICS)
+        view.add(BAR, config.nnit.steps, steps_logged(out.metrics))
+        training.run(TrainSegment("train", config.nnit.steps, continue_from=known), view)
     return {
-        "steps": config.steps,
-        "flow_loss": rows[-1]["flow"],
-        "parameters": NNiTModel.load(out / MODEL).parameters,
+        "steps": config.nnit.steps,
+        "flow_loss": read_metrics(out.metrics)[-1]["flow"],
+        "parameters": NNiTModel.load(out.nnit).parameters,
     }

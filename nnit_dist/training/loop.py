@@ -2,7 +2,8 @@
 
 State is everything with `state_dict` and `load_state_dict`. Randomness depends on the seed and
 the step (and on rank or example), so a resumed run takes the steps that an unbroken one would
-have taken. What is random in a step is drawn by `prepare`, if need be in processes that work ahead.
+have taken. What is random in a step is drawn by `sample_batch`, if need be in processes that work
+ahead.
 """
 
 import contextlib
@@ -12,17 +13,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from nnit_dist.artifacts.run_directory import METRICS
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.storage import append, path_of
 from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.training.config import Placement
-from nnit_dist.training.state import METRICS, read_metrics, restore_state, save_state
+from nnit_dist.training.state import read_metrics, restore_state, save_state
 
 _STATE = "state.pt"
 # Seconds in which there must be room for all workers. After the loss of a node those that it had
@@ -32,20 +35,30 @@ _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 # that has ended returns, when it is looked at.
 _LOOK_EVERY = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 T = TypeVar("T")
+Spec = TypeVar("Spec")
+
+
+@dataclass(frozen=True)
+class LoopSpec:
+    """What a worker's loop has to know: where metrics go, and how many processes work ahead."""
+
+    metrics: str
+    loaders: int
 
 
 def fit(
-    train_fn: Callable[[dict], None],
-    config: dict[str, Any],
+    worker: Callable[[Spec, LoopSpec], None],
+    spec: Spec,
+    placement: Placement,
+    *,
     directory: Path,
     name: str,
     view: tuple[StageProgress, str],
-    placement: Placement,
 ) -> None:
-    """Run `train_fn` under Ray Train until it returns; the same `name` resumes.
+    """Run `worker(spec, ...)` on every worker of Ray Train until it returns.
 
-    Reads and writes Ray Train's checkpoints in `directory/name`, metrics in
-    `directory/metrics.jsonl`.
+    The same `name` resumes. Reads and writes Ray Train's checkpoints in `directory/name`, and
+    metrics in `directory`, which are shown in a bar of `view`.
 
     Raises:
         NnitError: training failed more often than its retries allow.
@@ -58,11 +71,11 @@ def fit(
     least, most = placement.min_workers, placement.workers
     settings = {_START_TIMEOUT: "20" if least else "300", _LOOK_EVERY: "0.5"}
     trainer = TorchTrainer(
-        train_fn,
-        train_loop_config=config
-        | {
-            "metrics": str((directory / METRICS).absolute()),
-            "loaders": placement.loaders_a_worker,
+        _work,
+        train_loop_config={
+            "worker": worker,
+            "spec": spec,
+            "loop": LoopSpec(str((directory / METRICS).absolute()), placement.loaders_a_worker),
         },
         torch_config=NodeNetwork(),
         scaling_config=ray.train.ScalingConfig(
@@ -86,6 +99,11 @@ def fit(
             f"training in {directory} failed: {reason} The last checkpoint is kept; run the same "
             "command to go on."
         ) from error
+
+
+def _work(config: dict[str, Any]) -> None:
+    """Ray Train's own form of a worker."""
+    config["worker"](config["spec"], config["loop"])
 
 
 @contextlib.contextmanager
@@ -127,15 +145,15 @@ class Loop:
     """The steps of one training worker: logging, checkpoints, resume."""
 
     def __init__(
-        self, state: dict[str, Any], config: dict[str, Any], log_every: int, save_every: int
+        self, state: dict[str, Any], spec: LoopSpec, log_every: int, save_every: int
     ) -> None:
         import ray.train
 
         self.train = ray.train
         self.rank = ray.train.get_context().get_world_rank()
-        self.state, self.metrics_path = state, path_of(config["metrics"])
+        self.state, self.metrics_path = state, path_of(spec.metrics)
         self.log_every, self.save_every = log_every, save_every
-        self.loaders = config["loaders"]
+        self.loaders = spec.loaders
         self.start = self._restore()
 
     def run(

@@ -9,8 +9,6 @@ import torch
 
 from nnit_dist.core.files import write_atomic
 
-METRICS = "metrics.jsonl"
-
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Rows of a metrics file by step; of a step that was repeated after a crash, the last."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import generator_of, one_thread
@@ -18,15 +19,12 @@ from nnit_dist.hypernet.data import DistillationData, normalized_layers
 from nnit_dist.hypernet.ghn import Layers, apply_layers
 from nnit_dist.hypernet.imitation import imitate
 from nnit_dist.hypernet.latents import action_error
+from nnit_dist.hypernet.model import HypernetModel
 
 STEPS, STATES, LR = 2000, 256, 1e-2
 TOGETHER = 16  # policies that are refined at once
+KEPT_STATES = 40_000  # of a task
 COMPARED = 2000  # states on which policies and teachers are compared
-
-
-def distillation_file(task: str) -> str:
-    """Where the alignment stage leaves the best teachers of a task and their states."""
-    return f"lessons-{task}.safetensors"
 
 
 @one_thread()
@@ -81,9 +79,14 @@ def refine(
     return refined, errors
 
 
-def load_distillation_data(run: Path, task: str) -> DistillationData:
+def keep_for_refining(model: HypernetModel, data: DistillationData, path: Path) -> None:
+    """Keep what the best teachers of a task do, and some of the states to do it in."""
+    data.of_teachers(model.best).thinned(KEPT_STATES).save(path)
+
+
+def load_distillation_data(run: RunDirectory, task: str) -> DistillationData:
     """The lessons of a task that a run's alignment left; NnitError if there are none."""
-    path = run / "align" / distillation_file(task)
+    path = run.distillation_data(task)
     if not path.exists():
         raise NnitError(
             f"there is no {path}, with the teachers to learn from. Name with --run a finished run "

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 
 from nnit_dist.artifacts.shipped import shipped
-from nnit_dist.bench.generalization import split_of
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.splits import UNSEEN_KINDS
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.model import load_model
-from nnit_dist.population.train import teachers
 from nnit_dist.rollout.evaluation import evaluate
 from nnit_dist.transfer.refine import load_distillation_data, refine
 
@@ -49,7 +47,7 @@ def test_nnit_writes_the_same_policies(row):
 
 @pytest.mark.parametrize("row", KNOWN["direct"], ids=lambda row: row["task"])
 def test_the_hypernetwork_writes_the_same_policies(row):
-    model = HypernetModel.load(shipped(row["task"]) / "align" / "ghn.safetensors", row["task"])
+    model = HypernetModel.load(shipped(row["task"]).hypernet(), row["task"])
     check(model.policies(tuple(row["hidden"]), 2, row["seed"]), row["policies"])
 
 
@@ -76,7 +74,7 @@ def test_policies_have_the_same_episodes():
 
 @pytest.mark.parametrize("task", KNOWN["teachers"])
 def test_zoos_hold_the_same_teachers(task):
-    found = teachers(shipped(task) / "population", task)
+    found = shipped(task).teachers(task)
     rows = [[m.policy.id, m.success_once, m.policy.fingerprint()] for m in found]
     assert rows == KNOWN["teachers"][task]
 
@@ -85,7 +83,7 @@ def test_zoos_hold_the_same_teachers(task):
     ("name", "task"), [("pushcube", "PushCube-v1"), ("tabletop", "PickCube-v1")]
 )
 def test_splits_and_drawn_architectures_are_the_same(name, task):
-    split, known = split_of(shipped(task)), KNOWN["splits"][name]
+    split, known = shipped(task).split(), KNOWN["splits"][name]
     assert split.seen == [tuple(hidden) for hidden in known["seen"]]
     old_names = {"bottleneck": "apart"}
     for kind in UNSEEN_KINDS:

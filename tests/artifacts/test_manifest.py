@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from nnit_dist.artifacts.manifest import Stage
+from nnit_dist.artifacts.manifest import StageManifest
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import (
     canonical_safetensors,
@@ -33,17 +33,17 @@ def test_a_failed_write_leaves_the_old_file_and_no_scraps(tmp_path):
 def test_stage_is_done_only_after_its_manifest(tmp_path):
     source = tmp_path / "input"
     source.write_text("1")
-    stage = Stage("align", tmp_path / "align", {"a": 1}, {"zoo": source})
+    stage = StageManifest("align", tmp_path / "align", {"a": 1}, {"zoo": source})
     assert not stage.is_done()
     stage.begin()
-    assert not Stage("align", tmp_path / "align", {"a": 1}, {"zoo": source}).is_done()
+    assert not StageManifest("align", tmp_path / "align", {"a": 1}, {"zoo": source}).is_done()
     manifest = stage.finish({"figure": 2})
-    assert Stage("align", tmp_path / "align", {"a": 1}, {"zoo": source}).is_done()
+    assert StageManifest("align", tmp_path / "align", {"a": 1}, {"zoo": source}).is_done()
     assert manifest["figures"] == {"figure": 2}
 
 
 def test_time_between_two_tries_is_not_counted(tmp_path):
-    stage = Stage("align", tmp_path, {}, {})
+    stage = StageManifest("align", tmp_path, {}, {})
     stage.begin()
     for path in (tmp_path / ".key.json", tmp_path / "work"):
         path.touch()
@@ -59,13 +59,13 @@ def test_time_between_two_tries_is_not_counted(tmp_path):
 def test_stage_of_another_run_is_refused_and_kept(tmp_path):
     source = tmp_path / "input"
     source.write_text("1")
-    stage = Stage("align", tmp_path / "align", {"a": {"b": 1}}, {"zoo": source})
+    stage = StageManifest("align", tmp_path / "align", {"a": {"b": 1}}, {"zoo": source})
     stage.begin()
     with pytest.raises(NnitError, match=r"config\.a\.b: 1, now 2"):
-        Stage("align", tmp_path / "align", {"a": {"b": 2}}, {"zoo": source}).is_done()
+        StageManifest("align", tmp_path / "align", {"a": {"b": 2}}, {"zoo": source}).is_done()
     source.write_text("2")
     with pytest.raises(NnitError, match=r"inputs\.zoo"):
-        Stage("align", tmp_path / "align", {"a": {"b": 1}}, {"zoo": source}).is_done()
+        StageManifest("align", tmp_path / "align", {"a": {"b": 1}}, {"zoo": source}).is_done()
 
 
 def test_equal_models_have_equal_files():

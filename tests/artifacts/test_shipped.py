@@ -5,13 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from nnit_dist.artifacts.legacy import KINDS
 from nnit_dist.artifacts.shipped import shipped
-from nnit_dist.bench.generalization import split_of
 from nnit_dist.core.errors import NnitError
-from nnit_dist.core.files import content_hash, read_json
+from nnit_dist.core.files import content_hash
 from nnit_dist.core.splits import UNSEEN_KINDS, WITHIN
-from nnit_dist.core.zoo import Zoo
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.model import load_model
 from nnit_dist.transfer.refine import load_distillation_data, refine
@@ -19,7 +16,7 @@ from nnit_dist.transfer.refine import load_distillation_data, refine
 RUN, TABLETOP = shipped("PushCube-v1"), shipped("PickCube-v1")
 
 
-@pytest.mark.parametrize("run", [RUN, TABLETOP], ids=lambda run: run.name)
+@pytest.mark.parametrize("run", [RUN, TABLETOP], ids=lambda run: run.path.name)
 @pytest.mark.parametrize(
     ("stage", "name", "artefact"),
     [
@@ -30,18 +27,18 @@ RUN, TABLETOP = shipped("PushCube-v1"), shipped("PickCube-v1")
     ],
 )
 def test_every_artefact_is_the_one_that_the_next_stage_read(run, stage, name, artefact):
-    manifest = read_json(run / stage / "manifest.json")
-    assert manifest["key"]["inputs"][name] == content_hash(run / artefact)
+    manifest = run.manifest(stage)
+    assert manifest["key"]["inputs"][name] == content_hash(run.path / artefact)
 
 
 def test_unseen_topologies_reach_the_bar():
     """All samples of all unseen topologies, 100 episodes each, beside teachers."""
-    summaries = read_json(RUN / "evaluate" / "results.json")["tasks"]["PushCube-v1"]["summaries"]
-    found = {(row["method"], KINDS.get(row["kind"], row["kind"])): row for row in summaries}
+    summaries = RUN.summaries()["PushCube-v1"]["summaries"]
+    found = {(row["method"], row["kind"]): row for row in summaries}
     unseen, teachers = found["NNiT", "all unseen"], found["teachers", "teacher"]
     for kind in UNSEEN_KINDS:
         row = found["NNiT", kind]
-        assert row["topologies"] == len(split_of(RUN).unseen[kind]) >= 22
+        assert row["topologies"] == len(RUN.split().unseen[kind]) >= 22
         assert row["episodes"] == 100 * row["networks"] == 200 * row["topologies"]
     assert unseen["success_once"] >= 0.95 * teachers["success_once"]
 
@@ -56,8 +53,8 @@ def test_unseen_topologies_reach_the_bar():
     ],
 )
 def test_a_model_of_four_tasks_reaches_what_is_told_of_it(task, absolute, of_teachers):
-    summaries = read_json(TABLETOP / "evaluate" / "results.json")["tasks"][task]["summaries"]
-    found = {(row["method"], KINDS.get(row["kind"], row["kind"])): row for row in summaries}
+    summaries = TABLETOP.summaries()[task]["summaries"]
+    found = {(row["method"], row["kind"]): row for row in summaries}
     teachers = found["teachers", "teacher"]["success_once"]
     both = [found["NNiT", kind] for kind in ("combination", "width")]
     for row in both:
@@ -74,8 +71,8 @@ def test_teachers_ship_that_refine_what_is_written(task):
     """The best that do the task in one way, as the population has them."""
     run = shipped(task)
     distillation_data = load_distillation_data(run, task)
-    sampler = HypernetModel.load(run / "align" / "ghn.safetensors", task)
-    zoo = {m.policy.id: m.policy for m in Zoo(run / "population" / "zoo").members()}
+    sampler = HypernetModel.load(run.hypernet(), task)
+    zoo = {m.policy.id: m.policy for m in run.zoo().members()}
     best = [zoo[sampler.teachers[i].id] for i in sampler.best]
     for policy, layers in zip(best, distillation_data.teachers, strict=True):
         for (weight, bias), (own, own_bias) in zip(
@@ -95,7 +92,7 @@ def test_a_task_that_was_learnt_before_loses_little():
     """PushCube-v1 in the model of four tasks, on the same topologies and start states."""
     before, after = (
         pq.read_table(
-            run / "evaluate" / "results.parquet",
+            run.evaluate.networks,
             filters=[("source", "=", "nnit"), ("task", "=", "PushCube-v1")],
         ).to_pandas()
         for run in (RUN, TABLETOP)
@@ -108,9 +105,9 @@ def test_a_task_that_was_learnt_before_loses_little():
 
 def test_measured_topologies_were_not_trained_on():
     model = load_model("PushCube-v1")
-    config = read_json(RUN / "align" / "manifest.json")["key"]["config"]["topologies"]
+    config = RUN.settings("align")["topologies"]
     assert {width for hidden in model.seen for width in hidden} == set(config["widths"])
-    split = split_of(RUN)
+    split = RUN.split()
     assert model.seen == split.seen
     for kind in WITHIN:
         for hidden in split.unseen[kind]:
@@ -132,4 +129,4 @@ def test_what_is_written_does_not_depend_on_the_number_of_threads():
 
 def test_a_model_of_another_task_is_refused():
     with pytest.raises(NnitError, match="writes policies for PushCube-v1, not for PickCube-v1"):
-        load_model("PickCube-v1", RUN)
+        load_model("PickCube-v1", RUN.path)

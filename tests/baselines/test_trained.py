@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.networks import TASK
 
+from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.baselines.trained import TrainedBaselines
 from nnit_dist.core.errors import NnitError
 
@@ -38,17 +39,17 @@ def test_flat_diffusion_is_trained_once(small_run, tmp_path):
 
 def test_another_run_has_rivals_of_its_own(small_run, sampler, tmp_path):
     again, kept = tmp_path / "again", tmp_path / "rivals"
-    shutil.copytree(small_run, again)
-    same = TrainedBaselines(again, TASK, kept).out
+    shutil.copytree(small_run.path, again)
+    same = TrainedBaselines(RunDirectory(again), TASK, kept).out
     assert same == TrainedBaselines(small_run, TASK, kept).out
     sampler.save(again / "align" / "ghn.safetensors")
-    assert TrainedBaselines(again, TASK, kept).out != same
+    assert TrainedBaselines(RunDirectory(again), TASK, kept).out != same
 
 
 def test_a_run_without_states_is_refused(tmp_path):
     (tmp_path / "align").mkdir()
     with pytest.raises(NnitError, match="lacks align/states"):
-        TrainedBaselines(tmp_path, TASK, tmp_path)
+        TrainedBaselines(RunDirectory(tmp_path), TASK, tmp_path)
 
 
 def test_a_killed_training_of_a_rival_goes_on_to_the_same_end(small_run, tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ def test_nnit_is_compared_with_baselines_on_unseen_topologies_of_every_kind(tmp_
     run = shipped(TASK)
     found = bench_generalization(run, TASK, list(UNSEEN_KINDS), 2, 1, 1, tmp_path, None, None)
     assert found["failures"] == {}
-    seen = HypernetModel.load(run / "align" / "ghn.safetensors").seen
+    seen = HypernetModel.load(run.hypernet()).seen
     assert set(found["topologies"]) == set(UNSEEN_KINDS)
     held = [tuple(hidden) for kind in found["topologies"].values() for hidden in kind]
     assert not set(held) & set(seen)

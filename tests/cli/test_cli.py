@@ -82,14 +82,14 @@ def test_a_function_is_evaluated(tmp_path):
 
 
 def test_the_shipped_population_is_sound():
-    zoo = shipped("PushCube-v1") / "population" / "zoo"
+    zoo = shipped("PushCube-v1").zoo().path
     result = nnit("zoo", "verify", zoo)
     assert result.returncode == 0
     assert "no problems" in result.stdout
 
 
 def test_zoo_ls_show_and_export(tmp_path):
-    zoo = shipped("PushCube-v1") / "population" / "zoo"
+    zoo = shipped("PushCube-v1").zoo().path
     assert nnit("zoo", "ls", zoo).returncode == 0
     assert nnit("zoo", "export", zoo, "--out", tmp_path).returncode == 0
     policies = load_policies(tmp_path)

@@ -16,7 +16,7 @@ import pytest
 from ray.job_submission import JobStatus
 from support.clusters import await_dashboard, free_ports
 
-from nnit_dist.cli.submit import _follow
+from nnit_dist.cli.submit import _follow, _package
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "configs" / "smoke.yaml"
@@ -163,3 +163,16 @@ def test_a_place_that_other_nodes_do_not_have_is_refused(head):
     result = submit(head, "--out", "runs/x")
     assert result.returncode == 1
     assert "which Ray deletes" in said(result)
+
+
+@pytest.mark.parametrize(
+    ("continue_from", "ships"),
+    [(None, False), ("s3://bucket/run", False), ("nnit_dist/pretrained/pushcube", True)],
+)
+def test_models_travel_only_with_a_run_that_continues_from_them(continue_from, ships):
+    with _package(SMOKE, continue_from) as directory:
+        assert (directory / "configs" / "smoke.yaml").exists()
+        assert (directory / "nnit_dist" / "cli" / "main.py").exists()
+        assert (directory / "nnit_dist" / "pretrained").exists() == ships
+        size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    assert (size > 30e6) == ships

@@ -18,8 +18,8 @@ from nnit_dist.nnit.config import NNiTConfig, TransformerConfig
 from nnit_dist.nnit.dataset import AlignedDataset
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.nnit.tokens import detokenize
+from nnit_dist.nnit.train import warm_start_from
 from nnit_dist.nnit.trainer import Trainer
-from nnit_dist.nnit.worker import warm_start_from
 from nnit_dist.training.sampling import TaskSampler
 from nnit_dist.training.warm_start import warm_start
 

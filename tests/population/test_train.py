@@ -13,12 +13,13 @@ import psutil
 import pytest
 from support.networks import TASK
 
+from nnit_dist.artifacts.run_directory import PopulationDirectory
 from nnit_dist.core.files import content_hash
-from nnit_dist.core.zoo import Zoo
+from nnit_dist.core.zoo import Zoo, best_of_trials
 from nnit_dist.envs.batch_env import StackedEnv
 from nnit_dist.envs.sim import SimEnv
 from nnit_dist.population.config import RECIPES, PopulationConfig, Recipe
-from nnit_dist.population.train import run_population, teachers, trial_specs
+from nnit_dist.population.train import run_population, trial_specs
 from nnit_dist.population.trial import Trial, TrialSpec
 from nnit_dist.rollout.episodes import mean_success
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 
 
 def train(out: Path, iterations: int) -> None:
-    trial = Trial(SPEC, RECIPE, out)
+    trial = Trial(SPEC, RECIPE, PopulationDirectory(out))
     for _ in range(iterations):
         trial.step()
     trial.close()
@@ -87,7 +88,7 @@ def test_a_trial_on_a_gpus_batch_is_measured_in_a_process_beside_it(unbroken, tm
         made.append(count)
         return StackedEnv(TASK, MODE, count, reward=True)
 
-    trial = Trial(SPEC, RECIPE, tmp_path, make_env=make_env)
+    trial = Trial(SPEC, RECIPE, PopulationDirectory(tmp_path), make_env=make_env)
     for _ in range(4):
         trial.step()
     trial.close()
@@ -109,17 +110,18 @@ def test_a_trial_whose_process_is_killed_is_retried_from_its_checkpoint(unbroken
 
     threading.Thread(target=kill_trial, daemon=True).start()
     config = PopulationConfig(architectures=[[16, 8]], seeds=[3], recipe=RECIPE)
-    figures = run_population(config, [TASK], MODE, tmp_path)
+    figures = run_population(config, [TASK], MODE, PopulationDirectory(tmp_path))
     assert killed
     assert figures["env_steps"] == 2048
     assert content_hash(tmp_path / "zoo") == content_hash(unbroken / "zoo")
-    assert [m.policy.id for m in teachers(tmp_path, TASK)] == [f"{SPEC.id}_000002048"]
+    best = best_of_trials(Zoo(tmp_path / "zoo").members())
+    assert [member.policy.id for member in best] == [f"{SPEC.id}_000002048"]
 
 
 @pytest.mark.timeout(300)
 def test_a_process_that_has_trained_another_trial_trains_the_same_policy(unbroken, tmp_path):
     config = PopulationConfig(architectures=[[16, 8]], seeds=[4, 3], cpus=2, recipe=RECIPE)
-    run_population(config, [TASK], MODE, tmp_path)
+    run_population(config, [TASK], MODE, PopulationDirectory(tmp_path))
     (state,) = tmp_path.glob("tune/experiment_state-*.json")
     processes = re.findall(r'pid\\*": (\d+)', state.read_text())
     assert [len(processes), len(set(processes))] == [2, 1]
@@ -153,7 +155,7 @@ def test_a_hundred_trials_share_the_machine_and_those_that_are_killed_are_retrie
 
     watch = threading.Thread(target=read_and_kill)
     watch.start()
-    figures = run_population(config, [TASK], MODE, tmp_path)
+    figures = run_population(config, [TASK], MODE, PopulationDirectory(tmp_path))
     ended.set()
     watch.join()
     assert len(killed) == 5
@@ -163,5 +165,5 @@ def test_a_hundred_trials_share_the_machine_and_those_that_are_killed_are_retrie
     members = list(zoo.members())
     assert len({m.policy.id for m in members}) == len(members) == 200
     before = content_hash(tmp_path / "zoo")
-    assert run_population(config, [TASK], MODE, tmp_path) == figures
+    assert run_population(config, [TASK], MODE, PopulationDirectory(tmp_path)) == figures
     assert content_hash(tmp_path / "zoo") == before

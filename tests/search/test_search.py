@@ -25,6 +25,7 @@ from ray.tune.search.optuna import OptunaSearch
 from support.networks import TASK, random_policy
 from support.prometheus import collecting
 
+from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.artifacts.shipped import shipped
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import read_json, write_json
@@ -51,7 +52,6 @@ from nnit_dist.search.server import evaluation_server
 from nnit_dist.search.space import load_space
 from nnit_dist.search.watch import Watch
 from nnit_dist.stages.config import load_config, with_values
-from nnit_dist.stages.pipeline import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "pushcube.yaml"
@@ -326,8 +326,8 @@ SPACE = {"population.recipe.lr": tune.choice([1e-4, 7e-4])}
     out = tmp_path / "search"
     crowded = with_values(config, {"ray.actors": 2}, "")
     with pytest.raises(NnitError, match="simulators leave 0 CPUs to trials of population.cpus=1"):
-        Search(space, crowded, Run(crowded, tmp_path / "run"), out, settings).go()
-    search = Search(space, config, Run(config, tmp_path / "run"), out, settings)
+        Search(space, crowded, RunDirectory(tmp_path / "run"), out, settings).go()
+    search = Search(space, config, RunDirectory(tmp_path / "run"), out, settings)
     with ExitStack() as stack:
         stack.enter_context(pytest.MonkeyPatch.context()).setenv(
             "RAY_metrics_report_interval_ms", "500"
@@ -470,13 +470,11 @@ SPACE = {"align.distill.dagger_rounds": tune.choice([0, 1])}
     config = with_values(load_config(CONFIG), small, "test")
     space = load_space(space_file(tmp_path, text), config)
     run = tmp_path / "run"
-    shutil.copytree(shipped(TASK), run, ignore=shutil.ignore_patterns("states-*", "train"))
-    first = DistillationData.load(shipped(TASK) / "align" / f"states-{TASK}-3.safetensors").thinned(
-        1000
-    )
+    shutil.copytree(shipped(TASK).path, run, ignore=shutil.ignore_patterns("states-*", "train"))
+    first = DistillationData.load(shipped(TASK).align.states(TASK, 3)).thinned(1000)
     first.save(run / "align" / f"states-{TASK}-0.safetensors")
     settings = SearchConfig(trials=2, topologies=2, episodes=1)
-    search = Search(space, config, Run(config, run), tmp_path / "search", settings)
+    search = Search(space, config, RunDirectory(run), tmp_path / "search", settings)
     assert set(search.go()["test"]) >= {"best"}
     trials = {t["values"]["align.distill.dagger_rounds"]: t for t in read_trials(search.out)}
     assert [rung["step"] for rung in trials[1]["rungs"]] == [2, 4, 8][: len(trials[1]["rungs"])]
@@ -496,7 +494,7 @@ def test_of_a_population_the_worse_take_over_the_better(tmp_path, monkeypatch):
     config = with_values(load_config(CONFIG), small, "test")
     space = load_space(space_file(tmp_path), config)
     settings = SearchConfig(trials=2, topologies=3, episodes=1, scheduler="pbt")
-    search = Search(space, config, Run(config, shipped(TASK)), tmp_path / "search", settings)
+    search = Search(space, config, shipped(TASK), tmp_path / "search", settings)
     found = search.go()
     trials = {trial["name"]: trial for trial in read_trials(search.out)}
     assert (found["trials"], found["whole"], found["stopped"]) == (3, 2, 1)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.networks import TASK, random_policy
 
+from nnit_dist.artifacts.run_directory import AlignDirectory
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.task import DEFAULT_CONTROL_MODE, TaskInfo
@@ -17,7 +18,8 @@ from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.rollout.actors import Simulators
 from nnit_dist.rollout.recording import record
 from nnit_dist.runtime.progress import StageProgress
-from nnit_dist.stages.align import MODEL, Alignment
+from nnit_dist.stages.align import Alignment
+from nnit_dist.stages.config import RunConfig
 from nnit_dist.training.config import Placement
 
 TRIALS = {"a": [0.1, 0.5, 0.7, 0.95, 0.6], "b": [0.3, 0.92], "c": [0.2, 0.8]}
@@ -35,7 +37,19 @@ def alignment(sampler, tmp_path, **settings) -> Alignment:
     config = AlignConfig(**{"min_success": 0.9, **settings})
     seen = [(8,), (16, 8)]
     members = population()
-    return Alignment(config, members, [sampler.task], seen, 0, tmp_path, Placement(), 0, 1)
+    run = run_config(config, variation=0)
+    return Alignment(run, [sampler.task], members, seen, AlignDirectory(tmp_path))
+
+
+def run_config(config: AlignConfig, variation: int) -> RunConfig:
+    return RunConfig(
+        name="x",
+        tasks=[TASK],
+        align=config,
+        topologies={"variation": variation},
+        training=Placement(cpus=1),
+        ray={"actors": 1},
+    )
 
 
 def test_a_training_with_stops_writes_what_the_stage_writes(ray_local, tmp_path):
@@ -48,10 +62,20 @@ def test_a_training_with_stops_writes_what_the_stage_writes(ray_local, tmp_path)
     task, seen = TaskInfo(TASK, DEFAULT_CONTROL_MODE, 35, 8, 50), [(8,), (16, 8)]
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     place = Placement(cpus=1)
-    stage = Alignment(config, members, [task], seen, 1, whole, place, 0, 1)
+    run = run_config(config, variation=1)
+    stage = Alignment(run, [task], members, seen, AlignDirectory(whole))
     stage.run()
     (teacher_set,) = stage.teacher_sets
-    condition = [task], [teacher_set.about], seen, 1, whole, pieces, place, 0
+    condition = (
+        [task],
+        [teacher_set.about],
+        seen,
+        1,
+        AlignDirectory(whole),
+        AlignDirectory(pieces),
+        place,
+        0,
+    )
     simulators = Simulators(TASK, DEFAULT_CONTROL_MODE)
     for until in (2, 4, 6):  # the first round ends after 3
         rounds = Rounds(config.ghn, config.distill, *condition, stops=[2, 4])
@@ -64,7 +88,7 @@ def test_a_training_with_stops_writes_what_the_stage_writes(ray_local, tmp_path)
         ]
     visited = [directory / f"states-{TASK}-1.safetensors" for directory in (whole, pieces)]
     assert visited[0].read_bytes() == visited[1].read_bytes()
-    (sampler,), known = rounds.samplers(), HypernetModel.load(whole / MODEL)
+    (sampler,), known = rounds.samplers(), HypernetModel.load(AlignDirectory(whole).hypernet)
     for (name, one), other in zip(
         sampler.ghn.state_dict().items(), known.ghn.state_dict().values(), strict=True
     ):

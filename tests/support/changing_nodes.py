@@ -22,6 +22,7 @@ from ray.cluster_utils import Cluster
 from support.networks import TASK, random_policy
 from support.nodes import kill
 
+from nnit_dist.artifacts.run_directory import METRICS, AlignDirectory, PopulationDirectory
 from nnit_dist.core.task import DEFAULT_CONTROL_MODE, TaskInfo
 from nnit_dist.core.zoo import Member, Zoo
 from nnit_dist.hypernet.config import AlignConfig
@@ -29,10 +30,11 @@ from nnit_dist.population.config import PopulationConfig
 from nnit_dist.population.train import run_population
 from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.stages.align import Alignment
+from nnit_dist.stages.config import RunConfig
 from nnit_dist.training.config import Placement
-from nnit_dist.training.loop import Loop, fit, worker_setup
+from nnit_dist.training.loop import Loop, LoopSpec, fit, worker_setup
 from nnit_dist.training.optimizer import average_gradients
-from nnit_dist.training.state import METRICS, read_metrics
+from nnit_dist.training.state import read_metrics
 
 RAY = str(Path(sys.executable).with_name("ray"))
 TOTAL, FATAL = 40, 12  # steps, and the one after which a node is killed
@@ -46,19 +48,19 @@ class Sum(torch.nn.Module):
         self.register_buffer("value", torch.zeros(1))
 
 
-def worker(config: dict) -> None:
+def worker(pause: float, loop: LoopSpec) -> None:
     _, _, workers = worker_setup()
     total = Sum()
 
     def train_step(step: int, number: int) -> dict[str, float]:
-        time.sleep(config["pause"] if workers == 1 else 0.1)
+        time.sleep(pause if workers == 1 else 0.1)
         meter = torch.nn.Parameter(torch.zeros(1))
         meter.grad = torch.full((1,), float(number))
         average_gradients([meter])
         total.value += meter.grad
         return {"sum": float(total.value), "workers": workers}
 
-    Loop({"total": total}, config, log_every=1, save_every=4).run(TOTAL, lambda n: n, train_step)
+    Loop({"total": total}, loop, log_every=1, save_every=4).run(TOTAL, lambda n: n, train_step)
 
 
 def growing(out: Path, change_when: Callable) -> dict:
@@ -70,7 +72,7 @@ def training(out: Path, change_when: Callable, pause: float = 0.1) -> dict:
     with StageProgress("") as view:
         view.add("steps", TOTAL)
         placement = Placement(workers=2, min_workers=1, cpus=1)
-        fit(worker, {"pause": pause}, out, "train", (view, "steps"), placement)
+        fit(worker, pause, placement, directory=out, name="train", view=(view, "steps"))
     rows = read_metrics(out / METRICS)
     return {
         "total": TOTAL,
@@ -97,7 +99,10 @@ def alignment(out: Path, change_when: Callable) -> dict:
     change_when(lambda: list(out.glob("round-0/step-*")))  # of 20 steps
     task, seen = TaskInfo(TASK, DEFAULT_CONTROL_MODE, 35, 8, 50), [(8,), (16, 8)]
     placement = Placement(workers=2, min_workers=1, cpus=1)
-    stage = Alignment(config, members, [task], seen, 0, out, placement, 0, None)
+    run = RunConfig(
+        name="x", tasks=[TASK], align=config, training=placement, topologies={"variation": 0}
+    )
+    stage = Alignment(run, [task], members, seen, AlignDirectory(out))
     figures = stage.run()
     steps = [int(row["step"]) for row in read_metrics(out / METRICS)]
     files = sorted(path.name for path in out.iterdir())
@@ -116,8 +121,10 @@ def population(out: Path, change_when: Callable) -> dict:
         },
     )
     change_when(lambda: list(out.glob("trials/*/progress.json")))
-    figures = run_population(config, ["PushCube-v1"], DEFAULT_CONTROL_MODE, out)
-    snapshots = [(row["parent"], row["env_steps"]) for row in Zoo(out / "zoo").rows()]
+    figures = run_population(
+        config, ["PushCube-v1"], DEFAULT_CONTROL_MODE, PopulationDirectory(out)
+    )
+    snapshots = [(row["trial"], row["env_steps"]) for row in Zoo(out / "zoo").rows()]
     return {"trials": sorted(figures["trials"]), "snapshots": sorted(snapshots)}
 
 

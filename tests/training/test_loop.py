@@ -15,7 +15,7 @@ from support.networks import distiller_of
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.rng import generator_of
 from nnit_dist.stages.config import load_config
-from nnit_dist.stages.pipeline import Run
+from nnit_dist.stages.pipeline import Pipeline
 from nnit_dist.training.config import Placement
 from nnit_dist.training.loop import batches_ahead, defaults_of_environment
 from nnit_dist.training.optimizer import average_gradients
@@ -175,9 +175,9 @@ def test_metrics_survive_a_half_written_line_and_repeated_steps(tmp_path):
 def test_curves_go_to_wandb_offline_and_only_when_asked(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "metrics.jsonl").write_text('{"step": 1, "flow": 3.25}\n')
-    Run(load_config(SMOKE), tmp_path)._log("train", {"steps": 1})
+    Pipeline(load_config(SMOKE), tmp_path)._log("train", {"steps": 1})
     assert not (tmp_path / "wandb").exists()
-    Run(load_config(SMOKE, ["logging.wandb=offline"]), tmp_path)._log("train", {"steps": 1})
+    Pipeline(load_config(SMOKE, ["logging.wandb=offline"]), tmp_path)._log("train", {"steps": 1})
     (record,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     deadline = time.monotonic() + 30  # W&B's own process writes it
     while b"train/flow" not in record.read_bytes():

@@ -8,13 +8,13 @@ import torch
 from support.networks import TASK, random_policy
 from typer.testing import CliRunner
 
+from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.cli.main import app
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.policy import load_policies, save_policy
 from nnit_dist.hypernet.data import DistillationData
 from nnit_dist.hypernet.model import Teacher
-from nnit_dist.stages.align import save_distillation_data
-from nnit_dist.transfer.refine import distillation_file, load_distillation_data, refine
+from nnit_dist.transfer.refine import keep_for_refining, load_distillation_data, refine
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +69,10 @@ def test_actions_of_a_mix_are_its_teachers_averaged(distillation_data):
 
 def test_only_the_best_teachers_are_kept(sampler, distillation_data, tmp_path):
     teachers = [Teacher(name, name == "a") for name in "abc"]
-    save_distillation_data(
-        replace(sampler, teachers=teachers), distillation_data, tmp_path / "align"
-    )
-    kept = load_distillation_data(tmp_path, TASK)
+    run = RunDirectory(tmp_path)
+    best = replace(sampler, teachers=teachers)
+    keep_for_refining(best, distillation_data, run.distillation_data(TASK))
+    kept = load_distillation_data(run, TASK)
     assert len(kept.teachers) == 1
     assert torch.equal(kept.teachers[0][0][0], distillation_data.teachers[0][0][0])
     assert len(kept.obs[0]) == 500
@@ -82,9 +82,9 @@ def test_the_command_refines_a_directory_and_tells_what_it_lacks(distillation_da
     policies, run = tmp_path / "policies", tmp_path / "run"
     save_policy(near(0, 0.2, "p"), policies / "p.safetensors")
     words = ["refine", str(policies), "--run", str(run), "--steps", "50"]
-    with pytest.raises(NnitError, match="there is no .*lessons-PushCube-v1.safetensors"):
+    with pytest.raises(NnitError, match="there is no .*distillation-PushCube-v1.safetensors"):
         CliRunner().invoke(app, words, catch_exceptions=False)
-    distillation_data.save(run / "align" / distillation_file(TASK))
+    distillation_data.save(RunDirectory(run).distillation_data(TASK))
     said = CliRunner().invoke(app, words, catch_exceptions=False)
     (policy,) = load_policies(tmp_path / "policies-refined")
     assert policy.source == "refined"

@@ -1,0 +1,37 @@
+"""The population stage: PPO trials, whose snapshots fill the zoo.
+
+Reads: the population of the run that this one continues from, if any.
+Does: trains every task, architecture and seed by PPO (RLlib under Ray Tune).
+Writes: `population/zoo` (Parquet) and a directory for each trial.
+"""
+
+from pathlib import Path
+
+from nnit_dist.artifacts.run_directory import PopulationDirectory
+from nnit_dist.envs.tasks import check_task
+from nnit_dist.population.train import run_population
+from nnit_dist.stages.plan import Figures, RunContext, StagePlan
+
+
+def plan(context: RunContext) -> StagePlan:
+    """The stage of a run; NnitError if a task cannot be trained on."""
+    config = context.config
+    known = context.earlier(lambda run: run.population.path)
+    for task in config.tasks:
+        check_task(task)
+    key = context.reads("tasks", "control_mode", "population")
+    recipes = {task: config.population.recipe_of(task).model_dump() for task in config.tasks}
+    key["population"] |= {"recipes": recipes}
+
+    def work(out: Path) -> Figures:
+        earlier = PopulationDirectory(known) if known else None
+        return run_population(
+            config.population,
+            config.tasks,
+            config.control_mode,
+            PopulationDirectory(out),
+            continue_from=earlier,
+        )
+
+    inputs = {"known": PopulationDirectory(known).zoo.path} if known else {}
+    return StagePlan("population", key, inputs, work)
