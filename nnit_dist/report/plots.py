@@ -58,7 +58,8 @@ def sampler_studies(studies: dict[str, Any]) -> Figure:
         rows = sorted(studies[study], key=lambda row: float(row["setting"]))
         x = [float(row["setting"]) for row in rows]
         means = np.array([row["success_once"] for row in rows])
-        spread = [means - [row["low"] for row in rows], [row["high"] for row in rows] - means]
+        low, high = (np.array([row[end] for row in rows]) for end in ("low", "high"))
+        spread = np.maximum([means - low, high - means], 0)  # rounding may fall below
         axes.errorbar(x, means, spread, color=COLOURS["NNiT"], marker="o", ms=4, capsize=3)
         axes.set_xlabel(label)
         axes.set_ylabel("success once")

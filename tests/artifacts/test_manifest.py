@@ -96,3 +96,27 @@ def test_damaged_json_says_what_to_do(tmp_path):
     (tmp_path / "m.json").write_text("{")
     with pytest.raises(NnitError, match="Delete it to redo its stage"):
         read_json(tmp_path / "m.json")
+
+
+def test_a_stage_that_only_measures_is_done_again_for_another_config(tmp_path):
+    first = StageManifest("evaluate", tmp_path, {"evaluate": {"episodes": 2}}, {}, repeatable=True)
+    first.begin()
+    first.finish({})
+    again = StageManifest("evaluate", tmp_path, {"evaluate": {"episodes": 3}}, {}, repeatable=True)
+    assert first.is_done()
+    assert not again.is_done()
+    again.begin()
+    assert not (tmp_path / "manifest.json").exists()  # killed now, it is not done
+    again.finish({})
+    assert again.is_done()
+    assert not first.is_done()
+
+
+def test_a_stage_that_an_older_version_finished_is_done(tmp_path):
+    old = {"nnit": {"time_mean": 0.5, "networks": 4, "gone": None}, "evaluate": {"samples": 2}}
+    write_json(tmp_path / "manifest.json", {"key": {"config": old, "inputs": {}}})
+    settings = {"nnit": {"logit_mean": 0.5, "networks_per_topology": 4}}
+    assert StageManifest("train", tmp_path, settings, {}).is_done()
+    settings["nnit"]["logit_mean"] = 0.6
+    with pytest.raises(NnitError, match=r"config\.nnit\.logit_mean: 0\.5, now 0\.6"):
+        StageManifest("train", tmp_path, settings, {}).is_done()
