@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from nnit_dist.core.formatting import count, short_time
+
 # In a file or a pipe, tables are as wide as they need to be.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 PLAIN_EVERY_S = 30.0
@@ -51,14 +53,10 @@ def quiet_libraries(log: Path) -> Iterator[None]:
             os.close(err)
 
 
-def short_time(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"
-
-
 def _expected(task: Task) -> float | None:
-    """What the stage itself expects, else what the last two minutes' speed comes to."""
-    told = task.fields["seconds_left"]
-    return task.time_remaining if told is None else told
+    """Seconds left as the stage itself expects them, else by the speed of the last two minutes."""
+    seconds_left = task.fields["seconds_left"]
+    return task.time_remaining if seconds_left is None else seconds_left
 
 
 class _LeftColumn(ProgressColumn):
@@ -118,8 +116,8 @@ class StageProgress:
             task = self._task(name)
             expected = _expected(task)
             left = f"{short_time(expected)} left" if expected else ""
-            line = f"  {name}  {completed:,} of {task.total:,.0f} {self.unit}  {left}  {note}"
-            console.print(line)
+            done = f"{count(completed)} of {count(task.total or 0)} {self.unit}"
+            console.print(f"  {name}  {done}  {left}  {note}")
 
     def watch(self, name: str, done: int, total: int) -> None:
         """As `update`, of a bar that is added when it is first heard of."""

@@ -8,8 +8,9 @@ from typing import Any
 from nnit_dist.artifacts.manifest import StageManifest
 from nnit_dist.artifacts.run_directory import METRICS, RunDirectory
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.formatting import short_time
 from nnit_dist.core.storage import beside
-from nnit_dist.runtime.progress import console, quiet_libraries, short_time
+from nnit_dist.runtime.progress import console, quiet_libraries
 from nnit_dist.runtime.ray_session import ray_session
 from nnit_dist.stages.config import RunConfig
 from nnit_dist.stages.plan import Figures, RunContext, StagePlan
