@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nnit_dist.core.policy import Policy, load_policies, load_policy, save_policy
     from nnit_dist.nnit.model import load_model
-    from nnit_dist.rollout.evaluation import Evaluation, evaluate
+    from nnit_dist.rollout.evaluation import Evaluation, Evaluator, evaluate
 
 __version__ = "0.1.0"
 __all__ = [
     "Evaluation",
+    "Evaluator",
     "Policy",
     "__version__",
     "evaluate",
@@ -20,6 +21,7 @@ __all__ = [
 ]
 _HOMES = {
     "Evaluation": "nnit_dist.rollout.evaluation",
+    "Evaluator": "nnit_dist.rollout.evaluation",
     "Policy": "nnit_dist.core.policy",
     "evaluate": "nnit_dist.rollout.evaluation",
     "load_model": "nnit_dist.nnit.model",

@@ -7,7 +7,7 @@ and with the spatial decoder.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.baselines.crops import policies_of
 from nnit_dist.baselines.trained import COPIES, NNiTOn, TrainedBaselines
-from nnit_dist.bench.results import measured_here, write_results
+from nnit_dist.bench.results import BenchSize, MeasuredHere, measured_here, write_results
+from nnit_dist.core.formatting import percent_interval
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import generator_of
 from nnit_dist.core.splits import UnseenKind, spread
@@ -27,7 +28,8 @@ from nnit_dist.hypernet.metrics import neighbour_correlation, neuron_similarity
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.nnit.tokens import detokenize, token_layout, tokenize
-from nnit_dist.rollout.evaluation import evaluate
+from nnit_dist.rollout.evaluation import Evaluator
+from nnit_dist.rollout.results import PolicyResult, Summary, hidden_of
 from nnit_dist.rollout.summaries import summarize
 from nnit_dist.runtime.progress import StageProgress
 
@@ -39,36 +41,68 @@ ABOUT = {
     "spatial": "GHN, spatial decoder",
 }
 NNIT_ON: tuple[UnseenKind, ...] = ("combination", "width")
+SuccessOf = Literal["whole", "mixed", "nnit_combination", "nnit_width"]
+SUCCESS_OF: tuple[SuccessOf, ...] = ("whole", "mixed", "nnit_combination", "nnit_width")
 STATES = 1000
 PAIRS = 200
 Networks = Callable[[Hidden, int, int], Layers]  # (hidden, index of a best teacher, copy)
+
+
+class Similarity(TypedDict):
+    """Similarity of corresponding neurons between copies, between teachers, between widths."""
+
+    copies: float
+    teachers: float
+    widths: float
+
+
+class WeightsFigures(TypedDict, total=False):
+    """How aligned one kind of weights is, and the success of networks from it.
+
+    `neighbours` are correlations along neurons and along inputs; `whole` networks are as they are,
+    `mixed` ones of the patches of two, and those of NNiT by the kind of unseen topologies.
+    """
+
+    neighbours: tuple[float, float]
+    similarity: Similarity
+    whole: Summary
+    mixed: Summary
+    nnit_combination: Summary
+    nnit_width: Summary
+
+
+class AlignmentFigures(MeasuredHere):
+    """What `nnit bench alignment` measures, by kind of weights."""
+
+    task: str
+    weights: dict[str, WeightsFigures]
+    failures: dict[str, str]
 
 
 def bench_alignment(
     run: RunDirectory,
     task: str,
     kept: Path,
-    count: int,
-    samples: int,
-    episodes: int,
+    size: BenchSize,
+    *,
     out: Path,
-    actors: int | None,
-) -> dict[str, Any]:
+    actors: int | None = None,
+) -> AlignmentFigures:
     """Measure every kind of weights; returns the figures.
 
     Reads one task of a finished run directory with its states. Trains what is missing into `kept`.
-    `count` topologies are measured of seen ones, and of each unseen kind for NNiT. Writes
+    Measures topologies of seen ones, and of each unseen kind for NNiT. Writes
     `out/alignment.json`, `.md` and `.png`, and every episode (`out/episodes`).
     """
     held = run.split().unseen
-    unseen = {kind: spread(held[kind], count) for kind in NNIT_ON if held.get(kind)}
+    unseen = {kind: spread(held[kind], size.topologies) for kind in NNIT_ON if held.get(kind)}
     with StageProgress("steps") as view:
         trained_baselines = TrainedBaselines(run, task, kept, view.watch)
         weights = _weights(trained_baselines)
         writers = {kind: _writer(trained_baselines, kind) for kind in ABOUT}
     obs = DistillationData.load(trained_baselines.states).obs[0][:STATES]
-    seen = spread(trained_baselines.sampler.seen, count)
-    figures: dict[str, Any] = {
+    seen = spread(trained_baselines.sampler.seen, size.topologies)
+    figures: dict[str, WeightsFigures] = {
         kind: {
             "neighbours": neighbour_correlation(
                 [network(hidden, number, number) for number, hidden in enumerate(seen)]
@@ -78,50 +112,68 @@ def bench_alignment(
         for kind, network in weights.items()
     }
     policies = [
-        *_mixed(trained_baselines, weights, seen, samples),
+        *_mixed(trained_baselines, weights, seen, size.samples),
         *(
             policy
             for writer in writers.values()
-            for found in unseen.values()
-            for hidden in found
-            for policy in writer.generate(hidden, samples, 0)
+            for hiddens in unseen.values()
+            for hidden in hiddens
+            for policy in writer.generate(hidden, size.samples, 0)
         ),
     ]
-    evaluation = evaluate(policies, episodes, out, actors, title="alignment")
-    rows = evaluation.rows()
+    evaluation = Evaluator(actors, title="alignment").evaluate(policies, size.episodes, out)
     for kind in ABOUT:
-        for name in ("whole", "mixed"):
-            figures[kind][name] = summarize([r for r in rows if r["source"] == f"{kind}_{name}"])
-        for name, found in unseen.items():
-            ours = [row for row in rows if row["source"] == f"nnit_{kind}"]
-            ours = [row for row in ours if tuple(row["hidden"]) in found]
-            figures[kind][f"nnit_{name}"] = summarize(ours)
-    result = {
+        figures[kind] |= _success(kind, unseen, evaluation.rows())
+    result: AlignmentFigures = {
         "task": task,
         **measured_here(),
         "weights": figures,
         "failures": evaluation.failures,
     }
     deep = max(trained_baselines.sampler.seen, key=lambda hidden: (len(hidden) == 2, sum(hidden)))
-    write_results(out, "alignment", result, as_markdown(result), pictures(weights, deep))
+    text, picture = as_markdown(result), pictures(weights, deep)
+    write_results(out, "alignment", result, text=text, plot=picture)
     return result
+
+
+def _success(
+    kind: str, unseen: dict[UnseenKind, list[Hidden]], rows: list[PolicyResult]
+) -> WeightsFigures:
+    """Success of networks of one kind of weights, and of NNiT trained on them."""
+
+    def of(source: str) -> list[PolicyResult]:
+        return [row for row in rows if row["source"] == source]
+
+    figures: WeightsFigures = {
+        "whole": summarize(of(f"{kind}_whole")),
+        "mixed": summarize(of(f"{kind}_mixed")),
+    }
+    written = {
+        name: [row for row in of(f"nnit_{kind}") if hidden_of(row) in hiddens]
+        for name, hiddens in unseen.items()
+    }
+    if "combination" in written:
+        figures["nnit_combination"] = summarize(written["combination"])
+    if "width" in written:
+        figures["nnit_width"] = summarize(written["width"])
+    return figures
 
 
 def _weights(trained_baselines: TrainedBaselines) -> dict[str, Networks]:
     """Networks of seen topologies of every kind."""
-    found: dict[str, Networks] = {}
+    networks: dict[str, Networks] = {}
     for kind in ("independent", "matched"):
-        found[kind] = _listed(
+        networks[kind] = _listed(
             trained_baselines, [layers for _, layers in trained_baselines.networks(kind)]
         )
-    found["mlp"] = _sampled(trained_baselines.aligned("mlp"))
-    found["pointwise"] = _sampled(trained_baselines.aligned("pointwise"))
-    found["spatial"] = _sampled(trained_baselines.sampler)
-    return found
+    networks["mlp"] = _sampled(trained_baselines.aligned("mlp"))
+    networks["pointwise"] = _sampled(trained_baselines.aligned("pointwise"))
+    networks["spatial"] = _sampled(trained_baselines.sampler)
+    return networks
 
 
 def _listed(trained_baselines: TrainedBaselines, networks: list[Layers]) -> Networks:
-    """Those of exact widths after one teacher: see `Rivals.networks`."""
+    """Those of exact widths after one teacher: see `TrainedBaselines.networks`."""
     seen, teachers = trained_baselines.sampler.seen, len(trained_baselines.sampler.best)
 
     def network(hidden: Hidden, teacher: int, copy: int) -> Layers:
@@ -147,7 +199,7 @@ def _writer(trained_baselines: TrainedBaselines, kind: str) -> NNiTOn:
     return trained_baselines.nnit(kind)  # type: ignore[arg-type]
 
 
-def _similarity(network: Networks, seen: list[Hidden], obs: torch.Tensor) -> dict[str, float]:
+def _similarity(network: Networks, seen: list[Hidden], obs: torch.Tensor) -> Similarity:
     """Similarity of corresponding neurons: between copies, between teachers, between widths."""
     rng = np.random.default_rng(0)
     same_depth = [[h for h in seen if len(h) == len(hidden)] for hidden in seen]
@@ -200,11 +252,8 @@ def mix_patches(
     return detokenize(torch.where(coin[None, :, None], a, b), layout)
 
 
-def as_markdown(figures: dict[str, Any]) -> str:
+def as_markdown(figures: AlignmentFigures) -> str:
     """Two tables: how aligned the weights are, and what becomes of them."""
-    once = lambda row: (  # noqa: E731
-        f"{100 * row['success_once']:.1f} ({100 * row['low']:.1f}-{100 * row['high']:.1f})"
-    )
     lines = [
         f"# Alignment on {figures['task']}",
         "",
@@ -215,9 +264,9 @@ def as_markdown(figures: dict[str, Any]) -> str:
         "teacher's | like another width's |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for kind, found in figures["weights"].items():
-        down, across = found["neighbours"]
-        like = found["similarity"]
+    for kind, row in figures["weights"].items():
+        down, across = row["neighbours"]
+        like = row["similarity"]
         lines.append(
             f"| {ABOUT[kind]} | {down:.2f} | {across:.2f} | {like['copies']:.2f} | "
             f"{like['teachers']:.2f} | {like['widths']:.2f} |"
@@ -230,9 +279,12 @@ def as_markdown(figures: dict[str, Any]) -> str:
         "| weights | whole | patches of two mixed | NNiT, combination | NNiT, width |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for kind, found in figures["weights"].items():
-        names = ("whole", "mixed", *(f"nnit_{unseen}" for unseen in NNIT_ON))
-        cells = (once(found[name]) if name in found else "-" for name in names)
+    for kind, row in figures["weights"].items():
+        summaries = (row.get(name) for name in SUCCESS_OF)
+        cells = (
+            percent_interval(cell["success_once"], cell["low"], cell["high"]) if cell else "-"
+            for cell in summaries
+        )
         lines.append(f"| {ABOUT[kind]} | {' | '.join(cells)} |")
     lines += [
         "",

@@ -8,7 +8,6 @@ mean, and said.
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -16,15 +15,22 @@ from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.baselines import Generator
 from nnit_dist.baselines.crops import AlignedCrops, PatchGaussian, TrainedCrops
 from nnit_dist.baselines.trained import NNiTOn, TrainedBaselines
-from nnit_dist.bench.results import measured_here, write_results
+from nnit_dist.bench.results import BenchSize, MeasuredHere, measured_here, write_results
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.formatting import percent_interval, points_cell
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.splits import UnseenKind, spread
 from nnit_dist.core.topology import Hidden
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.model import NNiTModel
-from nnit_dist.rollout.evaluation import evaluate
-from nnit_dist.rollout.summaries import paired_rows, summarize
+from nnit_dist.rollout.evaluation import Evaluator
+from nnit_dist.rollout.results import (
+    MethodSummary,
+    NetworkResult,
+    PairedDifference,
+    hidden_of,
+)
+from nnit_dist.rollout.summaries import paired_results, summarize
 from nnit_dist.runtime.progress import StageProgress
 
 ABOUT = {
@@ -42,52 +48,81 @@ ABOUT = {
 AVERAGED = 16
 
 
+class MethodComparison(MethodSummary):
+    """A method's success on a kind of topologies, and NNiT's less it, paired by topology."""
+
+    nnit_less: PairedDifference | None
+
+
+class GeneralizationFigures(MeasuredHere):
+    """What `nnit bench generalization` measures.
+
+    `topologies` are hidden widths by kind, `cannot` the reasons why a method writes no network, by
+    method and kind, and `failures` those why networks could not be measured, by policy.
+    """
+
+    task: str
+    samples: int
+    episodes: int
+    topologies: dict[UnseenKind, list[list[int]]]
+    methods: list[MethodComparison]
+    cannot: dict[str, dict[str, list[str]]]
+    failures: dict[str, str]
+
+
 def bench_generalization(
     run: RunDirectory,
     task: str,
     kinds: list[UnseenKind],
-    count: int,
-    samples: int,
-    episodes: int,
+    size: BenchSize,
+    *,
     out: Path,
-    actors: int | None,
-    trained_baselines: Path | None,
-) -> dict[str, Any]:
-    """Measure every method on `count` unseen topologies of each of `kinds`; returns the figures.
+    actors: int | None = None,
+    trained_baselines: Path | None = None,
+) -> GeneralizationFigures:
+    """Measure every method on unseen topologies of each of `kinds`; returns the figures.
 
-    Reads one task of a finished run directory; with `rivals`, trains what needs training into that
-    directory. Writes `out/generalization.json`, `.md` and `.png`, and every episode
+    Reads one task of a finished run directory. With `trained_baselines`, trains what needs training
+    into that directory. Writes `out/generalization.json`, `.md` and `.png`, and every episode
     (`out/episodes`), from which a killed bench goes on.
+
+    Raises:
+        NnitError: the run held out no topologies of these kinds.
     """
     held = run.split().unseen
-    topologies = {kind: spread(held[kind], count) for kind in kinds if held.get(kind)}
+    topologies = {kind: spread(held[kind], size.topologies) for kind in kinds if held.get(kind)}
     if not topologies:
         raise NnitError(f"{run} held out no topologies of kind {', '.join(kinds)}.")
-    places = {hidden: kind for kind, found in topologies.items() for hidden in found}
+    kind_of = {hidden: kind for kind, hiddens in topologies.items() for hidden in hiddens}
     policies: list[Policy] = []
     cannot: dict[str, dict[str, list[str]]] = {}
     for generator in _generators(run, task, trained_baselines):
-        for hidden, kind in places.items():
+        for hidden, kind in kind_of.items():
             try:
-                policies += generator.generate(hidden, samples, 0)
+                policies += generator.generate(hidden, size.samples, 0)
             except NnitError as error:
                 cannot.setdefault(generator.name, {}).setdefault(kind, []).append(str(error))
     measured = run.evaluate.episodes(task)  # what the run measured need not be again
     if measured.exists():
         shutil.copytree(measured, out / "episodes", dirs_exist_ok=True)
-    result = evaluate(policies, episodes, out, actors, title="generalization")
-    rows = [row | {"kind": places[tuple(row["hidden"])]} for row in result.rows()]
-    figures = {
+    evaluator = Evaluator(actors, title="generalization")
+    result = evaluator.evaluate(policies, size.episodes, out)
+    networks: list[NetworkResult] = [
+        {**row, "task": task, "method": row["source"], "kind": kind_of[hidden_of(row)]}
+        for row in result.rows()
+    ]
+    figures: GeneralizationFigures = {
         "task": task,
-        "samples": samples,
-        "episodes": episodes,
+        "samples": size.samples,
+        "episodes": size.episodes,
         **measured_here(),
-        "topologies": {kind: [list(h) for h in found] for kind, found in topologies.items()},
-        "methods": list(_compare(rows, list(topologies))),
+        "topologies": {kind: [list(h) for h in hiddens] for kind, hiddens in topologies.items()},
+        "methods": list(_compare(networks, list(topologies))),
         "cannot": cannot,
         "failures": result.failures,
     }
-    write_results(out, "generalization", figures, as_markdown(figures), plot(figures))
+    text, picture = as_markdown(figures), plot(figures)
+    write_results(out, "generalization", figures, text=text, plot=picture)
     return figures
 
 
@@ -123,19 +158,19 @@ def _generators(
             yield made.nnit(weights)
 
 
-def _compare(rows: list[dict[str, Any]], kinds: list[UnseenKind]) -> Iterator[dict[str, Any]]:
-    """Every method's success on every kind, and NNiT's less it, paired by topology."""
+def _compare(networks: list[NetworkResult], kinds: list[UnseenKind]) -> Iterator[MethodComparison]:
+    """Every method's success on every kind, and NNiT's less it."""
     for kind in kinds:
-        same = [row for row in rows if row["kind"] == kind]
-        ours = [row for row in same if row["source"] == "nnit"]
+        same = [network for network in networks if network["kind"] == kind]
+        ours = [network for network in same if network["method"] == "nnit"]
         for method in ABOUT:
-            theirs = [row for row in same if row["source"] == method]
+            theirs = [network for network in same if network["method"] == method]
             if theirs:
-                pair = paired_rows(ours, theirs) if method != "nnit" else None
+                pair = paired_results(ours, theirs) if method != "nnit" else None
                 yield {"method": method, "kind": kind, **summarize(theirs), "nnit_less": pair}
 
 
-def as_markdown(figures: dict[str, Any]) -> str:
+def as_markdown(figures: GeneralizationFigures) -> str:
     """The table, with what was measured, when and on what."""
     counts = ", ".join(
         f"{len(held)} of kind {kind}" for kind, held in figures["topologies"].items()
@@ -153,13 +188,13 @@ def as_markdown(figures: dict[str, Any]) -> str:
         "| --- | --- | --- | --- |",
     ]
     for row in figures["methods"]:
-        once, low, high = (100 * row[key] for key in ("success_once", "low", "high"))
+        success = percent_interval(row["success_once"], row["low"], row["high"])
         pair = row["nnit_less"]
-        less = "" if pair is None else _points(pair)
+        less = points_cell(pair["difference"], pair["low"], pair["high"]) if pair else ""
         method, missing = ABOUT[row["method"]], figures["cannot"].get(row["method"], {})
         if left_out := len(missing.get(row["kind"], [])):
             method += f" (cannot write {left_out} of them)"
-        lines.append(f"| {row['kind']} | {method} | {once:.1f} ({low:.1f}-{high:.1f}) | {less} |")
+        lines.append(f"| {row['kind']} | {method} | {success} | {less} |")
     measured = {(row["method"], row["kind"]) for row in figures["methods"]}
     for method, by_kind in figures["cannot"].items():
         kinds = [kind for kind in by_kind if (method, kind) not in measured]
@@ -168,30 +203,25 @@ def as_markdown(figures: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(figures: dict[str, Any]) -> Figure:
+def plot(figures: GeneralizationFigures) -> Figure:
     """Every method's mean and interval, a panel a kind."""
     kinds = list(figures["topologies"])
-    found = {(row["method"], row["kind"]): row for row in figures["methods"]}
-    methods = [method for method in ABOUT if any((method, kind) in found for kind in kinds)][::-1]
+    measured = {(row["method"], row["kind"]): row for row in figures["methods"]}
+    methods = [name for name in ABOUT if any((name, kind) in measured for kind in kinds)][::-1]
     figure = Figure(figsize=(2.6 * len(kinds) + 2.6, 0.32 * len(methods) + 1))
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
         for place, method in enumerate(methods):
-            row = found.get((method, kind))
+            row = measured.get((method, kind))
             if row is None:
                 axes.text(2, place, "cannot", va="center", fontsize=7, color="#8c959f")
                 continue
-            mean, low, high = (100 * row[key] for key in ("success_once", "low", "high"))
-            denormalize = "#0969da" if method == "nnit" else "#8c959f"
-            axes.barh(place, mean, xerr=[[mean - low], [high - mean]], color=denormalize)
+            mean, low, high = (100 * row["success_once"], 100 * row["low"], 100 * row["high"])
+            color = "#0969da" if method == "nnit" else "#8c959f"
+            axes.barh(place, mean, xerr=[[mean - low], [high - mean]], color=color)
         axes.set_yticks(range(len(methods)), [ABOUT[method] for method in methods], fontsize=8)
         axes.set_xlim(0, 100)
         axes.set_title(f"unseen: {kind}", fontsize=10)
         axes.set_xlabel("success_once in %", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _points(pair: dict[str, float]) -> str:
-    difference, low, high = (100 * pair[key] for key in ("difference", "low", "high"))
-    return f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"

@@ -9,17 +9,22 @@ varied.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.baselines.crops import policies_of
+from nnit_dist.bench.memorization_page import (
+    ABOUT,
+    KindFigures,
+    MemorizationFigures,
+    as_markdown,
+    plot,
+)
 from nnit_dist.bench.results import measured_here, write_results
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.policy import Policy
@@ -33,36 +38,41 @@ from nnit_dist.nnit.dataset import AlignedDataset, Drawn, batch_of
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.nnit.train import training_of
 from nnit_dist.rollout.episodes import Part, run_part
-from nnit_dist.rollout.evaluation import Evaluation, evaluate
+from nnit_dist.rollout.evaluation import Evaluation, Evaluator
 
-ABOUT = {
-    "nnit": "NNiT",
-    "fresh": "another of the same source",
-    "teacher": "after one teacher alone",
-    "noise": "a training network with noise",
-    "average": "average of 16 training networks",
-    "gaussian": "a Gaussian of every weight",
-}
 AVERAGED = 16
 NOISE = 0.1  # of the rms of each layer's weights
 STATE_EPISODES = 10
 WRITTEN = 64  # networks at once
 
 
+@dataclass(frozen=True)
+class Counts:
+    """How much is compared: training networks a topology, at most; networks of every kind a
+    topology; episodes a network.
+    """
+
+    trained: int
+    drawn: int
+    episodes: int
+
+
 def bench_memorization(
     run: RunDirectory,
     task: str,
     topologies: list[Hidden],
-    trained: int,
-    drawn: int,
-    episodes: int,
+    counts: Counts,
+    *,
     out: Path,
-    actors: int | None,
-) -> dict[str, Any]:
-    """Compare `drawn` networks of every kind with `trained` training ones; returns the figures.
+    actors: int | None = None,
+) -> MemorizationFigures:
+    """Compare networks of every kind with training ones; returns the figures.
 
     Reads one task of a finished run directory. Writes `out/memorization.json`, `.md`, `.png`, and
     every episode (`out/episodes`).
+
+    Raises:
+        NnitError: a topology was not trained on.
     """
     model = NNiTModel.load(run.nnit()).for_task(task)
     samplers = load_samplers(run.hypernet())
@@ -73,24 +83,22 @@ def bench_memorization(
             f"{hidden_name(strange[0])} was not trained on. Seen topologies of {run} are "
             f"{', '.join(map(hidden_name, spread(sampler.seen, 8)))}, ..."
         )
-    groups = _groups(run, samplers, model, topologies, trained, drawn)
+    groups = _groups(run, samplers, model, topologies, counts)
     policies = [policy for group in groups for policy in group.policies()]
-    result = evaluate(policies, episodes, out, actors, title="memorization")
+    result = Evaluator(actors, title="memorization").evaluate(policies, counts.episodes, out)
     measured = {kind: _joined([g.measure(kind, states, result) for g in groups]) for kind in ABOUT}
-    figures = {
+    figures: MemorizationFigures = {
         "task": sampler.task.name,
         **measured_here(),
         "topologies": [list(hidden) for hidden in topologies],
         "trained": [len(group.train) for group in groups],
-        "drawn": drawn,
+        "drawn": counts.drawn,
         "teachers": len(sampler.best),
-        "episodes": episodes,
-        "kinds": {
-            kind: {name: _mean(values) for name, values in found.items()}
-            for kind, found in measured.items()
-        },
+        "episodes": counts.episodes,
+        "kinds": {kind: _means(values) for kind, values in measured.items()},
     }
-    write_results(out, "memorization", figures, as_markdown(figures), plot(measured))
+    text, picture = as_markdown(figures), plot(measured)
+    write_results(out, "memorization", figures, text=text, plot=picture)
     return figures
 
 
@@ -111,16 +119,15 @@ def _groups(
     samplers: list[HypernetModel],
     model: NNiTModel,
     topologies: list[Hidden],
-    trained: int,
-    drawn: int,
+    counts: Counts,
 ) -> list["_Group"]:
     config, seed = training_of(run)
     exact, task = [replace(sampler, variation=0) for sampler in samplers], model.number
     source = AlignedDataset(exact, config, seed)
     batches = 1 + max(batch_of(step, 0, config.reuse) for step in range(config.steps))
-    train = _networks(source, task, topologies, range(batches), trained)
-    fresh = _networks(source, task, topologies, range(batches, 10 * batches), drawn)
-    return [_Group(samplers[task], model, h, train[h], fresh[h], drawn) for h in topologies]
+    train = _networks(source, task, topologies, range(batches), counts.trained)
+    fresh = _networks(source, task, topologies, range(batches, 10 * batches), counts.drawn)
+    return [_Group(samplers[task], model, h, train[h], fresh[h], counts.drawn) for h in topologies]
 
 
 def _networks(
@@ -292,6 +299,17 @@ def _overlaps(own: np.ndarray, known: np.ndarray) -> np.ndarray:
     return both / np.maximum((own[:, None] | known[None]).sum(2), 1)
 
 
+def _means(values: dict[str, np.ndarray]) -> KindFigures:
+    return {
+        "weight_distance": _mean(values["weight_distance"]),
+        "weight_distance_teacher": _mean(values["weight_distance_teacher"]),
+        "action_distance": _mean(values["action_distance"]),
+        "action_distance_teacher": _mean(values["action_distance_teacher"]),
+        "failure_overlap": _mean(values["failure_overlap"]),
+        "success_once": float(np.mean(values["success_once"])),
+    }
+
+
 def _mean(values: np.ndarray) -> float | None:
     mean = float(np.mean(values))
     return None if np.isnan(mean) else mean
@@ -299,73 +317,3 @@ def _mean(values: np.ndarray) -> float | None:
 
 def _joined(groups: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
-
-
-def as_markdown(figures: dict[str, Any]) -> str:
-    """The table, with what was measured, when and on what."""
-    names = ", ".join("x".join(map(str, hidden)) for hidden in figures["topologies"])
-    trained = ", ".join(map(str, figures["trained"]))
-    lines = [
-        f"# Memorisation on {figures['task']}",
-        "",
-        f"`nnit bench memorization`, {figures['date']}, {figures['machine']}. Seen topologies "
-        f"{names}; {figures['drawn']} networks of every kind of each ({figures['teachers']} after "
-        f"one teacher alone), beside {trained} training networks; {figures['episodes']} episodes a "
-        "network.",
-        "",
-        "| | weights, to training | weights, to a teacher's | actions, to training "
-        "| actions, to a teacher's | failures | success_once |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    columns = {
-        "weight_distance": 3,
-        "weight_distance_teacher": 3,
-        "action_distance": 4,
-        "action_distance_teacher": 4,
-        "failure_overlap": 2,
-    }
-    for kind, found in figures["kinds"].items():
-        cells = [
-            "-" if found[name] is None else f"{found[name]:.{digits}f}"
-            for name, digits in columns.items()
-        ]
-        success = f"{100 * found['success_once']:.1f}"
-        lines.append(f"| {ABOUT[kind]} | {' | '.join(cells)} | {success} |")
-    lines += [
-        "",
-        "Distance in weights to the nearest training network and to the nearest network after one "
-        "teacher alone, in norms of a network; in actions, mean difference on fixed states. "
-        "failures: largest overlap (intersection over union) of failed episodes with such a "
-        "teacher's network. A copy would have distances of 0 and, where it fails, an overlap of 1; "
-        "what is as new as its source has the figures of the second row; teachers differ from one "
-        "another by those of the third.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def plot(measured: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """How far every network is from what is known, against its success."""
-    figure = Figure(figsize=(11, 3.2))
-    panels = figure.subplots(1, 3, sharey=True)
-    about = {
-        "weight_distance": "weights: from the nearest of training",
-        "weight_distance_teacher": "weights: from the nearest teacher's",
-        "action_distance_teacher": "actions: from the nearest teacher's",
-    }
-    for axes, (name, label) in zip(panels, about.items(), strict=True):
-        for kind, found in measured.items():
-            size, zorder = (16, 3) if kind == "nnit" else (10, 2)
-            axes.scatter(
-                found[name],
-                found["success_once"],
-                s=size,
-                alpha=0.6,
-                lw=0,
-                zorder=zorder,
-                label=ABOUT[kind],
-            )
-        axes.set_xlabel(label, fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("success_once")
-    panels[2].legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(1, 0.2))
-    return figure

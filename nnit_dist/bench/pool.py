@@ -1,8 +1,7 @@
 """`nnit bench pool`: the evaluation pool beside the bare ManiSkill loop, and at scale.
 
-The bare loop is what everyone writes: `gym.make`, a policy in numpy, `env.step`, the dense
-reward on. The scale part runs on stand-in simulators, which sleep instead of simulating: it
-measures the pool and its driver, not physics.
+The bare loop is that of `bench.bare`, with a policy in numpy. The scale part runs on stand-in
+simulators, which sleep instead of simulating: it measures the pool and its driver, not physics.
 """
 
 import asyncio
@@ -10,16 +9,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import psutil
 import ray
 
+from nnit_dist.bench.bare import bare_env, run_episode
+from nnit_dist.core.formatting import count
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.task import DEFAULT_CONTROL_MODE, TaskInfo
 from nnit_dist.core.topology import Topology
-from nnit_dist.envs import headless
 from nnit_dist.envs.sim import TEST_SEED, SimEnv, task_info
 from nnit_dist.rollout.actors import Ready, Simulators
 from nnit_dist.rollout.episodes import Part, Rollouts, run_part
@@ -44,27 +44,62 @@ def random_policy(info: TaskInfo, seed: int, hidden: tuple[int, ...] = (64, 64))
     return Policy(topology, layers, info.name, "random", info.control_mode, f"random_{seed}")
 
 
-def bench_speed(task: str, episodes: int, cores: int) -> dict[str, float]:
+class SpeedFigures(TypedDict):
     """Env steps a second: the bare loop, ours without Ray, the pool on one and on all cores.
+
+    `physics_share` is PhysX's share of the time of ours, `ratio` how many times as many steps a
+    core the pool makes as the bare loop, `scaling` how many times one actor's all actors make.
+    """
+
+    bare: float
+    ours: float
+    physics_share: float
+    one_actor: float
+    all_actors: float
+    ratio: float
+    scaling: float
+    call_overhead_ms: float
+
+
+class EstimateFigures(TypedDict):
+    """Seconds left as shown after a tenth of the work, and as they turned out."""
+
+    expected_s: float
+    true_s: float
+
+
+class ScaleFigures(EstimateFigures):
+    """What rollouts on stand-in simulators cost: `ideal_s` if no simulator ever waited."""
+
+    rollouts: int
+    seconds: float
+    ideal_s: float
+    driver_ms: float
+    memory_mb: float
+
+
+def bench_speed(task: str, episodes: int, cores: int) -> SpeedFigures:
+    """The speed of the bare loop and of the pool.
 
     What is compared takes turns, so that a machine whose speed drifts favours neither; medians.
     """
     info = task_info(task)
     policy = random_policy(info, 0)
-    bare, ours = _Bare(info), SimEnv(task, reward=False)
+    bare, ours = bare_env(task), SimEnv(task, reward=False)
     steps: dict[str, list[float]] = {"bare": [], "ours": []}
     physics = _time_physics(ours)
     for repeat in range(REPEATS + 1):
-        count = episodes if repeat else WARM_EPISODES
-        seeds = tuple(range(TEST_SEED, TEST_SEED + count))
+        run = episodes if repeat else WARM_EPISODES
+        seeds = tuple(range(TEST_SEED, TEST_SEED + run))
         physics["seconds"] = 0.0
         started = time.perf_counter()
-        bare.run(policy, seeds)
+        for seed in seeds:
+            run_episode(bare, lambda obs: policy.act(obs[0].numpy()), seed)
         between = time.perf_counter()
         run_part(ours, Part(policy, seeds))
         ended = time.perf_counter()
-        steps["bare"].append(count * info.max_episode_steps / (between - started))
-        steps["ours"].append(count * info.max_episode_steps / (ended - between))
+        steps["bare"].append(run * info.max_episode_steps / (between - started))
+        steps["ours"].append(run * info.max_episode_steps / (ended - between))
         share = physics["seconds"] / (ended - between)
     ours.close()
     bare_rate, ours_rate = (float(np.median(steps[name][1:])) for name in ("bare", "ours"))
@@ -72,41 +107,17 @@ def bench_speed(task: str, episodes: int, cores: int) -> dict[str, float]:
     for actors in [1, cores] * REPEATS:
         rate, overhead = pool_rate(policy, info.max_episode_steps, episodes * cores, actors)
         rates[actors].append(rate)
-    one, every = float(np.median(rates[1])), float(np.median(rates[cores]))
+    one_actor, all_actors = float(np.median(rates[1])), float(np.median(rates[cores]))
     return {
         "bare": bare_rate,
         "ours": ours_rate,
         "physics_share": share,
-        "one_actor": one,
-        "all_actors": every,
-        "ratio": every / cores / bare_rate,
-        "scaling": every / one,
+        "one_actor": one_actor,
+        "all_actors": all_actors,
+        "ratio": all_actors / cores / bare_rate,
+        "scaling": all_actors / one_actor,
         "call_overhead_ms": overhead,
     }
-
-
-class _Bare:
-    """The loop that everyone writes."""
-
-    def __init__(self, info: TaskInfo) -> None:
-        import gymnasium as gym
-
-        if not headless.has_render_device():
-            headless.install_stand_ins()
-        self.env = gym.make(
-            info.name,
-            obs_mode="state",
-            control_mode=info.control_mode,
-            sim_backend="physx_cpu",
-            render_backend="none",
-        )
-        self.steps = info.max_episode_steps
-
-    def run(self, policy: Policy, seeds: tuple[int, ...]) -> None:
-        for seed in seeds:
-            obs, _ = self.env.reset(seed=seed)
-            for _ in range(self.steps):
-                obs, *_ = self.env.step(policy.act(obs[0].numpy()))
 
 
 def _time_physics(env: SimEnv) -> dict[str, float]:
@@ -185,7 +196,7 @@ class _StandIn:
         return self._host.rollout.remote(parts, self._episode_s)
 
 
-def bench_scale(actors: int, networks: int, episodes: int, episode_s: float) -> dict[str, float]:
+def bench_scale(actors: int, networks: int, episodes: int, episode_s: float) -> ScaleFigures:
     """What `networks` x `episodes` rollouts on stand-in simulators cost the driver."""
     info = TaskInfo("stand-in", DEFAULT_CONTROL_MODE, 35, 8, 50)
     evaluables = [random_policy(info, seed) for seed in range(networks)]
@@ -195,7 +206,9 @@ def bench_scale(actors: int, networks: int, episodes: int, episode_s: float) -> 
         stand_ins, watch = StandIns(actors, episode_s), _Watch(total)
         store = EpisodeStore(Path(directory))
         memory, cpu, started = process.memory_info().rss, time.process_time(), time.perf_counter()
-        failures = measure(list(evaluables), scores, store, stand_ins, actors, "rollouts", watch)
+        failures = measure(
+            evaluables, scores, store, stand_ins, actors=actors, title="rollouts", watch=watch
+        )
         spent = time.perf_counter() - started
         cpu = time.process_time() - cpu
         assert not failures
@@ -226,14 +239,14 @@ class _Watch:
         return self._last - self._at
 
 
-def bench_estimate(task: str, networks: int, episodes: int, actors: int) -> dict[str, float]:
+def bench_estimate(task: str, networks: int, episodes: int, actors: int) -> EstimateFigures:
     """The time left that is shown after a tenth of a real evaluation, and what it came to."""
     info = task_info(task)
     evaluables = [random_policy(info, seed) for seed in range(networks)]
     scores = Scores(networks, range(TEST_SEED, TEST_SEED + episodes))
     watch = _Watch(networks * episodes)
     simulators = Simulators(task, info.control_mode)
-    measure(list(evaluables), scores, None, simulators, actors, "episodes", watch)
+    measure(evaluables, scores, None, simulators, actors=actors, title="episodes", watch=watch)
     return {"expected_s": watch.expected, "true_s": watch.true_left()}
 
 
@@ -241,32 +254,33 @@ def lines(cores: int, seconds: float, tasks: list[str], scale: bool) -> Iterator
     """Run everything; one line a figure as soon as it is there."""
     for task in tasks:
         episodes = max(10, int(seconds * 10 / REPEATS))
-        found = bench_speed(task, episodes, cores)
+        speed = bench_speed(task, episodes, cores)
         yield (
-            f"{task}: bare ManiSkill loop {found['bare']:,.0f} steps/s a core; pool "
-            f"{found['all_actors'] / cores:,.0f} steps/s a core on {cores} actors: "
-            f"{found['ratio']:.2f} times"
+            f"{task}: bare ManiSkill loop {count(speed['bare'])} steps/s a core; pool "
+            f"{count(speed['all_actors'] / cores)} steps/s a core on {cores} actors: "
+            f"{speed['ratio']:.2f} times"
         )
         yield (
-            f"  without Ray {found['ours']:,.0f} steps/s, of which PhysX takes "
-            f"{found['physics_share']:.0%}; one actor {found['one_actor']:,.0f} steps/s, "
-            f"{cores} actors {found['scaling']:.2f} times that; "
-            f"pool overhead {found['call_overhead_ms']:.1f} ms a call"
+            f"  without Ray {count(speed['ours'])} steps/s, of which PhysX takes "
+            f"{speed['physics_share']:.0%}; one actor {count(speed['one_actor'])} steps/s, "
+            f"{cores} actors {speed['scaling']:.2f} times that; "
+            f"pool overhead {speed['call_overhead_ms']:.1f} ms a call"
         )
         yield _estimate(task, bench_estimate(task, 40, max(1, int(3 * seconds)), cores))
     if scale:
-        found = bench_scale(1000, 1000, 100, 0.5)
+        scaled = bench_scale(1000, 1000, 100, 0.5)
         yield (
-            f"1,000 stand-in simulators (they sleep), {found['rollouts']:,.0f} rollouts: "
-            f"{found['seconds']:.0f} s ({found['ideal_s']:.0f} s if no simulator ever waited), "
-            f"driver {found['driver_ms']:.3f} ms CPU a rollout, {found['memory_mb']:.0f} MB growth"
+            f"1,000 stand-in simulators (they sleep), {count(scaled['rollouts'])} rollouts: "
+            f"{scaled['seconds']:.0f} s ({scaled['ideal_s']:.0f} s if no simulator ever waited), "
+            f"driver {scaled['driver_ms']:.3f} ms CPU a rollout, "
+            f"{scaled['memory_mb']:.0f} MB growth"
         )
-        yield _estimate("stand-ins", found)
+        yield _estimate("stand-ins", scaled)
 
 
-def _estimate(name: str, found: dict[str, float]) -> str:
-    off = found["expected_s"] / found["true_s"] - 1
+def _estimate(name: str, figures: EstimateFigures) -> str:
+    off = figures["expected_s"] / figures["true_s"] - 1
     return (
-        f"  {name}: time left shown after a tenth {found['expected_s']:.1f} s, "
-        f"true {found['true_s']:.1f} s ({off:+.0%})"
+        f"  {name}: time left shown after a tenth {figures['expected_s']:.1f} s, "
+        f"true {figures['true_s']:.1f} s ({off:+.0%})"
     )

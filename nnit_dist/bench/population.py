@@ -1,8 +1,8 @@
 """`nnit bench population`: PPO's env steps a second beside the bare ManiSkill loop.
 
-On every core at once, taking turns: the loop that everyone writes (`gym.make`, dense reward, random
-actions), our environment in the same loop, PPO with RLlib's own env runner and learner, and PPO
-with ours; and, if asked for, what either PPO learns in the same number of steps.
+On every core at once, taking turns: the bare loop with random actions, our environment in the same
+loop, PPO with RLlib's own env runner and learner, and PPO with ours; and, if asked for, what either
+PPO learns in the same number of steps.
 """
 
 import math
@@ -14,12 +14,12 @@ import numpy as np
 import ray
 import torch
 
+from nnit_dist.bench.bare import bare_env, run_episode
+from nnit_dist.core.formatting import count
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.task import DEFAULT_CONTROL_MODE
 from nnit_dist.core.topology import Hidden, Topology
-from nnit_dist.envs import headless
 from nnit_dist.envs.sim import VALIDATION_SEED, SimEnv
-from nnit_dist.envs.tasks import check_task
 from nnit_dist.population.config import Recipe
 from nnit_dist.population.module import ActorCriticModule
 from nnit_dist.population.ppo import ppo_config
@@ -45,7 +45,7 @@ class Meter:
         self.kind, self.task, self.recipe, self.seed = kind, task, recipe, seed
         self.rng, self.done = np.random.default_rng(seed), 0
         if kind == "bare":
-            self.env = _bare(task)
+            self.env = bare_env(task)
         elif kind == "ours":
             self.env = SimEnv(task)
         else:
@@ -81,18 +81,13 @@ class Meter:
                 self.algo.train()
                 steps += self.recipe.batch
             else:
-                steps += self._episode()
+                seed = int(self.rng.integers(2**30))
+                steps += run_episode(self.env, self._random_action, seed)
         self.done += steps
         return steps
 
-    def _episode(self) -> int:
-        self.env.reset(seed=int(self.rng.integers(2**30)))
-        steps, truncated = 0, False
-        while not truncated:
-            action = self.rng.uniform(-1, 1, self.env.action_space.shape).astype(np.float32)
-            *_, truncated, _ = self.env.step(action)
-            steps += 1
-        return steps
+    def _random_action(self, obs: Any) -> np.ndarray:
+        return self.rng.uniform(-1, 1, self.env.action_space.shape).astype(np.float32)
 
 
 def bench_population(task: str, seconds: float, cores: int, recipe: Recipe) -> dict[Kind, float]:
@@ -100,35 +95,38 @@ def bench_population(task: str, seconds: float, cores: int, recipe: Recipe) -> d
     meters = {kind: [start_meter(kind, task, recipe, i) for i in range(cores)] for kind in ABOUT}
     rates: dict[Kind, list[float]] = {kind: [] for kind in ABOUT}
     for _ in range(REPEATS):
-        for kind, own in meters.items():
-            found = ray.get([meter.rate.remote(seconds / REPEATS) for meter in own])
-            rates[kind].append(sum(found))
-    for own in meters.values():
-        for meter in own:
+        for kind, actors in meters.items():
+            turns = [meter.rate.remote(seconds / REPEATS) for meter in actors]
+            rates[kind].append(sum(ray.get(turns)))
+    for actors in meters.values():
+        for meter in actors:
             ray.kill(meter)
-    return {kind: float(np.median(found)) for kind, found in rates.items()}
+    return {kind: float(np.median(turns)) for kind, turns in rates.items()}
 
 
 def bench_curves(task: str, recipe: Recipe, seeds: int) -> dict[Kind, list[float]]:
     """Success after the recipe's steps from every seed, with RLlib's own parts and with ours."""
-    found: dict[Kind, list[float]] = {}
-    for kind in ("rllib", "trial"):
+    kinds: tuple[Kind, ...] = ("rllib", "trial")
+    curves: dict[Kind, list[float]] = {}
+    for kind in kinds:
         meters = [start_meter(kind, task, recipe, seed) for seed in range(seeds)]
-        found[kind] = ray.get([meter.learn.remote() for meter in meters])
+        curves[kind] = ray.get([meter.learn.remote() for meter in meters])
         for meter in meters:
             ray.kill(meter)
-    return found
+    return curves
 
 
-def lines(task: str, seconds: float, cores: int, env_steps: int, seeds: int) -> Iterator[str]:
+def lines(task: str, seconds: float, cores: int, *, env_steps: int, seeds: int) -> Iterator[str]:
     """Run everything; one line a figure."""
     rates = bench_population(task, seconds, cores, Recipe())
     yield f"{task}, {cores} processes on {cores} cores, env steps/s:"
     for kind, rate in rates.items():
-        yield f"  {ABOUT[kind]}: {rate:,.0f}, {rate / rates['bare']:.2f} of the bare loop"
+        yield f"  {ABOUT[kind]}: {count(rate)}, {rate / rates['bare']:.2f} of the bare loop"
     yield f"  ours is {rates['trial'] / rates['rllib']:.2f} times RLlib's own"
     if seeds:
-        yield f"success after {env_steps:,} env steps, {seeds} seeds, {EPISODES} episodes each:"
+        yield (
+            f"success after {count(env_steps)} env steps, {seeds} seeds, {EPISODES} episodes each:"
+        )
         # Without what RLlib's own learner has not.
         recipe = Recipe(env_steps=env_steps, normalize_observations=False, max_kl=math.inf)
         for kind, successes in bench_curves(task, recipe, seeds).items():
@@ -137,23 +135,8 @@ def lines(task: str, seconds: float, cores: int, env_steps: int, seeds: int) -> 
 
 
 def start_meter(kind: Kind, task: str, recipe: Recipe, seed: int) -> Any:
+    """A `Meter` in a process of its own."""
     return ray.remote(Meter).options(num_cpus=0).remote(kind, task, recipe, seed)
-
-
-def _bare(task: str) -> Any:
-    import gymnasium as gym
-
-    check_task(task)  # registers the tasks
-    if not headless.has_render_device():
-        headless.install_stand_ins()
-    return gym.make(
-        task,
-        obs_mode="state",
-        control_mode=DEFAULT_CONTROL_MODE,
-        reward_mode="normalized_dense",
-        sim_backend="physx_cpu",
-        render_backend="none",
-    )
 
 
 def _stock(recipe: Recipe, hidden: Hidden, task: str, control_mode: str, seed: int) -> Any:

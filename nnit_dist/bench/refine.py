@@ -7,53 +7,76 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from matplotlib.figure import Figure
 
 from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.artifacts.shipped import shipped
-from nnit_dist.bench.results import measured_here, write_results
+from nnit_dist.bench.results import BenchSize, MeasuredHere, measured_here, write_results
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.formatting import count, percent_interval
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.splits import UnseenKind, spread
 from nnit_dist.nnit.model import load_model
-from nnit_dist.rollout.evaluation import evaluate
+from nnit_dist.rollout.evaluation import Evaluator
+from nnit_dist.rollout.results import Summary
 from nnit_dist.rollout.summaries import summarize
 from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.transfer.refine import load_distillation_data, refine
 
-STARTS = {"nnit": "NNiT's weights", "random": "random weights"}
+Start = Literal["nnit", "random"]
+STARTS: dict[Start, str] = {"nnit": "NNiT's weights", "random": "random weights"}
 KINDS: tuple[UnseenKind, ...] = ("combination", "width")
+
+
+class RefinedSummary(Summary):
+    """Success after some steps of imitation, and the seconds that they take a network."""
+
+    start: Start
+    steps: int
+    seconds: float
+
+
+class RefineFigures(MeasuredHere):
+    """What `nnit bench refine` measures; `topologies` are hidden widths."""
+
+    task: str
+    topologies: list[list[int]]
+    samples: int
+    sampler_steps: int
+    episodes: int
+    written: Summary
+    refined: list[RefinedSummary]
+    failures: dict[str, str]
 
 
 def bench_refine(
     run: RunDirectory | None,
     task: str,
     steps: list[int],
-    count: int,
-    samples: int,
+    size: BenchSize,
+    *,
     sampler_steps: int,
-    episodes: int,
     out: Path,
-    actors: int | None,
-) -> dict[str, Any]:
-    """Measure policies of `count` unseen topologies a kind, before and after refining.
+    actors: int | None = None,
+) -> RefineFigures:
+    """Measure policies of unseen topologies, before and after refining; returns the figures.
 
     Reads one task of a finished run directory, the shipped one by default. Writes
     `out/refine.json`, `.md` and `.png`, and every episode (`out/episodes`), from which a killed
     bench goes on.
+
+    Raises:
+        NnitError: the run held out no topologies.
     """
-    place = run or shipped(task)
-    held, model, distillation_data = (
-        place.split().unseen,
-        load_model(task, run.path if run else None),
-        load_distillation_data(place, task),
-    )
-    topologies = [h for kind in KINDS for h in spread(held.get(kind, []), count)]
+    directory = run or shipped(task)
+    held, model = directory.split().unseen, load_model(task, directory.path)
+    distillation_data = load_distillation_data(directory, task)
+    topologies = [h for kind in KINDS for h in spread(held.get(kind, []), size.topologies)]
     if not topologies:
-        raise NnitError(f"{place} held out no topologies of kind {' or '.join(KINDS)}.")
-    written = [p for h in topologies for p in model.generate(h, samples, 0, sampler_steps)]
+        raise NnitError(f"{directory} held out no topologies of kind {' or '.join(KINDS)}.")
+    written = [p for h in topologies for p in model.generate(h, size.samples, 0, sampler_steps)]
     policies: list[Policy] = list(written)
     seconds: dict[str, float] = {}
     budgets = [(start, budget) for start in STARTS for budget in steps]
@@ -71,14 +94,14 @@ def bench_refine(
             name = f"{start}_{budget}"
             seconds[name] = (time.perf_counter() - began) / len(written)
             policies += [replace(p, id=f"{p.id}_{name}", source=name) for p in refined]
-    result = evaluate(policies, episodes, out, actors, title="refine")
+    result = Evaluator(actors, title="refine").evaluate(policies, size.episodes, out)
     rows = result.rows()
-    figures = {
+    figures: RefineFigures = {
         "task": task,
         "topologies": [list(hidden) for hidden in topologies],
-        "samples": samples,
+        "samples": size.samples,
         "sampler_steps": sampler_steps,
-        "episodes": episodes,
+        "episodes": size.episodes,
         **measured_here(),
         "written": summarize([row for row in rows if row["source"] == "nnit"]),
         "refined": [
@@ -92,7 +115,7 @@ def bench_refine(
         ],
         "failures": result.failures,
     }
-    write_results(out, "refine", figures, as_markdown(figures), plot(figures))
+    write_results(out, "refine", figures, text=as_markdown(figures), plot=plot(figures))
     return figures
 
 
@@ -100,9 +123,9 @@ def _show(view: StageProgress, before: int, done: int) -> None:
     view.update("refine", before + done)
 
 
-def as_markdown(figures: dict[str, Any]) -> str:
+def as_markdown(figures: RefineFigures) -> str:
     """Success against steps, from either start."""
-    found = {(row["start"], row["steps"]): row for row in figures["refined"]}
+    refined = {(row["start"], row["steps"]): row for row in figures["refined"]}
     steps = sorted({row["steps"] for row in figures["refined"]})
     lines = [
         f"# Refining on {figures['task']}",
@@ -120,27 +143,26 @@ def as_markdown(figures: dict[str, Any]) -> str:
         f"| none | 0 | {_percent(figures['written'])} | |",
     ]
     for budget in steps:
-        cells = [_percent(found[start, budget]) for start in STARTS]
-        lines.append(
-            f"| {budget:,} | {found['nnit', budget]['seconds']:.2f} | {' | '.join(cells)} |"
-        )
+        cells = " | ".join(_percent(refined[start, budget]) for start in STARTS)
+        seconds = refined["nnit", budget]["seconds"]
+        lines.append(f"| {count(budget)} | {seconds:.2f} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
-def plot(figures: dict[str, Any]) -> Figure:
+def plot(figures: RefineFigures) -> Figure:
     """Success against seconds of imitation."""
     figure = Figure(figsize=(5.2, 3))
     axes = figure.subplots()
-    for start, denormalize in zip(STARTS, ("#0969da", "#8c959f"), strict=True):
-        rows = [row for row in figures["refined"] if row["start"] == start]
+    for start, color in zip(STARTS, ("#0969da", "#8c959f"), strict=True):
+        refined = [row for row in figures["refined"] if row["start"] == start]
+        seconds = [row["seconds"] for row in refined]
+        rows: list[Summary] = [*refined]
         if start == "nnit":
-            rows = [figures["written"] | {"seconds": 0.0}, *rows]
-        mean, low, high = (
-            [100 * row[key] for row in rows] for key in ("success_once", "low", "high")
-        )
-        seconds = [row["seconds"] for row in rows]
-        axes.fill_between(seconds, low, high, color=denormalize, alpha=0.2, lw=0)
-        axes.plot(seconds, mean, "o-", color=denormalize, label=f"from {STARTS[start]}")
+            seconds, rows = [0.0, *seconds], [figures["written"], *rows]
+        mean = [100 * row["success_once"] for row in rows]
+        low, high = [100 * row["low"] for row in rows], [100 * row["high"] for row in rows]
+        axes.fill_between(seconds, low, high, color=color, alpha=0.2, lw=0)
+        axes.plot(seconds, mean, "o-", color=color, label=f"from {STARTS[start]}")
     axes.set_ylim(0, 100)
     axes.set_xlabel("seconds of imitation a network, one core")
     axes.set_ylabel("success_once in %")
@@ -150,6 +172,5 @@ def plot(figures: dict[str, Any]) -> Figure:
     return figure
 
 
-def _percent(row: dict[str, Any]) -> str:
-    once, low, high = (100 * row[key] for key in ("success_once", "low", "high"))
-    return f"{once:.1f} ({low:.1f}-{high:.1f})"
+def _percent(summary: Summary) -> str:
+    return percent_interval(summary["success_once"], summary["low"], summary["high"])

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import ray
@@ -56,16 +56,16 @@ def measure_rates(task: str, cores: int, seconds: float) -> dict[str, dict[int, 
         rate, _ = pool_rate(policy, info.max_episode_steps, episodes * count, count)
         rates["evaluation"][count] = rate
         meters = [start_meter("trial", task, Recipe(), seed) for seed in range(count)]
-        ray.get([one.rate.remote(0) for one in meters])
-        rates["PPO"][count] = sum(ray.get([one.rate.remote(seconds) for one in meters]))
-        for one in meters:
-            ray.kill(one)
+        ray.get([meter.rate.remote(0) for meter in meters])
+        rates["PPO"][count] = sum(ray.get([meter.rate.remote(seconds) for meter in meters]))
+        for meter in meters:
+            ray.kill(meter)
     return rates
 
 
 def measure_step(name: str, steps: int, workers: Sequence[int] = WORKERS) -> dict[int, float]:
     """Median seconds of NNiT's step on this CPU with one of so many workers' share of its batch."""
-    size, found = SIZES[name], {}
+    size, seconds = SIZES[name], {}
     for count in workers:
         trainer = Trainer(size, RandomNetworks(size), torch.device("cpu"), 0, (0, count))
         spent = []
@@ -73,8 +73,8 @@ def measure_step(name: str, steps: int, workers: Sequence[int] = WORKERS) -> dic
             started = time.perf_counter()
             trainer.step(step)
             spent.append(time.perf_counter() - started)
-        found[count] = float(np.median(spent[1:]))
-    return found
+        seconds[count] = float(np.median(spent[1:]))
+    return seconds
 
 
 def gradient_bytes(name: str) -> int:
@@ -142,14 +142,26 @@ def measure_store(task: str, networks: int = 1000) -> Store:
     return Store(len(ray.cloudpickle.dumps(policies[0])), put_s, get_s)
 
 
+class SimulatedPool(TypedDict):
+    """The shares of time that simulators and driver work, and rates of a simulated pool.
+
+    `networks_s` are networks a second that leave the driver's node if no two calls find theirs on
+    the same one.
+    """
+
+    simulators: float
+    driver: float
+    rollouts_s: float
+    networks_s: float
+
+
 def simulate_pool(
-    simulators: int, episode_s: float, driver: Driver, spread: float = 0.1, seed: int = 0
-) -> dict[str, float]:
+    simulators: int, episode_s: float, driver: Driver, *, spread: float = 0.1, seed: int = 0
+) -> SimulatedPool:
     """A pool's run, event by event: the driver serves one call at a time, in their order.
 
     Episodes take `episode_s`, with a relative `spread` a call; calls are as long as the pool makes
-    them. Returns the share of time that simulators work, that the driver does, rollouts/s, and
-    networks/s that leave the driver's node if no two calls find theirs on the same one.
+    them.
     """
     rng = np.random.default_rng(seed)
     left = simulators * EPISODES_A_SIMULATOR
@@ -214,10 +226,10 @@ def lines(task: str, cores: int, seconds: float, steps: int) -> Iterator[str]:
     yield "| simulators | at work | driver busy | rollouts/s | networks sent, MB/s |"
     yield "| --- |" + " --- |" * 4
     for simulators in SIMULATORS:
-        found = simulate_pool(simulators, episode_s, driver)
+        pool = simulate_pool(simulators, episode_s, driver)
         yield (
-            f"| {simulators:,} | {found['simulators']:.0%} | {found['driver']:.0%} | "
-            f"{found['rollouts_s']:,.0f} | {found['networks_s'] * store.network_bytes / 1e6:.1f} |"
+            f"| {simulators:,} | {pool['simulators']:.0%} | {pool['driver']:.0%} | "
+            f"{pool['rollouts_s']:,.0f} | {pool['networks_s'] * store.network_bytes / 1e6:.1f} |"
         )
     yield "\n**NNiT's step: measured shares of a batch, calculated network**\n"
     yield "| workers | share of the batch | " + " | ".join(NETWORKS) + " | speedup |"

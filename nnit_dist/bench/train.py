@@ -11,10 +11,12 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from nnit_dist.core.formatting import millions
 from nnit_dist.core.rng import generator_of
 from nnit_dist.core.splits import grid
 from nnit_dist.core.topology import Hidden, Topology
@@ -84,12 +86,30 @@ class RandomNetworks:
         return Example(ids, 0.5, layout, None, x)
 
 
-def bench_train(size: Size, device: torch.device, steps: int) -> dict[str, float]:
+class TrainFigures(TypedDict):
+    """Medians of training steps, and the device's peak.
+
+    `tokens` are those of a step, filler among them, and `real` the share that is none; `flops` and
+    `peak` are floating point operations a second.
+    """
+
+    parameters: int
+    tokens: float
+    real: float
+    step_ms: float
+    network_ms: float
+    tokens_s: float
+    flops: float
+    peak: float
+    bf16: bool
+
+
+def bench_train(size: Size, device: torch.device, steps: int) -> TrainFigures:
     """Medians over `steps` training steps, and the peak before and after them."""
     trainer = Trainer(size, RandomNetworks(size), device, 0)
     dtype = torch.bfloat16 if trainer.autocast else torch.float32
     peaks = [matmul_peak(device, dtype)]
-    whole, network, rates, tokens, slots = [], [], [], 0, 0
+    step_s, network_s, rates, tokens, slots = [], [], [], 0, 0
     for step in range(steps + 2):
         started = time.perf_counter()
         batch = trainer.corrupted(
@@ -101,8 +121,8 @@ def bench_train(size: Size, device: torch.device, steps: int) -> dict[str, float
         _wait(device)
         ended = time.perf_counter()
         if step >= 2:  # the first ones warm up
-            whole.append(ended - started)
-            network.append(ended - drawn)
+            step_s.append(ended - started)
+            network_s.append(ended - drawn)
             rates.append(step_flops(trainer, batch) / (ended - drawn))
             tokens += len(batch.packed.owner_T)
             slots += int((batch.ids == 0).sum()) + batch.packed.filler
@@ -112,12 +132,12 @@ def bench_train(size: Size, device: torch.device, steps: int) -> dict[str, float
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
         "tokens": tokens / steps,
         "real": 1 - slots / tokens,
-        "step_ms": 1000 * median(whole),
-        "network_ms": 1000 * median(network),
-        "tokens_s": (tokens - slots) / sum(whole),
+        "step_ms": 1000 * median(step_s),
+        "network_ms": 1000 * median(network_s),
+        "tokens_s": (tokens - slots) / sum(step_s),
         "flops": median(rates),
         "peak": max(peaks),
-        "bf16": float(dtype == torch.bfloat16),
+        "bf16": dtype == torch.bfloat16,
     }
 
 
@@ -159,20 +179,20 @@ def _wait(device: torch.device) -> None:
 
 def lines(name: str, device: torch.device, steps: int) -> Iterator[str]:
     """What was measured, a line each."""
-    found = bench_train(SIZES[name], device, steps)
-    number_format = "bfloat16" if found["bf16"] else "float32"
+    figures = bench_train(SIZES[name], device, steps)
+    number_format = "bfloat16" if figures["bf16"] else "float32"
     yield (
-        f"{name} on {device}: {found['parameters'] / 1e6:.1f}M parameters, "
-        f"{found['tokens']:,.0f} tokens a step, {found['real']:.1%} of them real"
+        f"{name} on {device}: {millions(figures['parameters'])} parameters, "
+        f"{figures['tokens']:,.0f} tokens a step, {figures['real']:.1%} of them real"
     )
     yield (
-        f"  step {found['step_ms']:.0f} ms, of which the network {found['network_ms']:.0f} ms: "
-        f"{found['tokens_s']:,.0f} real tokens/s"
+        f"  step {figures['step_ms']:.0f} ms, of which the network {figures['network_ms']:.0f} ms: "
+        f"{figures['tokens_s']:,.0f} real tokens/s"
     )
     yield (
-        f"  {found['flops'] / 1e9:,.0f} GFLOP/s in matrix products, "
-        f"{found['flops'] / found['peak']:.0%} of the {number_format} peak of "
-        f"{found['peak'] / 1e9:,.0f} GFLOP/s"
+        f"  {figures['flops'] / 1e9:,.0f} GFLOP/s in matrix products, "
+        f"{figures['flops'] / figures['peak']:.0%} of the {number_format} peak of "
+        f"{figures['peak'] / 1e9:,.0f} GFLOP/s"
     )
 
 

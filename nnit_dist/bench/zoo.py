@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow.compute as pc
@@ -21,7 +21,16 @@ from nnit_dist.core.zoo import Member, Zoo
 TASKS = ("PushCube-v1", "PullCube-v1", "LiftPegUpright-v1", "PickCube-v1")
 A_FILE = 1000  # policies
 WORKERS = 4
-WANTED: dict[str, Any] = {"tasks": ["PickCube-v1"], "success": (0.9, 1.0)}
+
+
+class _Filter(TypedDict):
+    """What `Zoo.scan` and `Zoo.members` filter by."""
+
+    tasks: list[str]
+    success: tuple[float, float]
+
+
+WANTED: _Filter = {"tasks": ["PickCube-v1"], "success": (0.9, 1.0)}
 
 
 def write_zoo(path: Path, policies: int) -> Zoo:
@@ -87,12 +96,12 @@ def bench_zoo(path: Path, policies: int) -> Iterator[str]:
         f"{policies / spent:,.0f} rows/s"
     )
     for name, read in READINGS.items():
-        rows, seconds, peak = _apart(read, zoo)
+        rows, seconds, peak = _in_new_process(read, zoo)
         yield (
             f"  {name}: {rows:,} rows in {seconds:.2f} s, {policies / seconds:,.0f} rows/s looked "
             f"through; peak memory {peak:,.0f} MB"
         )
-    shares = [_apart(_everything, zoo, (rank, WORKERS)) for rank in range(WORKERS)]
+    shares = [_in_new_process(_everything, zoo, (rank, WORKERS)) for rank in range(WORKERS)]
     assert sum(rows for rows, _, _ in shares) == policies
     yield (
         f"  shared by {WORKERS} workers: {', '.join(f'{rows:,}' for rows, _, _ in shares)} rows, "
@@ -101,15 +110,15 @@ def bench_zoo(path: Path, policies: int) -> Iterator[str]:
     )
 
 
-def _apart(read: Callable[..., int], *about: Any) -> tuple[int, float, float]:
+def _in_new_process(read: Callable[..., int], *arguments: Any) -> tuple[int, float, float]:
     """What a reading in a new process returns, its seconds, and the MB it adds to the process."""
     with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measured, (read, *about))
+        return pool.apply(_measured, (read, *arguments))
 
 
-def _measured(read: Callable[..., int], *about: Any) -> tuple[int, float, float]:
+def _measured(read: Callable[..., int], *arguments: Any) -> tuple[int, float, float]:
     before, started = _peak(), time.perf_counter()
-    rows = read(*about)
+    rows = read(*arguments)
     return rows, time.perf_counter() - started, _peak() - before
 
 

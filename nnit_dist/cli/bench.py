@@ -70,7 +70,7 @@ def bench_population(
     from nnit_dist.runtime.ray_session import ray_session
 
     with quiet_libraries(BENCH / "population.log"), ray_session():
-        for line in lines(task, seconds, os.cpu_count() or 1, env_steps, seeds):
+        for line in lines(task, seconds, os.cpu_count() or 1, env_steps=env_steps, seeds=seeds):
             console.print(line, markup=False)
 
 
@@ -126,6 +126,7 @@ def bench_generalization(
     """NNiT beside baselines, on topologies that training never saw."""
     from nnit_dist.bench.generalization import as_markdown
     from nnit_dist.bench.generalization import bench_generalization as measure
+    from nnit_dist.bench.results import BenchSize
     from nnit_dist.core.splits import UNSEEN_KINDS, unseen_kind
 
     with quiet_libraries(out / "bench.log"):
@@ -133,12 +134,10 @@ def bench_generalization(
             _finished(run, task),
             task,
             [unseen_kind(text) for text in kind or UNSEEN_KINDS],
-            count,
-            samples,
-            episodes,
-            out,
-            actors,
-            trained_baselines if trained else None,
+            BenchSize(count, samples, episodes),
+            out=out,
+            actors=actors,
+            trained_baselines=trained_baselines if trained else None,
         )
     _show(as_markdown(figures), out)
 
@@ -159,19 +158,18 @@ def bench_refine(
     """What a little training makes of a policy, from NNiT's weights and from random ones."""
     from nnit_dist.bench.refine import as_markdown
     from nnit_dist.bench.refine import bench_refine as measure
+    from nnit_dist.bench.results import BenchSize
 
     budgets = sorted(steps or [100, 500, 2000])
     with quiet_libraries(out / "bench.log"):
         figures = measure(
-            RunDirectory(run) if run else None,
+            _finished(run, task),
             task,
             budgets,
-            count,
-            samples,
-            sampler_steps,
-            episodes,
-            out,
-            actors,
+            BenchSize(count, samples, episodes),
+            sampler_steps=sampler_steps,
+            out=out,
+            actors=actors,
         )
     _show(as_markdown(figures), out)
 
@@ -191,10 +189,16 @@ def bench_alignment(
     """How aligned five kinds of weights are, and what NNiT makes of each."""
     from nnit_dist.bench.alignment import as_markdown
     from nnit_dist.bench.alignment import bench_alignment as measure
+    from nnit_dist.bench.results import BenchSize
 
     with quiet_libraries(out / "bench.log"):
         figures = measure(
-            _finished(run, task), task, trained_baselines, count, samples, episodes, out, actors
+            _finished(run, task),
+            task,
+            trained_baselines,
+            BenchSize(count, samples, episodes),
+            out=out,
+            actors=actors,
         )
     _show(as_markdown(figures), out)
 
@@ -214,14 +218,20 @@ def bench_memorization(
     debug: Debug = False,
 ) -> None:
     """Whether NNiT's networks are new or copies of training networks."""
-    from nnit_dist.bench.memorization import as_markdown
+    from nnit_dist.bench.memorization import Counts
     from nnit_dist.bench.memorization import bench_memorization as measure
+    from nnit_dist.bench.memorization_page import as_markdown
     from nnit_dist.core.topology import parse_hidden
 
     topologies = [parse_hidden(text) for text in hidden or ["32", "64x64", "32x48x64"]]
     with quiet_libraries(out / "bench.log"):
         figures = measure(
-            _finished(run, task), task, topologies, trained, drawn, episodes, out, actors
+            _finished(run, task),
+            task,
+            topologies,
+            Counts(trained, drawn, episodes),
+            out=out,
+            actors=actors,
         )
     _show(as_markdown(figures), out)
 

@@ -5,7 +5,7 @@ import time
 import traceback
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -16,8 +16,14 @@ from nnit_dist.cli.options import PLACE, Debug
 from nnit_dist.cli.search import dashboard, tune
 from nnit_dist.cli.zoo import zoo_app
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.formatting import percent, percent_range, share_interval, share_range
 from nnit_dist.core.storage import beside, path_of, runs
+from nnit_dist.core.task import SimBackend
 from nnit_dist.runtime.progress import StageProgress, console, quiet_libraries
+
+if TYPE_CHECKING:
+    from nnit_dist.rollout.results import PolicyResult
+    from nnit_dist.stages.pipeline import Pipeline
 
 app = typer.Typer(
     help="Writes working robot policies for any MLP topology instead of training them.",
@@ -36,7 +42,6 @@ Out = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="override a key, e.g. --set nnit.steps=500")
 ]
-Backend = Literal["auto", "physx_cpu", "physx_cuda"]
 
 
 def main() -> None:
@@ -218,14 +223,14 @@ def evaluate(
     videos: Annotated[
         bool, typer.Option("--videos", help="film the best, the median and the worst policy")
     ] = False,
-    sim_backend: Annotated[Backend, typer.Option(help="auto: a GPU where Ray has one")] = "auto",
+    sim_backend: Annotated[SimBackend, typer.Option(help="auto: a GPU where Ray has one")] = "auto",
     address: Annotated[str | None, typer.Option(help="a running Ray cluster")] = None,
     debug: Debug = False,
 ) -> None:
     """Roll policies out in ManiSkill3 and store and print their success."""
     from nnit_dist.core.files import write_json
     from nnit_dist.rollout.evaluable import read_evaluables
-    from nnit_dist.rollout.evaluation import evaluate as measure
+    from nnit_dist.rollout.evaluation import Evaluator
     from nnit_dist.rollout.summaries import summarize
     from nnit_dist.runtime.ray_session import ray_session
 
@@ -234,14 +239,8 @@ def evaluate(
     target = out or path_of(f"{name.rstrip('/')}-evaluation")
     log = beside(target, "evaluate.log")
     with quiet_libraries(log), ray_session(address):
-        result = measure(
-            evaluables,
-            episodes,
-            target,
-            actors,
-            returns=returns,
-            until_halfwidth=until_halfwidth,
-            sim_backend=sim_backend,
+        result = Evaluator(actors, sim_backend).evaluate(
+            evaluables, episodes, target, returns=returns, until_halfwidth=until_halfwidth
         )
     rows = result.rows()
     summary = summarize(rows) if rows else None
@@ -251,10 +250,9 @@ def evaluate(
     )
     _print_policies(rows)
     if summary:
+        success = share_interval(summary["success_once"], summary["low"], summary["high"])
         console.print(
-            f"mean success_once {summary['success_once']:.3f} "
-            f"[{summary['low']:.3f}, {summary['high']:.3f}], {summary['networks']} measured; "
-            f"results in {target}"
+            f"mean success_once {success}, {summary['networks']} measured; results in {target}"
         )
     if summary and until_halfwidth:
         note = _bias_note(summary["success_once"], episodes, until_halfwidth)
@@ -312,7 +310,7 @@ def doctor() -> None:
     console.print(table)
 
 
-def _load(config: Path, out: Path | None, overrides: list[str] | None):
+def _load(config: Path, out: Path | None, overrides: list[str] | None) -> "Pipeline":
     from nnit_dist.stages.config import load_config
     from nnit_dist.stages.pipeline import Pipeline
 
@@ -320,7 +318,7 @@ def _load(config: Path, out: Path | None, overrides: list[str] | None):
     return Pipeline(loaded, out or runs() / loaded.name)
 
 
-def _print_policies(rows: list[dict]) -> None:
+def _print_policies(rows: "list[PolicyResult]") -> None:
     table = Table(Column("policy", no_wrap=True), "episodes", "success_once", "95%", "at end")
     with_returns = any(row["return"] is not None for row in rows)
     if with_returns:
@@ -330,7 +328,7 @@ def _print_policies(rows: list[dict]) -> None:
             row["policy_id"],
             str(row["episodes"]),
             f"{row['success_once']:.2f}",
-            f"{row['success_once_low']:.2f} to {row['success_once_high']:.2f}",
+            share_range(row["success_once_low"], row["success_once_high"], 2),
             f"{row['success_at_end']:.2f}",
             *([f"{row['return']:.1f}"] if with_returns else []),
         )
@@ -355,17 +353,19 @@ def _kind_name(kind: str) -> str:
     return names.get(kind) or beyond.get(kind) or f"unseen: {kind}"
 
 
-def _summary(pipeline) -> None:
+def _summary(pipeline: "Pipeline") -> None:
     """Success by kind of topology and method, and what it comes to in a sentence, task by task."""
+    from nnit_dist.rollout.results import TaskFigures
     from nnit_dist.rollout.summaries import METHODS, headline
 
-    found = pipeline.run.figures("evaluate")["tasks"]
+    tasks: dict[str, TaskFigures] = pipeline.run.figures("evaluate")["tasks"]
     for task in pipeline.config.tasks:
-        figures = found[task]
+        figures = tasks[task]
         cells: dict[str, dict[str, str]] = {}
         for row in figures["summaries"]:
-            once, low, high = (f"{100 * row[key]:.1f}" for key in ("success_once", "low", "high"))
-            cells.setdefault(row["kind"], {})[row["method"]] = f"{once} [dim]({low}-{high})[/]"
+            interval = f"[dim]({percent_range(row['low'], row['high'])})[/]"
+            cell = f"{percent(row['success_once'])} {interval}"
+            cells.setdefault(row["kind"], {})[row["method"]] = cell
         title = f"{task}: success_once in %, mean and 95% interval"
         table = Table("topologies", *METHODS.values(), title=title)
         for kind, by_method in cells.items():

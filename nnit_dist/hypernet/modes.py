@@ -19,7 +19,7 @@ from nnit_dist.core.task import SimBackend
 from nnit_dist.core.zoo import Member
 from nnit_dist.envs.sim import VALIDATION_SEED
 from nnit_dist.rollout.evaluable import FunctionPolicy
-from nnit_dist.rollout.evaluation import evaluate
+from nnit_dist.rollout.evaluation import Evaluator
 
 
 def measure_pairs(
@@ -43,15 +43,9 @@ def measure_pairs(
         return {}
     evaluables = [*policies, *(average(policies[i], policies[j]) for i, j in pairs)]
     task = policies[0].task
-    result = evaluate(
-        evaluables,
-        episodes,
-        out,
-        actors,
-        sim_backend=sim_backend,
-        first_seed=VALIDATION_SEED,
-        title=f"{task}, averages of two teachers",
-    )
+    title = f"{task}, averages of two teachers"
+    evaluator = Evaluator(actors, sim_backend, VALIDATION_SEED, title)
+    result = evaluator.evaluate(evaluables, episodes, out)
     if result.failures:
         raise NnitError(f"measuring failed: {next(iter(result.failures.values()))}.")
     success = [row["success_once"] for row in result.rows()]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict
 
 import ray
 
@@ -78,7 +78,7 @@ class BatchSimulator:
     """
 
     def __init__(
-        self, task: str, control_mode: str, reward: bool, num_envs: int, sim_backend: str
+        self, task: str, control_mode: str, reward: bool, num_envs: int, *, sim_backend: str
     ) -> None:
         self._task, self._num_envs, self._backend = (task, control_mode), num_envs, sim_backend
         self._reward = reward
@@ -150,7 +150,7 @@ class Simulators:
         common = self.task, self.control_mode, self.reward
         if self.on_gpu:
             gpu: Any = ray.remote(BatchSimulator).options(num_gpus=1, max_restarts=0)
-            return gpu.remote(*common, self.width, "physx_cuda")
+            return gpu.remote(*common, self.width, sim_backend="physx_cuda")
         cpu: Any = ray.remote(Simulator).options(
             num_cpus=1, max_restarts=0, label_selector=AWAY_FROM_TRAINING
         )
@@ -174,7 +174,16 @@ class Simulators:
         return self.sim_backend == "physx_cuda"
 
 
-def _nodes(training: bool) -> list[dict[str, Any]]:
-    """Of the cluster, those that train too, or not."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
+class _Node(TypedDict):
+    """What Ray says of a node, as far as it matters here."""
+
+    Alive: bool
+    Resources: dict[str, float]
+    Labels: dict[str, str]
+
+
+def _nodes(training: bool) -> list[_Node]:
+    """The nodes of the cluster that are alive, those that train among them or not."""
+    nodes: list[_Node] = ray.nodes()
+    alive = [node for node in nodes if node["Alive"]]
     return [node for node in alive if training or node["Labels"].get(ROLE) != TRAINING]

@@ -61,7 +61,7 @@ def run_part(env: SimEnv, part: Part) -> Rollouts:
     results, started = [], time.perf_counter()
     for seed in part.seeds:
         seen: list[np.ndarray] | None = None if recorded is None else []
-        results.append(_run_episode(env, part.policy.act, seed, part.noise, seen))
+        results.append(_run_episode(env, part.policy.act, seed, noise=part.noise, seen=seen))
         if recorded is not None and seen is not None:
             recorded.append(seen)
     once, at_end, returns = zip(*results, strict=True)
@@ -76,7 +76,7 @@ def run_part(env: SimEnv, part: Part) -> Rollouts:
 
 
 def _run_episode(
-    env: SimEnv, act: Act, seed: int, noise: float, seen: list[np.ndarray] | None
+    env: SimEnv, act: Act, seed: int, *, noise: float, seen: list[np.ndarray] | None
 ) -> tuple[bool, bool, float]:
     """Success at any step and at the last one, and the return.
 

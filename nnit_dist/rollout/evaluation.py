@@ -18,6 +18,7 @@ from nnit_dist.rollout.episodes import Rollouts
 from nnit_dist.rollout.evaluable import Evaluable, check_evaluables, read_evaluables
 from nnit_dist.rollout.pool import SimulatorPool
 from nnit_dist.rollout.queue import Failure, Job
+from nnit_dist.rollout.results import PolicyResult
 from nnit_dist.rollout.scores import Scores
 from nnit_dist.rollout.statistics import Paired, paired, wilson
 from nnit_dist.rollout.store import EpisodeStore
@@ -35,13 +36,20 @@ class Evaluation:
     scores: Scores
     failures: dict[str, str]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[PolicyResult]:
         """One row a policy: its success with a 95% Wilson interval, and its mean return."""
-        measured = [p for p in enumerate(self.policies) if p[1].id not in self.failures]
-        return [self._row(index, policy) for index, policy in measured]
+        return [
+            self._row(index, policy)
+            for index, policy in enumerate(self.policies)
+            if policy.id not in self.failures
+        ]
 
     def success(self, policy_id: str) -> np.ndarray:
-        """`success_once` of a policy's episodes that count, bool [N], by start seed."""
+        """`success_once` of a policy's episodes that count, bool [N], by start seed.
+
+        Raises:
+            NnitError: no such policy was measured.
+        """
         for index, policy in enumerate(self.policies):
             if policy.id == policy_id and policy_id not in self.failures:
                 return self.scores.success_once[index, : self.scores.counted(index)] == 1
@@ -53,108 +61,128 @@ class Evaluation:
         common = min(len(a), len(b))
         return paired(a[:common], b[:common])
 
-    def _row(self, index: int, policy: Evaluable) -> dict[str, Any]:
-        count = self.scores.counted(index)
-        once = int(self.scores.success_once[index, :count].sum())
-        low, high = wilson(once, count)
-        mean_return = float(self.scores.returns[index, :count].mean())
+    def _row(self, index: int, policy: Evaluable) -> PolicyResult:
+        episodes = self.scores.counted(index)
+        successes = int(self.scores.success_once[index, :episodes].sum())
+        low, high = wilson(successes, episodes)
+        mean_return = float(self.scores.returns[index, :episodes].mean())
         return {
             "policy_id": policy.id,
             "fingerprint": policy.fingerprint(),
             "source": policy.source,
             "hidden": list(_hidden(policy)),
-            "episodes": count,
-            "success_once": once / count,
+            "episodes": episodes,
+            "success_once": successes / episodes,
             "success_once_low": low,
             "success_once_high": high,
-            "success_at_end": float(self.scores.success_at_end[index, :count].mean()),
+            "success_at_end": float(self.scores.success_at_end[index, :episodes].mean()),
             "return": None if np.isnan(mean_return) else mean_return,
         }
 
 
-def evaluate(
-    policies: Any,
-    episodes: int = 100,
-    out: Path | None = None,
-    actors: int | None = None,
-    *,
-    task: str | None = None,
-    control_mode: str = DEFAULT_CONTROL_MODE,
-    returns: bool = False,
-    until_halfwidth: float | None = None,
-    sim_backend: SimBackend = "auto",
-    first_seed: int = TEST_SEED,
-    title: str = "evaluate",
-) -> Evaluation:
-    """Roll every policy out in ManiSkill3 from the same fixed start states.
-
-    Starts a local Ray on all cores unless one is running. Success follows ManiSkill's
-    protocol: episodes run their full length; `success_once` is success at any step,
-    `success_at_end` at the last.
+@dataclass(frozen=True)
+class Evaluator:
+    """Where and how policies are measured.
 
     Args:
-        policies: a policy, a path to policy files or to a zoo, a callable that maps an
-            observation [obs_dim] to an action [act_dim] in [-1, 1], or a list of these. Of
-            one task and control mode, with ids all different.
-        episodes: episodes a policy; the start seeds are `first_seed`, `first_seed` + 1, ...
-            By default seeds that nothing is trained or selected on.
-        out: a directory to keep every episode in (`out/episodes`, Parquet, one row an
-            episode). Those already there are not run again, so a killed evaluation goes on.
         actors: simulator processes; one for every CPU of the cluster by default.
-        task, control_mode: of callables, which carry neither.
-        returns: whether to measure returns too, which takes a third longer (PushCube-v1).
-        until_halfwidth: stop measuring a policy when the 95% interval of its success is this
-            narrow to either side. Cheaper, and biased: `stats.stopping_bias` says how much.
         sim_backend: `physx_cpu`, `physx_cuda` (many networks at once on a GPU; not callables), or
             `auto`: the latter where Ray has a GPU.
-
-    Returns:
-        An `Evaluation`. Policies that make their simulator fail every time are in its
-        `failures` with the reason; the rest is measured all the same.
-
-    Raises:
-        NnitError: no policies, no episodes, an unknown task, mixed tasks, doubled ids, sizes
-            that are not the task's, or NaN weights. Nothing is run then.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from nnit_dist.evaluate import evaluate
-        >>> result = evaluate(Path("my_policies"), episodes=20)
-        >>> [(row["policy_id"], row["success_once"]) for row in result.rows()]
-        >>> evaluate(lambda obs: -obs[:8], episodes=20, task="PushCube-v1").rows()
+        first_seed: the first start seed. By default of seeds that nothing is trained or selected
+            on.
+        title: the name of the progress bar.
     """
-    evaluables = read_evaluables(policies, task, control_mode)
-    _check(evaluables, episodes, until_halfwidth)
-    scores = Scores(len(evaluables), range(first_seed, first_seed + episodes), until_halfwidth)
-    store = EpisodeStore(out / "episodes") if out else None
-    for index, rollouts in store.load(evaluables) if store else ():
-        if not (returns and np.isnan(rollouts.returns).any()):
-            scores.add(index, rollouts)
-    failures: dict[str, str] = {}
-    if any(scores.missing(index) for index in range(len(evaluables))):
-        first = evaluables[0]
-        if not all(isinstance(evaluable, Policy) for evaluable in evaluables):
-            sim_backend = _without_batches(sim_backend)
-        with ray_session():
-            simulators = Simulators(first.task, first.control_mode, returns, sim_backend)
-            failures = measure(evaluables, scores, store, simulators, actors, title)
-    if store:
-        store.compact()
-    return Evaluation(evaluables, scores, failures)
+
+    actors: int | None = None
+    sim_backend: SimBackend = "auto"
+    first_seed: int = TEST_SEED
+    title: str = "evaluate"
+
+    def evaluate(
+        self,
+        policies: Any,
+        episodes: int = 100,
+        out: Path | None = None,
+        *,
+        task: str | None = None,
+        control_mode: str = DEFAULT_CONTROL_MODE,
+        returns: bool = False,
+        until_halfwidth: float | None = None,
+    ) -> Evaluation:
+        """Roll every policy out in ManiSkill3 from the same fixed start states.
+
+        Starts a local Ray on all cores unless one is running. Success follows ManiSkill's
+        protocol: episodes run their full length; `success_once` is success at any step,
+        `success_at_end` at the last. What simulates is set by an `Evaluator`, as in
+        `Evaluator(actors=2).evaluate(...)`.
+
+        Args:
+            policies: a policy, a path to policy files or to a zoo, a callable that maps an
+                observation [obs_dim] to an action [act_dim] in [-1, 1], or a list of these. Of
+                one task and control mode, with ids all different.
+            episodes: episodes a policy, each from its own start seed, the same for all policies.
+            out: a directory to keep every episode in (`out/episodes`, Parquet, one row an
+                episode). Those already there are not run again, so a killed evaluation goes on.
+            task, control_mode: of callables, which carry neither.
+            returns: whether to measure returns too, which takes a third longer (PushCube-v1).
+            until_halfwidth: stop measuring a policy when the 95% interval of its success is this
+                narrow to either side. Cheaper, and biased: `statistics.stopping_bias` says how
+                much.
+
+        Returns:
+            An `Evaluation`. Policies that make their simulator fail every time are in its
+            `failures` with the reason; the rest is measured all the same.
+
+        Raises:
+            NnitError: no policies, no episodes, an unknown task, mixed tasks, doubled ids, sizes
+                that are not the task's, or NaN weights. Nothing is run then.
+
+        Example:
+            >>> from pathlib import Path
+            >>> from nnit_dist import evaluate
+            >>> result = evaluate(Path("my_policies"), episodes=20)
+            >>> [(row["policy_id"], row["success_once"]) for row in result.rows()]
+            >>> evaluate(lambda obs: -obs[:8], episodes=20, task="PushCube-v1").rows()
+        """
+        evaluables = read_evaluables(policies, task, control_mode)
+        _check(evaluables, episodes, until_halfwidth)
+        seeds = range(self.first_seed, self.first_seed + episodes)
+        scores = Scores(len(evaluables), seeds, until_halfwidth)
+        store = EpisodeStore(out / "episodes") if out else None
+        for index, rollouts in store.load(evaluables) if store else ():
+            if not (returns and np.isnan(rollouts.returns).any()):
+                scores.add(index, rollouts)
+        failures: dict[str, str] = {}
+        if any(scores.missing(index) for index in range(len(evaluables))):
+            sim_backend = _backend_for(evaluables, self.sim_backend)
+            with ray_session():
+                first = evaluables[0]
+                simulators = Simulators(first.task, first.control_mode, returns, sim_backend)
+                failures = measure(
+                    evaluables, scores, store, simulators, actors=self.actors, title=self.title
+                )
+        if store:
+            store.compact()
+        return Evaluation(evaluables, scores, failures)
+
+
+evaluate = Evaluator().evaluate
 
 
 def measure(
-    evaluables: list[Evaluable],
+    evaluables: Sequence[Evaluable],
     scores: Scores,
     store: EpisodeStore | None,
     simulators: Any,
+    *,
     actors: int | None,
     title: str,
     watch: Callable[[int, float], None] | None = None,
 ) -> dict[str, str]:
-    """Run on a pool what is missing in `scores`, into it and the store; returns the failures.
+    """Run on a pool what is missing in `scores`, into it and the store.
 
-    `watch` is told the episodes done and the seconds left, a few times a second.
+    `watch` hears of the episodes done and the seconds left, a few times a second. Returns, by
+    policy, why those that failed did.
     """
     work = _Measurement(evaluables, scores, store)
     try:
@@ -181,7 +209,7 @@ class _Measurement:
     """What is missing in `scores`, on its way through a pool."""
 
     def __init__(
-        self, evaluables: list[Evaluable], scores: Scores, store: EpisodeStore | None
+        self, evaluables: Sequence[Evaluable], scores: Scores, store: EpisodeStore | None
     ) -> None:
         self.evaluables, self.scores, self.store = evaluables, scores, store
         self.failures: dict[str, str] = {}
@@ -239,7 +267,10 @@ class _Measurement:
         return ", ".join(parts)
 
 
-def _without_batches(sim_backend: SimBackend) -> SimBackend:
+def _backend_for(evaluables: Sequence[Evaluable], sim_backend: SimBackend) -> SimBackend:
+    """Where these policies can be simulated; NnitError if not on what is asked for."""
+    if all(isinstance(evaluable, Policy) for evaluable in evaluables):
+        return sim_backend
     if sim_backend == "physx_cuda":
         raise NnitError("callables cannot be batched on a GPU; evaluate them with physx_cpu.")
     return "physx_cpu"

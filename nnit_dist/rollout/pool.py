@@ -1,7 +1,7 @@
 """A pool of simulator actors that keeps every one busy and loses no result.
 
 `ray.util.ActorPool` drops a task when its actor dies. Here episodes whose actor dies or
-overruns its deadline are run again on a fresh actor, as `evaluate.backlog` says.
+overruns its deadline are run again on a fresh actor, as `queue.EpisodeQueue` says.
 
 Episodes travel in calls of a few seconds, so that the driver has little to do, and in ever
 shorter ones towards the end, so that all actors finish together (guided self-scheduling,
@@ -58,7 +58,7 @@ class SimulatorPool:
     """Simulators on Ray, used as a context manager.
 
     Args:
-        simulators: what to start (`evaluate.simulator.Simulators`).
+        simulators: what to start (`actors.Simulators`).
         actors: how many; by default as many as the cluster has room for, and more where nodes
             join it, for which a cluster that grows is asked. Those that find no room join when
             there is some.
@@ -77,6 +77,7 @@ class SimulatorPool:
         self,
         simulators: Any,
         actors: int | None = None,
+        *,
         max_attempts: int = 3,
         deadline_s: float = 120.0,
         grows: bool | None = None,

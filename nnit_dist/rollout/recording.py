@@ -38,13 +38,13 @@ def visited(
     Raises:
         NnitError: a job was given up.
     """
-    found: dict[tuple[Job, int], np.ndarray] = {}
+    observations_of: dict[tuple[Job, int], np.ndarray] = {}
     for outcome in outcomes:
         if isinstance(outcome, Failure):
             raise NnitError(f"recording states failed: {outcome.reason}.")
         job, rollouts = outcome
         assert rollouts.observations is not None
         recorded = zip(rollouts.seeds, rollouts.observations, strict=True)
-        found |= {(job, seed): observations for seed, observations in recorded}
-        follow(len(found))
-    return [np.concatenate([found[job, seed] for seed in job.seeds]) for job in jobs]
+        observations_of |= {(job, seed): observations for seed, observations in recorded}
+        follow(len(observations_of))
+    return [np.concatenate([observations_of[job, seed] for seed in job.seeds]) for job in jobs]

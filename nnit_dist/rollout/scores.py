@@ -14,7 +14,7 @@ class Scores:
     """Every policy from the same start seeds.
 
     With `halfwidth`, a policy is measured no further once the 95% interval of its success is
-    that narrow (see `stats.stop_length`); only the episodes up to there count, whatever else
+    that narrow (see `statistics.stop_length`); only the episodes up to there count, whatever else
     ran, so that figures do not depend on the order in which episodes arrive.
 
     Attributes:

@@ -17,9 +17,9 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float
         raise ValueError(f"{successes} successes of {trials} trials")
     z = norm.ppf(0.5 + confidence / 2)
     p, z2 = successes / trials, z * z / trials
-    centre = (p + z2 / 2) / (1 + z2)
+    center = (p + z2 / 2) / (1 + z2)
     half = z * np.sqrt(p * (1 - p) / trials + z2 / (4 * trials)) / (1 + z2)
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    return max(0.0, float(center - half)), min(1.0, float(center + half))
 
 
 def cluster_bootstrap(
@@ -38,6 +38,7 @@ def cluster_bootstrap(
 def paired_bootstrap(
     ours: list[list[float]],
     theirs: list[list[float]],
+    *,
     confidence: float = 0.95,
     resamples: int = 4000,
     seed: int = 0,

@@ -51,7 +51,7 @@ class EpisodeStore:
         self._flushed = time.monotonic()
 
     def load(self, evaluables: Sequence[Evaluable]) -> Iterator[tuple[int, Rollouts]]:
-        """Stored episodes of `subjects`, by position in it, measured with the same weights."""
+        """Stored episodes of these policies, measured with the same weights, by their position."""
         prints = pa.array([f"{s.id}\0{s.fingerprint()}" for s in evaluables])
         for file in self._files():
             table = _read(file)
@@ -117,11 +117,11 @@ class EpisodeStore:
         row = pa.array(np.arange(len(table)))
         groups = table.append_column("row", row).group_by(SCHEMA.names[:3])
         first = groups.aggregate([("row", "min")])["row_min"].to_numpy()
-        whole = table.take(np.sort(first)).select(SCHEMA.names)
-        if len(files) == 1 and whole.equals(_read(files[0])):
+        unique = table.take(np.sort(first)).select(SCHEMA.names)
+        if len(files) == 1 and unique.equals(_read(files[0])):
             return
         with contextlib.suppress(NnitError):  # no room for a copy: then they stay as they are
-            self._write(whole)
+            self._write(unique)
             for file in files:
                 file.unlink()
 

@@ -1,130 +1,149 @@
 """Success over many networks: means, intervals, and methods side by side."""
 
-from typing import Any
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from scipy.stats import spearmanr
 
+from nnit_dist.core.formatting import count, percent, points_interval
 from nnit_dist.core.splits import BEYOND, WITHIN
+from nnit_dist.core.topology import Hidden
+from nnit_dist.rollout.results import (
+    STUDIES,
+    MethodSummary,
+    NetworkResult,
+    PairedDifference,
+    PolicyResult,
+    Studies,
+    StudyResult,
+    Summary,
+    TaskFigures,
+    hidden_of,
+)
 from nnit_dist.rollout.statistics import cluster_bootstrap, paired_bootstrap
 
+METHODS = {"rllib": "teachers", "ghn": "direct GHN query", "nnit": "NNiT"}
+ALL_UNSEEN = "all unseen"  # of the sizes of training
+KINDS = ("teacher", "seen", *WITHIN, ALL_UNSEEN, *BEYOND)
 
-def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean success over all networks of `rows`, with a 95% interval over topologies.
+Key = TypeVar("Key", bound=Hashable)
+
+
+def summarize(results: Sequence[PolicyResult]) -> Summary:
+    """Mean success over all networks, with a 95% interval over topologies.
 
     Of a single topology the interval is over its networks, of a single network over episodes.
     """
-    clusters: dict[tuple, list[float]] = {}
-    for row in rows:
-        clusters.setdefault(tuple(row["hidden"]), []).append(row["success_once"])
+    clusters: dict[Hidden, list[float]] = {}
+    for result in results:
+        clusters.setdefault(hidden_of(result), []).append(result["success_once"])
     groups = list(clusters.values())
     if len(groups) == 1:
         groups = [[value] for value in groups[0]]
     if len(groups) == 1:
-        low, high = rows[0]["success_once_low"], rows[0]["success_once_high"]
+        low, high = results[0]["success_once_low"], results[0]["success_once_high"]
     else:
         low, high = cluster_bootstrap(groups)
     return {
-        "success_once": float(np.mean([row["success_once"] for row in rows])),
+        "success_once": float(np.mean([result["success_once"] for result in results])),
         "low": low,
         "high": high,
-        "success_at_end": float(np.mean([row["success_at_end"] for row in rows])),
+        "success_at_end": float(np.mean([result["success_at_end"] for result in results])),
         "topologies": len(clusters),
-        "networks": len(rows),
-        "episodes": sum(row["episodes"] for row in rows),
+        "networks": len(results),
+        "episodes": sum(result["episodes"] for result in results),
     }
 
 
-METHODS = {"rllib": "teachers", "ghn": "direct GHN query", "nnit": "NNiT"}
-
-
-ALL_UNSEEN = "all unseen"  # of the sizes of training
-
-
-KINDS = ("teacher", "seen", *WITHIN, ALL_UNSEEN, *BEYOND)
-
-
-def summarize_methods(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarize_methods(results: Sequence[NetworkResult]) -> list[MethodSummary]:
     """One summary per method and kind of topology, and one over all unseen ones."""
-    groups: dict[tuple[str, str], list[dict]] = {}
-    for row in rows:
-        groups.setdefault((row["method"], row["kind"]), []).append(row)
-        if row["kind"] in WITHIN:
-            groups.setdefault((row["method"], ALL_UNSEEN), []).append(row)
-    places = [(method, kind) for kind in KINDS for method in METHODS.values()]
+    groups: dict[tuple[str, str], list[NetworkResult]] = {}
+    for result in results:
+        groups.setdefault((result["method"], result["kind"]), []).append(result)
+        if result["kind"] in WITHIN:
+            groups.setdefault((result["method"], ALL_UNSEEN), []).append(result)
+    order = [(method, kind) for kind in KINDS for method in METHODS.values()]
     return [
         {"method": method, "kind": kind, **summarize(groups[method, kind])}
-        for method, kind in places
+        for method, kind in order
         if (method, kind) in groups
     ]
 
 
-def summarize_studies(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize_studies(results: Sequence[StudyResult]) -> Studies:
     """A summary per study and setting; for the success asked for, its rank correlation as well."""
-    found: dict[str, Any] = {}
-    for row in rows:
-        found.setdefault(row["study"], {}).setdefault(row["setting"], []).append(row)
-    studies: dict[str, Any] = {
-        study: [{"setting": setting, **summarize(group)} for setting, group in settings.items()]
-        for study, settings in found.items()
-    }
-    asked = [row for row in rows if row["study"] == "asked"]
+    studies: Studies = {}
+    for study in STUDIES:
+        settings: dict[str, list[StudyResult]] = {}
+        for result in results:
+            if result["study"] == study:
+                settings.setdefault(result["setting"], []).append(result)
+        if settings:
+            studies[study] = [
+                {"setting": setting, **summarize(group)} for setting, group in settings.items()
+            ]
+    asked = [result for result in results if result["study"] == "asked"]
     if asked:
-        wanted = [float(row["setting"]) for row in asked]
-        got = [row["success_once"] for row in asked]
-        varies = len(set(got)) > 1
-        studies["rank_correlation"] = float(spearmanr(wanted, got).statistic) if varies else None
+        wanted = [float(result["setting"]) for result in asked]
+        measured = [result["success_once"] for result in asked]
+        varies = len(set(measured)) > 1
+        studies["rank_correlation"] = (
+            float(spearmanr(wanted, measured).statistic) if varies else None
+        )
     return studies
 
 
-def paired_methods(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+def paired_methods(results: Sequence[NetworkResult]) -> PairedDifference | None:
     """NNiT less the direct query, over the unseen topologies and start states of both."""
-    unseen = [row for row in rows if row["kind"] in WITHIN]
+    unseen = [result for result in results if result["kind"] in WITHIN]
     ours, theirs = (
-        [row for row in unseen if row["method"] == METHODS[source]] for source in ("nnit", "ghn")
+        [result for result in unseen if result["method"] == METHODS[source]]
+        for source in ("nnit", "ghn")
     )
-    return paired_rows(ours, theirs) if ours and theirs else None
+    return paired_results(ours, theirs) if ours and theirs else None
 
 
-def paired_rows(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, Any]:
+def paired_results(
+    ours: Sequence[PolicyResult], theirs: Sequence[PolicyResult]
+) -> PairedDifference:
     """Difference of two methods' success over the topologies that both have, all samples."""
-    pairs = _pair_up(
-        [(tuple(row["hidden"]), row["success_once"]) for row in ours],
-        [(tuple(row["hidden"]), row["success_once"]) for row in theirs],
+    our_groups, their_groups = pair_up(
+        *(
+            [(hidden_of(result), result["success_once"]) for result in side]
+            for side in (ours, theirs)
+        )
     )
-    difference, low, high = paired_bootstrap(*pairs)
-    return {"difference": difference, "low": low, "high": high, "topologies": len(pairs[0])}
+    difference, low, high = paired_bootstrap(our_groups, their_groups)
+    return {"difference": difference, "low": low, "high": high, "topologies": len(our_groups)}
 
 
-def _pair_up(
-    ours: list[tuple[Any, float]], theirs: list[tuple[Any, float]]
+def pair_up(
+    ours: Iterable[tuple[Key, float]], theirs: Iterable[tuple[Key, float]]
 ) -> tuple[list[list[float]], list[list[float]]]:
     """The values of either side by key, for the keys that both have."""
-    groups: dict[Any, tuple[list[float], list[float]]] = {}
+    groups: dict[Key, tuple[list[float], list[float]]] = {}
     for side, values in enumerate((ours, theirs)):
         for key, value in values:
             groups.setdefault(key, ([], []))[side].append(value)
-    both = [group for group in groups.values() if all(group)]
-    return [group[0] for group in both], [group[1] for group in both]
+    shared = [group for group in groups.values() if all(group)]
+    return [group[0] for group in shared], [group[1] for group in shared]
 
 
-def headline(figures: dict[str, Any]) -> str:
+def headline(figures: TaskFigures) -> str:
     """What a run comes to, in two sentences; empty where no unseen topology was measured."""
-    summaries, pair = figures["summaries"], figures.get("paired")
-    found = {(row["method"], row["kind"]): row for row in summaries}
-    unseen = found.get((METHODS["nnit"], ALL_UNSEEN))
+    by_kind = {(summary["method"], summary["kind"]): summary for summary in figures["summaries"]}
+    unseen = by_kind.get((METHODS["nnit"], ALL_UNSEEN))
     if unseen is None:
         return ""
+    teachers = by_kind[METHODS["rllib"], "teacher"]
     text = (
         f"Nobody trained these: {unseen['networks']} networks of {unseen['topologies']} topologies "
-        f"that training never saw succeed in {unseen['success_once']:.1%} of "
-        f"{unseen['episodes']:,} episodes; their teachers in "
-        f"{found[METHODS['rllib'], 'teacher']['success_once']:.1%}."
+        f"that training never saw succeed in {percent(unseen['success_once'])}% of "
+        f"{count(unseen['episodes'])} episodes; their teachers in "
+        f"{percent(teachers['success_once'])}%."
     )
-    if pair:
-        difference, low, high = (100 * pair[key] for key in ("difference", "low", "high"))
-        text += (
-            f" NNiT less the direct query, paired: {difference:+.1f} points "
-            f"[{low:+.1f}, {high:+.1f}]."
-        )
+    if pair := figures.get("paired"):
+        difference = points_interval(pair["difference"], pair["low"], pair["high"])
+        text += f" NNiT less the direct query, paired: {difference}."
     return text

@@ -14,7 +14,7 @@ from nnit_dist.core.topology import Hidden
 from nnit_dist.envs.sim import TEST_SEED
 from nnit_dist.report.film import Clip, film
 from nnit_dist.report.plots import show_matrix
-from nnit_dist.rollout.evaluation import evaluate
+from nnit_dist.rollout.evaluation import Evaluator
 from nnit_dist.rollout.statistics import cluster_bootstrap, paired_bootstrap
 
 SAMPLES, EPISODES, SHOWN = 2, 100, 6
@@ -32,7 +32,7 @@ def measure(
         for policy in policies[name]:
             policy.id = f"{name}_{policy.id}"
     every = [policy for name in groups for policy in policies[name]]
-    result = evaluate(every, EPISODES, out, actors, sim_backend=sim_backend, title="test")
+    result = Evaluator(actors, sim_backend, title="test").evaluate(every, EPISODES, out)
     if result.failures:
         raise NnitError(f"measuring failed: {next(iter(result.failures.values()))}.")
     success = {row["policy_id"]: row["success_once"] for row in result.rows()}

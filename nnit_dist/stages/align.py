@@ -30,7 +30,7 @@ from nnit_dist.hypernet.model import HypernetModel, save_samplers
 from nnit_dist.hypernet.modes import largest_behavior_mode, measure_pairs
 from nnit_dist.hypernet.teachers import TeacherSet
 from nnit_dist.rollout.actors import Simulators
-from nnit_dist.rollout.evaluation import evaluate
+from nnit_dist.rollout.evaluation import Evaluator
 from nnit_dist.rollout.queue import Job
 from nnit_dist.rollout.recording import record
 from nnit_dist.runtime.progress import StageProgress
@@ -212,14 +212,13 @@ class Alignment:
         Networks of the best imitate mixes of them, and count alike: their mean.
         """
         topologies = spread(self.seen, SUCCESS_TOPOLOGIES)
-        result = evaluate(
+        ray = self.run_config.ray
+        title = f"{model.task.name}, success after each teacher"
+        evaluator = Evaluator(ray.actors, ray.sim_backend, VALIDATION_SEED, title)
+        result = evaluator.evaluate(
             [policy for hidden in topologies for policy in self._imitators(model, hidden)],
             self.config.success_episodes,
             self.out.success(model.task.name),
-            self.run_config.ray.actors,
-            sim_backend=self.run_config.ray.sim_backend,
-            first_seed=VALIDATION_SEED,
-            title=f"{model.task.name}, success after each teacher",
         )
         if result.failures:
             raise NnitError(f"measuring failed: {next(iter(result.failures.values()))}.")

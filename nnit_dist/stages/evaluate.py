@@ -8,7 +8,6 @@ and `evaluate/TASK/episodes` (one row an episode). Episodes that are there are n
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +16,14 @@ from nnit_dist.artifacts.run_directory import EvaluateDirectory
 from nnit_dist.core.files import write_atomic, write_json
 from nnit_dist.core.policy import Policy, load_policies
 from nnit_dist.hypernet.model import HypernetModel
-from nnit_dist.rollout.evaluation import evaluate
+from nnit_dist.rollout.evaluation import Evaluator
+from nnit_dist.rollout.results import (
+    NetworkResult,
+    PolicyResult,
+    StudyResult,
+    TaskFigures,
+    hidden_of,
+)
 from nnit_dist.rollout.summaries import (
     METHODS,
     paired_methods,
@@ -51,43 +57,43 @@ def plan(context: RunContext) -> StagePlan:
 
 
 def _evaluate(context: RunContext, out: EvaluateDirectory) -> Figures:
-    figures: dict[str, Any] = {}
-    rows: list[dict[str, Any]] = []
+    figures: dict[str, TaskFigures] = {}
+    results: list[NetworkResult] = []
     for task in context.config.tasks:
-        task_rows, figures[task] = _measure(context, task, out.task(task))
-        rows += task_rows
-    table = pa.Table.from_pylist(rows)
+        task_results, figures[task] = _measure(context, task, out.task(task))
+        results += task_results
+    table = pa.Table.from_pylist(results)
     write_atomic(out.networks, lambda partial: pq.write_table(table, partial))
     write_json(out.summaries, {"tasks": figures})
-    return {"tasks": figures, "networks": len(rows)}
+    return {"tasks": figures, "networks": len(results)}
 
 
-def _measure(context: RunContext, task: str, out: Path) -> tuple[list[dict[str, Any]], Figures]:
-    """Rows of all methods' networks of a task, and what they come to."""
+def _measure(context: RunContext, task: str, out: Path) -> tuple[list[NetworkResult], TaskFigures]:
+    """Results of all methods' networks of a task, and what they come to."""
     config, run = context.config, context.run
     written = load_policies(run.generate.policies / task)
     studied = load_policies(run.generate.studies / task) if config.generate.studies else []
     teachers = [member.policy for member in run.teachers(task, config.align.min_success)]
-    result = evaluate(
+    evaluator = Evaluator(config.ray.actors, config.ray.sim_backend, title=task)
+    evaluation = evaluator.evaluate(
         [*teachers, *_direct_query(context, task, written), *written, *studied],
         config.evaluate.episodes,
         out,
-        config.ray.actors,
-        sim_backend=config.ray.sim_backend,
-        title=task,
     )
     settings = {policy.id: policy.metadata for policy in studied}
-    measured = result.rows()
-    rows = [
-        {"task": task, **row, **_method_and_kind(context, row)}
-        for row in measured
-        if row["policy_id"] not in settings
+    rows = evaluation.rows()
+    results = [
+        _network_result(context, task, row) for row in rows if row["policy_id"] not in settings
     ]
-    studies = [row | settings[row["policy_id"]] for row in measured if row["policy_id"] in settings]
-    return rows, {
-        "summaries": summarize_methods(rows),
-        "failures": result.failures,
-        "paired": paired_methods(rows),
+    studies = [
+        _study_result(row, settings[row["policy_id"]])
+        for row in rows
+        if row["policy_id"] in settings
+    ]
+    return results, {
+        "summaries": summarize_methods(results),
+        "failures": evaluation.failures,
+        "paired": paired_methods(results),
         "studies": summarize_studies(studies),
     }
 
@@ -107,7 +113,10 @@ def _direct_query(context: RunContext, task: str, written: list[Policy]) -> list
     ]
 
 
-def _method_and_kind(context: RunContext, row: dict[str, Any]) -> dict[str, str]:
-    is_teacher = row["source"] == "rllib"
-    kind = "teacher" if is_teacher else context.split.kind_of(tuple(row["hidden"]))
-    return {"method": METHODS[row["source"]], "kind": kind}
+def _network_result(context: RunContext, task: str, row: PolicyResult) -> NetworkResult:
+    kind = "teacher" if row["source"] == "rllib" else context.split.kind_of(hidden_of(row))
+    return {"task": task, **row, "method": METHODS[row["source"]], "kind": kind}
+
+
+def _study_result(row: PolicyResult, metadata: dict[str, str]) -> StudyResult:
+    return {**row, "study": metadata["study"], "setting": metadata["setting"]}

@@ -14,7 +14,7 @@ from nnit_dist.core.policy import Policy
 from nnit_dist.core.splits import UNSEEN_KINDS
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.model import load_model
-from nnit_dist.rollout.evaluation import evaluate
+from nnit_dist.rollout.evaluation import Evaluator
 from nnit_dist.transfer.refine import load_distillation_data, refine
 
 KNOWN = json.loads(Path(__file__).with_name("shipped_answers.json").read_text())
@@ -65,7 +65,7 @@ def test_policies_are_refined_alike():
 def test_policies_have_the_same_episodes():
     policies = {p.id: p for row in KNOWN["generate"] for p in written(row)}
     for known in KNOWN["evaluate"]:
-        found = evaluate(policies[known["policy"]], 4, None, 1, returns=True).rows()
+        found = Evaluator(actors=1).evaluate(policies[known["policy"]], 4, returns=True).rows()
         for row, before in zip(found, known["rows"], strict=True):
             for name in ("success_once", "success_at_end", "episodes"):
                 assert row[name] == before[name], known["policy"]

@@ -11,8 +11,9 @@ from nnit_dist.artifacts.shipped import shipped
 from nnit_dist.bench import alignment, memorization, population, train, zoo
 from nnit_dist.bench.alignment import bench_alignment
 from nnit_dist.bench.generalization import bench_generalization
-from nnit_dist.bench.memorization import bench_memorization
+from nnit_dist.bench.memorization import Counts, bench_memorization
 from nnit_dist.bench.pool import bench_scale
+from nnit_dist.bench.results import BenchSize
 from nnit_dist.bench.scaling import (
     Driver,
     measure_driver,
@@ -63,7 +64,7 @@ def test_a_zoo_is_read_in_every_way_and_by_workers_that_share_it(tmp_path, monke
 
 def test_nnit_is_compared_with_baselines_on_unseen_topologies_of_every_kind(tmp_path):
     run = shipped(TASK)
-    found = bench_generalization(run, TASK, list(UNSEEN_KINDS), 2, 1, 1, tmp_path, None, None)
+    found = bench_generalization(run, TASK, list(UNSEEN_KINDS), BenchSize(2, 1, 1), out=tmp_path)
     assert found["failures"] == {}
     seen = HypernetModel.load(run.hypernet()).seen
     assert set(found["topologies"]) == set(UNSEEN_KINDS)
@@ -80,7 +81,7 @@ def test_nnit_is_compared_with_baselines_on_unseen_topologies_of_every_kind(tmp_
 
 def test_alignment_is_measured_on_five_kinds_of_weights(small_run, tmp_path, monkeypatch):
     monkeypatch.setattr("nnit_dist.baselines.trained.INDEPENDENT_STEPS", 3)
-    found = bench_alignment(small_run, TASK, tmp_path / "rivals", 1, 1, 1, tmp_path, None)
+    found = bench_alignment(small_run, TASK, tmp_path / "rivals", BenchSize(1, 1, 1), out=tmp_path)
     weights = found["weights"]
     assert set(weights) == set(alignment.ABOUT)
     assert not found["failures"]
@@ -95,7 +96,7 @@ def test_alignment_is_measured_on_five_kinds_of_weights(small_run, tmp_path, mon
 
 
 def test_novelty_is_measured_beside_trivial_ways_to_make_networks(tmp_path):
-    found = bench_memorization(shipped(TASK), TASK, [(32,)], 16, 3, 2, tmp_path, None)
+    found = bench_memorization(shipped(TASK), TASK, [(32,)], Counts(16, 3, 2), out=tmp_path)
     kinds = found["kinds"]
     assert found["trained"] == [16]
     assert set(kinds) == set(memorization.ABOUT)
@@ -179,7 +180,9 @@ def test_the_drivers_cost_is_split_into_calls_and_rollouts(ray_local):
 def test_refining_is_measured_from_either_start(tmp_path, ray_local):
     from nnit_dist.bench.refine import as_markdown, bench_refine
 
-    figures = bench_refine(None, "PushCube-v1", [5, 20], 1, 1, 2, 2, tmp_path, 2)
+    figures = bench_refine(
+        None, "PushCube-v1", [5, 20], BenchSize(1, 1, 2), sampler_steps=2, out=tmp_path, actors=2
+    )
     assert [(row["start"], row["steps"]) for row in figures["refined"]] == [
         ("nnit", 5),
         ("nnit", 20),

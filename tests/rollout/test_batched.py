@@ -138,7 +138,9 @@ class StackedSimulators(Simulators):
         import ray
 
         actor = ray.remote(BatchSimulator).options(num_cpus=1)
-        return actor.remote(self.task, self.control_mode, self.reward, self.width, "physx_cpu")
+        return actor.remote(
+            self.task, self.control_mode, self.reward, self.width, sim_backend="physx_cpu"
+        )
 
 
 def test_the_pool_fills_batches_with_different_networks(ray_local, alone):

@@ -23,7 +23,7 @@ from nnit_dist.core.zoo import Member, Zoo
 from nnit_dist.rollout.comparison import compare_evaluations
 from nnit_dist.rollout.episodes import Rollouts
 from nnit_dist.rollout.evaluable import read_evaluables
-from nnit_dist.rollout.evaluation import evaluate
+from nnit_dist.rollout.evaluation import Evaluator, evaluate
 from nnit_dist.rollout.store import EpisodeStore
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -135,8 +135,8 @@ def test_episodes_that_could_not_be_written_are_written_when_there_is_room(tmp_p
 
 def test_early_stops_do_not_depend_on_the_number_of_actors(tmp_path):
     """The random policies fail always; a width of 0.1 is reached after 30 episodes."""
-    one = evaluate(POLICIES, episodes=60, until_halfwidth=0.1, actors=1, out=tmp_path)
-    two = evaluate(POLICIES, episodes=60, until_halfwidth=0.1, actors=2)
+    one = Evaluator(actors=1).evaluate(POLICIES, 60, tmp_path, until_halfwidth=0.1)
+    two = Evaluator(actors=2).evaluate(POLICIES, 60, until_halfwidth=0.1)
     assert one.rows() == two.rows()
     assert all(row["episodes"] < 60 for row in one.rows())
     full = evaluate(POLICIES, episodes=60)
