@@ -149,8 +149,8 @@ def test_networks_after_the_best_count_alike_and_the_others_by_themselves(
 
     heard = []
     monkeypatch.setattr(
-        "nnit_dist.stages.align.evaluate",
-        lambda policies, *_, **__: heard.extend(policies) or Measured(policies),
+        "nnit_dist.rollout.evaluation.Evaluator.evaluate",
+        lambda self, policies, *_, **__: heard.extend(policies) or Measured(policies),
     )
     stage = alignment(sampler, tmp_path, snapshots=1)
     success = stage._measure(sampler)  # two of the best, and another
