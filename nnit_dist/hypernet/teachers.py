@@ -1,4 +1,4 @@
-"""Who teaches the hypernetwork: good policies of the population, task by task."""
+"""Which policies of the population teach the hypernetwork, task by task."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -13,7 +13,10 @@ from nnit_dist.hypernet.model import Teacher
 
 @dataclass(frozen=True)
 class TeacherSet:
-    """The teachers of one task: the best snapshots of its trials, then earlier ones."""
+    """The teachers of one task: the best snapshots of its trials, then earlier ones.
+
+    `number` is the task's place among those of the run.
+    """
 
     task: TaskInfo
     number: int
@@ -21,24 +24,27 @@ class TeacherSet:
     earlier: list[Member]
 
     @classmethod
-    def of(
+    def select(
         cls,
         task: TaskInfo,
         number: int,
         members: list[Member],
+        *,
         min_success: float,
         snapshots: int,
     ) -> Self:
-        """From the population: of every trial that reaches `min_success`, up to so many earlier.
+        """From the population: the trials that reach `min_success`.
+
+        Of each, the best snapshot and up to `snapshots` earlier ones.
 
         Raises:
-            NnitError: no teacher is good enough.
+            NnitError: no trial is good enough.
         """
-        own = [member for member in members if member.policy.task == task.name]
-        best = _good_enough(task.name, own, min_success)
-        return cls(task, number, best, _earlier(best, own, snapshots))
+        candidates = [member for member in members if member.policy.task == task.name]
+        best = _good_enough(task.name, candidates, min_success)
+        return cls(task, number, best, _earlier(best, candidates, snapshots))
 
-    def only(self, best: list[int]) -> Self:
+    def restricted_to(self, best: list[int]) -> Self:
         """With these of the best alone, and the earlier snapshots of their trials."""
         kept = [self.best[i] for i in best]
         trials = {member.trial for member in kept}
@@ -46,18 +52,20 @@ class TeacherSet:
 
     @property
     def policies(self) -> list[Policy]:
+        """The best, then the earlier ones."""
         return [member.policy for member in [*self.best, *self.earlier]]
 
     @property
-    def about(self) -> list[Teacher]:
+    def teachers(self) -> list[Teacher]:
+        """As the hypernetwork knows them, in the order of `policies`."""
         return [Teacher(p.id, i < len(self.best)) for i, p in enumerate(self.policies)]
 
 
 def _good_enough(task: str, members: list[Member], min_success: float) -> list[Member]:
     """The best snapshot of every trial that reaches `min_success`."""
     best = best_of_trials(members)
-    if taught := [member for member in best if member.success_once >= min_success]:
-        return taught
+    if teachers := [member for member in best if member.success_once >= min_success]:
+        return teachers
     most = max((member.success_once for member in members), default=0.0)
     raise NnitError(
         f"no policy for {task} reaches align.min_success={min_success} (best {most:.2f}). "
@@ -65,10 +73,10 @@ def _good_enough(task: str, members: list[Member], min_success: float) -> list[M
     )
 
 
-def _earlier(taught: list[Member], members: list[Member], count: int) -> list[Member]:
-    """Up to `count` earlier snapshots of the trial of each, evenly over its training."""
-    found = []
-    for best in taught:
-        own = [m for m in members if m.trial == best.trial and m.env_steps < best.env_steps]
-        found += spread(sorted(own, key=lambda member: member.env_steps), count)
-    return found
+def _earlier(teachers: list[Member], members: list[Member], count: int) -> list[Member]:
+    """Up to `count` earlier snapshots of the trial of each teacher, evenly over its training."""
+    chosen: list[Member] = []
+    for best in teachers:
+        before = [m for m in members if m.trial == best.trial and m.env_steps < best.env_steps]
+        chosen += spread(sorted(before, key=lambda member: member.env_steps), count)
+    return chosen

@@ -84,7 +84,13 @@ class Alignment:
         self.run_config, self.config, self.seed = config, config.align, config.seed
         self.tasks, self.seen, self.out, self.continue_from = tasks, seen, out, continue_from
         self.teacher_sets = [
-            TeacherSet.of(task, number, members, self.config.min_success, self.config.snapshots)
+            TeacherSet.select(
+                task,
+                number,
+                members,
+                min_success=self.config.min_success,
+                snapshots=self.config.snapshots,
+            )
             for number, task in enumerate(tasks)
         ]
         self.average_drops: list[list[dict[str, Any]]] = []  # of two teachers, a list a task
@@ -114,7 +120,7 @@ class Alignment:
             self.config.ghn,
             self.config.distill,
             self.tasks,
-            [teachers.about for teachers in self.teacher_sets],
+            [teachers.teachers for teachers in self.teacher_sets],
             self.seen,
             self.run_config.topologies.variation,
             self.out,
@@ -158,15 +164,14 @@ class Alignment:
             teachers.best,
             self.config.success_episodes,
             self.out.averages(teachers.task.name),
-            self.run_config.ray.actors,
-            self.run_config.ray.sim_backend,
+            self._evaluator(f"{teachers.task.name}, averages of two teachers"),
         )
         names = [member.policy.id for member in teachers.best]
         self.average_drops.append(
             [{"teachers": [names[i] for i in pair], "lost": drop} for pair, drop in drops.items()]
         )
         mode = largest_behavior_mode(len(names), drops, self.config.max_average_drop)
-        return teachers.only(mode)
+        return teachers.restricted_to(mode)
 
     def _ensure_teacher_rollouts(self, teachers: TeacherSet, view: StageProgress) -> None:
         """What the first round learns on: states that the teachers visit."""
@@ -212,9 +217,7 @@ class Alignment:
         Networks of the best imitate mixes of them, and count alike: their mean.
         """
         topologies = spread(self.seen, SUCCESS_TOPOLOGIES)
-        ray = self.run_config.ray
-        title = f"{model.task.name}, success after each teacher"
-        evaluator = Evaluator(ray.actors, ray.sim_backend, VALIDATION_SEED, title)
+        evaluator = self._evaluator(f"{model.task.name}, success after each teacher")
         result = evaluator.evaluate(
             [policy for hidden in topologies for policy in self._imitators(model, hidden)],
             self.config.success_episodes,
@@ -226,6 +229,11 @@ class Alignment:
         success = success.view(len(topologies), len(model.teachers)).mean(0)
         success[model.best] = success[model.best].mean()
         return success
+
+    def _evaluator(self, title: str) -> Evaluator:
+        """Measures from start states of validation."""
+        ray = self.run_config.ray
+        return Evaluator(ray.actors, ray.sim_backend, VALIDATION_SEED, title)
 
     def _imitators(self, model: HypernetModel, hidden: Hidden) -> list[Policy]:
         """A network of a topology for each teacher; for one of the best, of a mix of them."""

@@ -68,7 +68,7 @@ def test_a_training_with_stops_writes_what_the_stage_writes(ray_local, tmp_path)
     (teacher_set,) = stage.teacher_sets
     condition = (
         [task],
-        [teacher_set.about],
+        [teacher_set.teachers],
         seen,
         1,
         AlignDirectory(whole),
@@ -103,15 +103,15 @@ def test_the_best_of_good_trials_teach_and_earlier_snapshots_of_these(
     sampler, tmp_path, snapshots, expected
 ):
     (teacher_set,) = alignment(sampler, tmp_path, snapshots=snapshots).teacher_sets
-    assert [t.id for t in teacher_set.about if t.best] == ["a3", "b1"]
-    assert [t.id for t in teacher_set.about if not t.best] == expected
-    assert [policy.id for policy in teacher_set.policies] == [t.id for t in teacher_set.about]
+    assert [t.id for t in teacher_set.teachers if t.best] == ["a3", "b1"]
+    assert [t.id for t in teacher_set.teachers if not t.best] == expected
+    assert [policy.id for policy in teacher_set.policies] == [t.id for t in teacher_set.teachers]
 
 
 def test_of_the_best_those_teach_that_can_be_mixed_with_their_trials_snapshots(sampler, tmp_path):
     (teacher_set,) = alignment(sampler, tmp_path, snapshots=9).teacher_sets
-    some = teacher_set.only([1])
-    assert [(t.id, t.best) for t in some.about] == [("b1", True), ("b0", False)]
+    some = teacher_set.restricted_to([1])
+    assert [(t.id, t.best) for t in some.teachers] == [("b1", True), ("b0", False)]
     assert [policy.id for policy in some.policies] == ["b1", "b0"]
 
 
