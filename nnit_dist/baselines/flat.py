@@ -28,6 +28,8 @@ from nnit_dist.nnit.config import NNiTConfig
 from nnit_dist.nnit.dataset import draw_condition
 from nnit_dist.nnit.flow import MIN_REST, integrate
 from nnit_dist.nnit.tokens import ArchitectureVocabulary
+from nnit_dist.nnit.trainer import WARMUP
+from nnit_dist.training.optimizer import learning_rate, set_learning_rate
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,7 @@ class FlatDiffusion:
     def step(self, step: int) -> float:
         """Take step number `step`; returns the loss."""
         config = self.config
-        for group in self.optimizer.param_groups:
-            cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
-            group["lr"] = config.lr * min(1.0, (step + 1) / 50) * max(0.02, cosine)
+        set_learning_rate(self.optimizer, learning_rate(step, config.steps, config.lr, WARMUP))
         loss = self.loss(
             generator_of(self.seed, step), config.topologies_per_step * config.networks_per_topology
         )

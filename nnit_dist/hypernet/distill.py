@@ -14,7 +14,6 @@ Shapes: B networks, T teachers of all tasks, S states, L layers at most, W units
 """
 
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +38,17 @@ from nnit_dist.hypernet.latents import (
 from nnit_dist.hypernet.model import HypernetModel, load_samplers
 from nnit_dist.hypernet.padded import Padded
 from nnit_dist.training.loop import Loop, LoopSpec, worker_setup
-from nnit_dist.training.optimizer import average_gradients
+from nnit_dist.training.optimizer import (
+    average_gradients,
+    average_with_losses,
+    learning_rate,
+    set_learning_rate,
+)
 from nnit_dist.training.sampling import TaskSampler, jitter_condition, vary_widths
 from nnit_dist.training.state import restore_state, save_state
 from nnit_dist.training.warm_start import warm_start
+
+WARMUP = 100  # steps in which the learning rate rises
 
 
 def distill_worker(config: dict, loop_spec: LoopSpec) -> None:
@@ -216,7 +222,7 @@ class Distiller:
     def train_step(self, step: int, batch: Batch) -> dict[str, float]:
         """Take step number `step` with its prepared batch; returns the mean losses."""
         cfg, batch = self.config, batch.to(self.device)
-        self._set_lr(step)
+        set_learning_rate(self.optimizer, learning_rate(step, cfg.steps, cfg.lr, WARMUP))
         networks = self._written(batch)
         obs = self.states[batch.states]
         target = self._targets(batch.teacher_weights, obs)
@@ -230,13 +236,10 @@ class Distiller:
         loss = error + cfg.kl_weight * self._kl()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        # The error travels with the gradients, so that every worker reports that of all.
-        meter = nn.Parameter(error.detach()[None])
-        meter.grad = error.detach()[None]
-        average_gradients([*self.parameters, meter])
+        (mean_error,) = average_with_losses(self.parameters, error[None], average_gradients)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
-        return {"action_mse": float(meter.grad), "kl": float(self._kl().detach())}
+        return {"action_mse": float(mean_error), "kl": float(self._kl().detach())}
 
     def _written(self, batch: Batch) -> Padded:
         latents = [self.latents_of(task) for task in range(len(self.task_data))]
@@ -285,12 +288,6 @@ class Distiller:
         latents = self.latents[task]
         assert isinstance(latents, TeacherLatents)
         return latents
-
-    def _set_lr(self, step: int) -> None:
-        warmup = min(1.0, (step + 1) / 100)
-        decay = 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.config.steps)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * warmup * max(0.02, decay)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ Shapes: K networks of one depth, T teachers, S states.
 """
 
 import itertools
-import math
 
 import torch
 from torch import Tensor
@@ -16,6 +15,9 @@ from nnit_dist.core.topology import Topology
 from nnit_dist.hypernet.data import DistillationData
 from nnit_dist.hypernet.ghn import Layers, apply_layers
 from nnit_dist.hypernet.latents import action_error
+from nnit_dist.training.optimizer import learning_rate, set_learning_rate
+
+WARMUP = 20  # steps in which the learning rate rises, so that a good start is not lost
 
 
 def imitate(
@@ -43,18 +45,13 @@ def imitate(
         for step in range(steps):
             x, y = distillation_data.draw(teacher_weights[members], states, rng)
             error = action_error(apply_layers(group.layers(), x), y).mean((1, 2))
-            optimizer.param_groups[0]["lr"] = lr * _schedule(step, steps)
+            set_learning_rate(optimizer, learning_rate(step, steps, lr, WARMUP, floor=0.0))
             optimizer.zero_grad(set_to_none=True)
             error.sum().backward()
             optimizer.step()
         for index, i in enumerate(members):
             found[i] = group.cut(index)
     return [found[i] for i in range(len(topologies))]
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Up in 20 steps, so that a good start is not lost, then down along a cosine."""
-    return min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 class _Group:

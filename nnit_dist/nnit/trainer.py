@@ -7,7 +7,7 @@ a worker takes one after another; the gradient is the same.
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,11 +21,18 @@ from nnit_dist.nnit.flow import flow_loss, mask_ids, masked_loss, noised, sample
 from nnit_dist.nnit.packing import Packed, pack
 from nnit_dist.nnit.tokens import ArchitectureVocabulary, TokenLayout
 from nnit_dist.nnit.transformer import NNiT
+from nnit_dist.training.optimizer import (
+    AverageGradients,
+    average_with_losses,
+    learning_rate,
+    set_learning_rate,
+)
 
 if TYPE_CHECKING:
     from nnit_dist.nnit.config import TransformerConfig
 
 ROW_MULTIPLE = 64  # of tokens
+WARMUP = 50  # steps in which the learning rate rises
 
 
 class TrainingConfig(Protocol):
@@ -110,7 +117,7 @@ class Trainer:
         device: torch.device,
         seed: int,
         share: tuple[int, int] = (0, 1),
-        average_gradients: Callable[[list[nn.Parameter]], None] = lambda parameters: None,
+        average_gradients: AverageGradients = lambda parameters: None,
     ) -> None:
         self.config, self.source, self.device, self.seed = config, source, device, seed
         self.share, self.average_gradients = share, average_gradients
@@ -142,7 +149,8 @@ class Trainer:
 
     def train_step(self, step: int, parts: Iterable[Corrupted]) -> dict[str, float]:
         """Descend along the gradient of the batch, of which `parts` are this worker's share."""
-        self._set_lr(step)
+        rate = learning_rate(step, self.config.steps, self.config.lr, WARMUP)
+        set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
         _, workers = self.share
         measured = torch.zeros(2, device=self.device)
@@ -151,14 +159,11 @@ class Trainer:
             (workers * (losses[0] + self.config.architecture_weight * losses[1])).backward()
             measured += workers * losses.detach()
         parameters = list(self.network.parameters())
-        # The losses travel with the gradients, so that every worker reports those of all.
-        meter = nn.Parameter(measured)
-        meter.grad = measured
-        self.average_gradients([*parameters, meter])
+        mean_losses = average_with_losses(parameters, measured, self.average_gradients)
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimizer.step()
         self._update_average(step)
-        flow, architecture = meter.grad.tolist()
+        flow, architecture = mean_losses.tolist()
         return {"flow": flow, "architecture": architecture, "grad_norm": float(norm)}
 
     def losses(self, batch: Corrupted) -> tuple[Tensor, Tensor]:
@@ -198,12 +203,6 @@ class Trainer:
     def _parts(self, numbers: range) -> list[Sequence[int]]:
         size = max(1, math.ceil(len(numbers) / self.config.accumulate))
         return [numbers[start : start + size] for start in range(0, len(numbers), size)]
-
-    def _set_lr(self, step: int) -> None:
-        warmup = min(1.0, (step + 1) / 50)
-        decay = 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.config.steps)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * warmup * max(0.02, decay)
 
     @torch.no_grad()
     def _update_average(self, step: int) -> None:
