@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import one_thread
 from nnit_dist.core.topology import Hidden, Topology, hidden_name
 from nnit_dist.hypernet.model import HypernetModel
-from nnit_dist.nnit.tokens import Layers, detokenize, token_layout, tokenize
+from nnit_dist.nnit.tokens import detokenize, token_layout, tokenize
 
 FIT_NETWORKS = 32  # of each seen topology that a Gaussian is fitted to
 
@@ -36,20 +37,19 @@ def nearest_topologies(hidden: Hidden, known: list[Hidden], count: int) -> list[
     return sorted(same, key=lambda other: (np.abs(np.log(other) - widths).sum(), other))[:count]
 
 
-def fit_to(layers: Layers, target: Topology) -> Layers:
-    """Cut or zero-pad layers [B, ...] to the sizes of `target`.
+def fit_to(networks: MLPBatch, target: Topology) -> MLPBatch:
+    """Cut or zero-pad networks of one topology to `target`, which has as many layers.
 
     Padding changes no output: a unit without weights gives tanh(0). What is cut is made up for
     by growing the rest as 1/sqrt(fan_in).
     """
-    fitted = []
-    for (weight, bias), (out, fan_in) in zip(layers, target.shapes, strict=True):
-        rows, columns = weight.shape[1:]
-        scaled = weight * max(1.0, columns / fan_in) ** 0.5
-        more = max(0, out - rows)
-        grown = F.pad(scaled, (0, max(0, fan_in - columns), 0, more))[:, :out, :fan_in]
-        fitted.append((grown, F.pad(bias, (0, more))[:, :out]))
-    return fitted
+    weights, biases = [], []
+    for layer, (out, fan_in) in enumerate(target.shapes):
+        rows, columns = networks.shapes[0, layer].tolist()
+        scaled = networks.weights[layer][:, :rows, :columns] * max(1.0, columns / fan_in) ** 0.5
+        weights.append(F.pad(scaled, (0, fan_in - columns, 0, out - rows)))
+        biases.append(F.pad(networks.biases[layer][:, :rows], (0, out - rows)))
+    return MLPBatch.of_topology(target, weights, biases)
 
 
 @dataclass
@@ -75,9 +75,9 @@ class AlignedCrops:
             for offset in range(self.neighbours):
                 source = self.sampler.topology(near[offset % len(near)])
                 mix = self.sampler.draw_teacher_weights(1, 1.0, rng)
-                crops.append(fit_to(self.sampler.networks([source], mix, [rng])[0], target))
-            drawn.append(_mean(crops))
-        return policies_of(self.sampler, self.name, target, drawn, seed)
+                crops.append(fit_to(self.sampler.networks([source], mix, [rng]), target))
+            drawn.append(_mean(MLPBatch.cat(crops), target))
+        return policies_of(self.sampler, self.name, drawn, seed)
 
 
 @dataclass
@@ -91,15 +91,9 @@ class TrainedCrops:
     def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
         """Where the depth differs, the last hidden layer is repeated, or the last ones left out."""
         target = self.sampler.topology(hidden)
-        policies = []
-        for number in range(samples):
-            source = self.population[number % len(self.population)]
-            layers = [(torch.tensor(w)[None], torch.tensor(b)[None]) for w, b in source.layers]
-            kept = [layers[min(i, source.topology.depth - 1)] for i in range(len(hidden))]
-            fitted = fit_to([*kept, layers[-1]], target)
-            weights = [(w[0].numpy(), b[0].numpy()) for w, b in fitted]
-            policies.append(_policy(self.sampler, self.name, target, weights, seed, number))
-        return policies
+        sources = [self.population[number % len(self.population)] for number in range(samples)]
+        networks = [fit_to(_with_depth(source, len(hidden)), target) for source in sources]
+        return policies_of(self.sampler, self.name, networks, seed, raw=True)
 
 
 @dataclass
@@ -131,7 +125,7 @@ class PatchGaussian:
             places = zip(_keys(target, self.patch), noise, strict=True)
             values = torch.stack([fitted[key][0] + fitted[key][1] @ z for key, z in places])
             drawn.append(detokenize((values * layout.mask)[None], layout))
-        return policies_of(self.sampler, self.name, target, drawn, seed)
+        return policies_of(self.sampler, self.name, drawn, seed)
 
     @cached_property
     def _fitted(self) -> dict[int, dict[tuple, tuple[Tensor, Tensor]]]:
@@ -145,7 +139,7 @@ class PatchGaussian:
             networks = self.sampler.networks(
                 [topology] * len(teacher_weights), teacher_weights, [rng] * len(teacher_weights)
             )
-            values = torch.cat([tokenize(layers, layout) for layers in networks])
+            values = tokenize(networks, layout)
             places = found.setdefault(len(hidden), {})
             for index, key in enumerate(_keys(topology, self.patch)):
                 places.setdefault(key, []).append(values[:, index])
@@ -173,35 +167,33 @@ def generator_for(name: str, hidden: Hidden, seed: int, number: int) -> torch.Ge
     return torch.Generator().manual_seed(key)
 
 
-def _mean(crops: list[Layers]) -> Layers:
+def _mean(networks: MLPBatch, topology: Topology) -> MLPBatch:
     """The mean of several networks of one topology."""
-    means = []
-    for same in zip(*crops, strict=True):
-        weights, biases = zip(*same, strict=True)
-        means.append((torch.stack(weights).mean(0), torch.stack(biases).mean(0)))
-    return means
+    weights, biases = (
+        [part.mean(0, keepdim=True) for part in parts]
+        for parts in (networks.weights, networks.biases)
+    )
+    return MLPBatch.of_topology(topology, weights, biases)
+
+
+def _with_depth(policy: Policy, depth: int) -> MLPBatch:
+    """A network for raw observations with its last hidden layers repeated or left out."""
+    layers = MLPBatch.from_policies([policy]).layers(0)
+    hidden = [layers[min(i, policy.topology.depth - 1)] for i in range(depth)]
+    return MLPBatch.from_layers([[*hidden, layers[-1]]], policy.topology.activation)
 
 
 def policies_of(
-    sampler: HypernetModel, name: str, topology: Topology, drawn: list[Layers], seed: int
+    sampler: HypernetModel, name: str, networks: list[MLPBatch], seed: int, *, raw: bool = False
 ) -> list[Policy]:
-    """Policies for raw observations of networks [1, ...] for normalised ones."""
-    return [
-        _policy(
-            sampler,
-            name,
-            topology,
-            sampler.norm.fold([(w[0].numpy(), b[0].numpy()) for w, b in layers]),
-            seed,
-            number,
-        )
-        for number, layers in enumerate(drawn)
-    ]
-
-
-def _policy(
-    sampler: HypernetModel, name: str, topology: Topology, layers: list, seed: int, number: int
-) -> Policy:
-    task = sampler.task
-    policy_id = f"{name}_{topology.name}_{seed}_{number}"
-    return Policy(topology, layers, task.name, name, task.control_mode, policy_id)
+    """Policies of networks for normalized observations, or for `raw` ones; numbered in order."""
+    if not networks:
+        return []
+    batch = MLPBatch.cat(networks)
+    names = [batch.topology(number).name for number in range(len(batch))]
+    return batch.to_policies(
+        task=sampler.task,
+        source=name,
+        ids=[f"{name}_{topology}_{seed}_{number}" for number, topology in enumerate(names)],
+        normalizer=None if raw else sampler.norm,
+    )

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from nnit_dist.baselines.crops import generator_for, policies_of
 from nnit_dist.core.conditioning import ConditioningShape
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import generator_of, one_thread
 from nnit_dist.core.topology import Hidden, Topology
-from nnit_dist.hypernet.ghn import Layers
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.config import NNiTConfig
 from nnit_dist.nnit.dataset import draw_condition
@@ -63,36 +63,35 @@ class FlatLayout:
             )
         return [*range(topology.depth), self.depth]
 
-    def flatten(self, topology: Topology, layers: Layers) -> Tensor:
-        """Layers [B, ...] -> [B, F], weights in units of 1/sqrt(fan_in), else zero."""
-        batch = len(layers[0][0])
+    def flatten(self, topology: Topology, networks: MLPBatch) -> Tensor:
+        """Networks of a topology -> [B, F], weights in units of 1/sqrt(fan_in), else zero."""
         parts: list[Tensor] = []
-        placed = dict(zip(self.places(topology), layers, strict=True))
+        layers = {place: layer for layer, place in enumerate(self.places(topology))}
         for place, (out, fan_in) in enumerate(self.shapes):
-            if place not in placed:
-                parts += [torch.zeros(batch, out * fan_in + out)]
+            if place not in layers:
+                parts += [torch.zeros(len(networks), out * fan_in + out)]
                 continue
-            weight, bias = placed[place]
-            rows, columns = weight.shape[1:]
-            scaled = weight * columns**0.5
+            rows, columns = topology.shapes[layers[place]]
+            scaled = networks.weights[layers[place]][:, :rows, :columns] * columns**0.5
+            bias = networks.biases[layers[place]][:, :rows]
             parts.append(F.pad(scaled, (0, fan_in - columns, 0, out - rows)).flatten(1))
             parts.append(F.pad(bias, (0, out - rows)))
         return torch.cat(parts, 1)
 
-    def unflatten(self, topology: Topology, values: Tensor) -> Layers:
+    def unflatten(self, topology: Topology, values: Tensor) -> MLPBatch:
         """Inverse of `flatten`."""
         sizes = [size for out, fan_in in self.shapes for size in (out * fan_in, out)]
         parts = values.split(sizes, 1)
-        layers = []
+        weights, biases = [], []
         for place, (out, fan_in) in zip(self.places(topology), topology.shapes, strict=True):
             weight = parts[2 * place].unflatten(1, self.shapes[place])[:, :out, :fan_in]
-            layers.append((weight / fan_in**0.5, parts[2 * place + 1][:, :out]))
-        return layers
+            weights.append(weight / fan_in**0.5)
+            biases.append(parts[2 * place + 1][:, :out])
+        return MLPBatch.of_topology(topology, weights, biases)
 
     def mask(self, topology: Topology) -> Tensor:
         """float32 [F]: 1 where a value belongs to the topology."""
-        ones = [(torch.ones(1, out, i), torch.ones(1, out)) for out, i in topology.shapes]
-        return (self.flatten(topology, ones)[0] > 0).float()
+        return (self.flatten(topology, MLPBatch.full([topology], 1.0))[0] > 0).float()
 
     def condition(self, condition: ConditioningShape) -> Tensor:
         """float32 [2 * depth]: which layers there are, and their widths."""
@@ -214,8 +213,12 @@ class FlatDiffusion:
         seeds = torch.randint(2**31, (batch,), generator=rng).tolist()
         generators = [generator_of(seed) for seed in seeds]
         networks = self.sampler.networks(topologies, teacher_weights, generators, condition)
-        pairs = list(zip(topologies, networks, strict=True))
-        vectors = torch.cat([self.layout.flatten(t, layers) for t, layers in pairs])
+        vectors = torch.cat(
+            [
+                self.layout.flatten(topology, networks.select(slice(i, i + 1)))
+                for i, topology in enumerate(topologies)
+            ]
+        )
         return (
             vectors / self.scale,
             torch.stack([self.layout.mask(topology) for topology in topologies]),
@@ -253,4 +256,4 @@ class FlatDiffusion:
                 steps,
             )
             drawn.append(self.layout.unflatten(topology, values * self.scale))
-        return policies_of(self.sampler, self.name, topology, drawn, seed)
+        return policies_of(self.sampler, self.name, drawn, seed)

@@ -11,38 +11,38 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from nnit_dist.hypernet.ghn import Layers
+from nnit_dist.core.mlp import Layer, MLPBatch
 
 SWEEPS = 20  # at most; it has usually settled after a few
 
 
-def match(layers: Layers, reference: Layers) -> Layers:
-    """The network (layers [1, ...]) with its hidden neurons in the reference's order.
+def match(network: MLPBatch, reference: MLPBatch) -> MLPBatch:
+    """The network with its hidden neurons in the reference's order; both are batches of one.
 
     What it computes stays the same. The reference has as many layers, none narrower.
     """
-    shapes = [weight.shape[1:] for weight, _ in layers]
+    layers = network.layers(0)
     cropped = [
-        (weight[:, :out, :fan_in], bias[:, :out])
-        for (weight, bias), (out, fan_in) in zip(reference, shapes, strict=True)
+        (weight[: len(bias), : own.shape[1]], reference_bias[: len(bias)])
+        for (own, bias), (weight, reference_bias) in zip(layers, reference.layers(0), strict=True)
     ]
-    return permute(layers, [np.argsort(place) for place in _nearest_places(layers, cropped)])
+    return permute(network, [np.argsort(place) for place in _nearest_places(layers, cropped)])
 
 
-def permute(layers: Layers, orders: list[np.ndarray]) -> Layers:
-    """Hidden layer l's neurons in the order `orders[l]`: the same function."""
+def permute(network: MLPBatch, orders: list[np.ndarray]) -> MLPBatch:
+    """A batch of one with hidden layer l's neurons in the order `orders[l]`: the same function."""
     permuted = []
-    for i, (weight, bias) in enumerate(layers):
+    for i, (weight, bias) in enumerate(network.layers(0)):
         if i > 0:
-            weight = weight[:, :, torch.from_numpy(orders[i - 1])]
+            weight = weight[:, torch.from_numpy(orders[i - 1])]
         if i < len(orders):
             order = torch.from_numpy(orders[i])
-            weight, bias = weight[:, order], bias[:, order]
+            weight, bias = weight[order], bias[order]
         permuted.append((weight, bias))
-    return permuted
+    return MLPBatch.from_layers([permuted], network.topology(0).activation)
 
 
-def _nearest_places(layers: Layers, reference: Layers) -> list[np.ndarray]:
+def _nearest_places(layers: list[Layer], reference: list[Layer]) -> list[np.ndarray]:
     """For every hidden layer, the reference's place of each neuron."""
     own = [_joined(weight, bias) for weight, bias in layers]
     ref = [_joined(weight, bias) for weight, bias in reference]
@@ -59,8 +59,8 @@ def _nearest_places(layers: Layers, reference: Layers) -> list[np.ndarray]:
 
 def _joined(weight: Tensor, bias: Tensor) -> np.ndarray:
     """Weights in units of 1/sqrt(fan_in), with the bias as a last column: [out, in + 1]."""
-    scaled = weight[0] * weight.shape[2] ** 0.5
-    return torch.cat([scaled, bias[0][:, None]], 1).numpy()
+    scaled = weight * weight.shape[1] ** 0.5
+    return torch.cat([scaled, bias[:, None]], 1).numpy()
 
 
 def _assign(

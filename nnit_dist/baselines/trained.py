@@ -20,15 +20,15 @@ from nnit_dist.baselines.flat import FlatDiffusion
 from nnit_dist.baselines.matching import match
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import content_hash, write_atomic
+from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import generator_of
 from nnit_dist.core.topology import Hidden
 from nnit_dist.hypernet.data import DistillationData
 from nnit_dist.hypernet.distill import Distiller
-from nnit_dist.hypernet.ghn import Layers
 from nnit_dist.hypernet.imitation import imitate
 from nnit_dist.hypernet.model import HypernetModel
-from nnit_dist.nnit.dataset import AlignedDataset, Listed, ListedDataset
+from nnit_dist.nnit.dataset import AlignedDataset, ListedDataset
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.nnit.train import training_of
 from nnit_dist.nnit.trainer import Trainer
@@ -84,8 +84,8 @@ class TrainedBaselines:
             write_atomic(path, lambda partial: save_file(flat.average.state_dict(), partial))
         return flat
 
-    def networks(self, weights: Literal["independent", "matched"]) -> list[tuple[Hidden, Layers]]:
-        """(hidden, layers [1, ...]) of networks trained each on its own, as they are or matched.
+    def networks(self, weights: Literal["independent", "matched"]) -> MLPBatch:
+        """Networks trained each on its own, as they are or matched.
 
         For every seen topology `COPIES` groups of a network for each of the best teachers: in those
         of even number of exactly this topology and after that teacher alone, in the others with
@@ -113,7 +113,7 @@ class TrainedBaselines:
         ]
         if not path.exists():
             self.watch("independent networks", 0, 1)
-            found = imitate(
+            trained = imitate(
                 topologies,
                 torch.stack(teacher_weights),
                 DistillationData.load(self.states),
@@ -121,23 +121,22 @@ class TrainedBaselines:
                 self.seed,
             )
             tensors = {
-                f"{i}.{layer}.{name}": value.contiguous()
-                for i, layers in enumerate(found)
-                for layer, pair in enumerate(layers)
+                f"{i}.{layer}.{name}": value[None].contiguous()
+                for i in range(len(trained))
+                for layer, pair in enumerate(trained.layers(i))
                 for name, value in zip(("weight", "bias"), pair, strict=True)
             }
             write_atomic(path, lambda partial: save_file(tensors, partial))
         tensors = load_file(path)
-        networks = [
-            (
-                topology.hidden,
+        networks = MLPBatch.from_layers(
+            [
                 [
-                    (tensors[f"{i}.{layer}.weight"], tensors[f"{i}.{layer}.bias"])
+                    (tensors[f"{i}.{layer}.weight"][0], tensors[f"{i}.{layer}.bias"][0])
                     for layer in range(topology.num_layers)
-                ],
-            )
-            for i, topology in enumerate(topologies)
-        ]
+                ]
+                for i, topology in enumerate(topologies)
+            ]
+        )
         return networks if weights == "independent" else _matched(networks)
 
     def aligned(self, decoder: Literal["mlp", "pointwise"]) -> HypernetModel:
@@ -185,11 +184,8 @@ class TrainedBaselines:
     def _source(self, weights: Weights) -> AlignedDataset | ListedDataset:
         if weights == "mlp" or weights == "pointwise":
             return AlignedDataset([self.aligned(weights)], self.config, self.seed)
-        listed = [
-            Listed(self.sampler.topology(hidden), layers, 1.0)
-            for hidden, layers in self.networks(weights)
-        ]
-        return ListedDataset(listed, self.sampler, self.config, self.seed)
+        networks = self.networks(weights)
+        return ListedDataset(networks, 1.0, self.sampler, self.config, seed=self.seed)
 
     def _train_nnit(self, source: AlignedDataset | ListedDataset, path: Path, name: str) -> None:
         trainer = Trainer(self.config, source, torch.device("cpu"), self.seed)
@@ -230,14 +226,17 @@ class NNiTOn:
         return policies
 
 
-def _matched(networks: list[tuple[Hidden, Layers]]) -> list[tuple[Hidden, Layers]]:
+def _matched(networks: MLPBatch) -> MLPBatch:
     """Every network matched to the first of its depth that is of full width."""
-    most = max(max(hidden) for hidden, _ in networks)
-    reference: dict[int, Layers] = {}
-    for hidden, layers in networks:
-        if set(hidden) == {most}:
-            reference.setdefault(len(hidden), layers)
-    return [(hidden, match(layers, reference[len(hidden)])) for hidden, layers in networks]
+    hidden = [networks.topology(i).hidden for i in range(len(networks))]
+    each = [networks.select([i]) for i in range(len(networks))]
+    most = max(map(max, hidden))
+    reference: dict[int, MLPBatch] = {}
+    for widths, network in zip(hidden, each, strict=True):
+        if set(widths) == {most}:
+            reference.setdefault(len(widths), network)
+    pairs = zip(hidden, each, strict=True)
+    return MLPBatch.cat([match(network, reference[len(widths)]) for widths, network in pairs])
 
 
 def _check_references(seen: list[Hidden]) -> None:

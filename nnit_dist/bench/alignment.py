@@ -18,12 +18,12 @@ from nnit_dist.baselines.crops import policies_of
 from nnit_dist.baselines.trained import COPIES, NNiTOn, TrainedBaselines
 from nnit_dist.bench.results import BenchSize, MeasuredHere, measured_here, write_results
 from nnit_dist.core.formatting import percent_interval
+from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import generator_of
 from nnit_dist.core.splits import UnseenKind, spread
 from nnit_dist.core.topology import Hidden, Topology
 from nnit_dist.hypernet.data import DistillationData
-from nnit_dist.hypernet.ghn import Layers
 from nnit_dist.hypernet.metrics import neighbour_correlation, neuron_similarity
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.model import NNiTModel
@@ -45,7 +45,8 @@ SuccessOf = Literal["whole", "mixed", "nnit_combination", "nnit_width"]
 SUCCESS_OF: tuple[SuccessOf, ...] = ("whole", "mixed", "nnit_combination", "nnit_width")
 STATES = 1000
 PAIRS = 200
-Networks = Callable[[Hidden, int, int], Layers]  # (hidden, index of a best teacher, copy)
+# A network by (hidden, index of a best teacher, copy): a batch of one.
+Networks = Callable[[Hidden, int, int], MLPBatch]
 
 
 class Similarity(TypedDict):
@@ -105,7 +106,9 @@ def bench_alignment(
     figures: dict[str, WeightsFigures] = {
         kind: {
             "neighbours": neighbour_correlation(
-                [network(hidden, number, number) for number, hidden in enumerate(seen)]
+                MLPBatch.cat(
+                    [network(hidden, number, number) for number, hidden in enumerate(seen)]
+                )
             ),
             "similarity": _similarity(network, trained_baselines.sampler.seen, obs),
         }
@@ -163,31 +166,29 @@ def _weights(trained_baselines: TrainedBaselines) -> dict[str, Networks]:
     """Networks of seen topologies of every kind."""
     networks: dict[str, Networks] = {}
     for kind in ("independent", "matched"):
-        networks[kind] = _listed(
-            trained_baselines, [layers for _, layers in trained_baselines.networks(kind)]
-        )
+        networks[kind] = _listed(trained_baselines, trained_baselines.networks(kind))
     networks["mlp"] = _sampled(trained_baselines.aligned("mlp"))
     networks["pointwise"] = _sampled(trained_baselines.aligned("pointwise"))
     networks["spatial"] = _sampled(trained_baselines.sampler)
     return networks
 
 
-def _listed(trained_baselines: TrainedBaselines, networks: list[Layers]) -> Networks:
+def _listed(trained_baselines: TrainedBaselines, networks: MLPBatch) -> Networks:
     """Those of exact widths after one teacher: see `TrainedBaselines.networks`."""
     seen, teachers = trained_baselines.sampler.seen, len(trained_baselines.sampler.best)
 
-    def network(hidden: Hidden, teacher: int, copy: int) -> Layers:
+    def network(hidden: Hidden, teacher: int, copy: int) -> MLPBatch:
         group = seen.index(hidden) * COPIES + 2 * copy % COPIES
-        return networks[group * teachers + teacher % teachers]
+        return networks.select([group * teachers + teacher % teachers])
 
     return network
 
 
 def _sampled(sampler: HypernetModel) -> Networks:
-    def network(hidden: Hidden, teacher: int, copy: int) -> Layers:
+    def network(hidden: Hidden, teacher: int, copy: int) -> MLPBatch:
         mix = sampler.pure(sampler.best[teacher % len(sampler.best)])
         rng = generator_of(teacher, copy)
-        return sampler.networks([sampler.topology(hidden)], mix[None], [rng])[0]
+        return sampler.networks([sampler.topology(hidden)], mix[None], [rng])
 
     return network
 
@@ -237,14 +238,14 @@ def _mixed(
                 rng = generator_of(sample)
                 whole.append(one)
                 mixed.append(mix_patches(topology, one, other, trained_baselines.config.patch, rng))
-            policies += policies_of(trained_baselines.sampler, f"{kind}_whole", topology, whole, 0)
-            policies += policies_of(trained_baselines.sampler, f"{kind}_mixed", topology, mixed, 0)
+            policies += policies_of(trained_baselines.sampler, f"{kind}_whole", whole, 0)
+            policies += policies_of(trained_baselines.sampler, f"{kind}_mixed", mixed, 0)
     return policies
 
 
 def mix_patches(
-    topology: Topology, one: Layers, other: Layers, patch: int, rng: torch.Generator
-) -> Layers:
+    topology: Topology, one: MLPBatch, other: MLPBatch, patch: int, rng: torch.Generator
+) -> MLPBatch:
     """A network of which each patch comes from one of two networks, by the toss of a coin."""
     layout = token_layout(topology, patch)
     coin = torch.rand(layout.length, generator=rng) < 0.5
@@ -302,7 +303,7 @@ def pictures(weights: dict[str, Networks], hidden: Hidden) -> Figure:
     axes = figure.subplots(2, len(weights))
     for column, (kind, network) in enumerate(weights.items()):
         for row in range(2):
-            matrix = network(hidden, 0, row)[1][0][0].numpy()
+            matrix = network(hidden, 0, row).layers(0)[1][0].numpy()
             limit = np.quantile(np.abs(matrix), 0.99)
             panel = axes[row, column]
             panel.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")

@@ -8,7 +8,6 @@ best teachers that training drew, written again with exactly these widths: in tr
 varied.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,12 +26,12 @@ from nnit_dist.bench.memorization_page import (
 )
 from nnit_dist.bench.results import measured_here, write_results
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import generator_of
 from nnit_dist.core.splits import spread
 from nnit_dist.core.topology import Hidden, Topology, hidden_name
 from nnit_dist.envs.sim import TRAIN_SEEDS, SimEnv
-from nnit_dist.hypernet.ghn import Layers, apply_layers
 from nnit_dist.hypernet.model import HypernetModel, load_samplers
 from nnit_dist.nnit.dataset import AlignedDataset, Drawn, batch_of
 from nnit_dist.nnit.model import NNiTModel
@@ -132,7 +131,7 @@ def _groups(
 
 def _networks(
     source: AlignedDataset, task: int, topologies: list[Hidden], batches: range, count: int
-) -> dict[Hidden, list[Layers]]:
+) -> dict[Hidden, MLPBatch]:
     """Networks after a task's best teachers that these batches hold, up to `count` a topology."""
     config, best = source.config, source.samplers[task].best
     found: dict[Hidden, list[Drawn]] = {hidden: [] for hidden in topologies}
@@ -146,11 +145,9 @@ def _networks(
         if all(len(drawn) == count for drawn in found.values()):
             break
     return {
-        hidden: [
-            layers
-            for start in range(0, len(drawn), WRITTEN)
-            for layers in source.write(drawn[start : start + WRITTEN])
-        ]
+        hidden: MLPBatch.cat(
+            [source.write(drawn[i : i + WRITTEN]) for i in range(0, len(drawn), WRITTEN)]
+        )
         for hidden, drawn in found.items()
     }
 
@@ -163,28 +160,26 @@ class _Group:
         sampler: HypernetModel,
         model: NNiTModel,
         hidden: Hidden,
-        train: list[Layers],
-        fresh: list[Layers],
+        train: MLPBatch,
+        fresh: MLPBatch,
         drawn: int,
     ) -> None:
         self.sampler, self.topology, self.train = sampler, sampler.topology(hidden), train
         self.teachers = self._after_one_teacher()
         self.kinds = {
-            "nnit": [
-                self._normalized_layers(policy) for policy in model.generate(hidden, drawn, 1)
-            ],
+            "nnit": MLPBatch.from_policies(model.generate(hidden, drawn, 1), sampler.norm),
             "fresh": fresh,
             "teacher": self.teachers,
-            "noise": list(self._noised(drawn)),
-            "average": list(self._averaged(drawn)),
-            "gaussian": list(self._gaussian(drawn)),
+            "noise": self._noised(drawn),
+            "average": self._averaged(drawn),
+            "gaussian": self._gaussian(drawn),
         }
 
     def policies(self) -> list[Policy]:
         return [
             policy
             for kind, networks in self.kinds.items()
-            for policy in policies_of(self.sampler, kind, self.topology, networks, 0)
+            for policy in policies_of(self.sampler, kind, [networks], 0)
         ]
 
     def measure(self, kind: str, states: Tensor, result: Evaluation) -> dict[str, np.ndarray]:
@@ -192,8 +187,8 @@ class _Group:
         own, failed = self.kinds[kind], self._failed(result, kind)
         # Of a teacher's own network, how near it is to another one's.
         least = _least_of_others if kind == "teacher" else _least
-        scale = float(_flat(self.train).norm(dim=1).mean())
-        apart = lambda known: _distances(own, known) / scale  # noqa: E731
+        scale = float(_flat(self.train, self.topology).norm(dim=1).mean())
+        apart = lambda known: _distances(own, known, self.topology) / scale  # noqa: E731
         act_apart = lambda known: _action_distances(own, known, states)  # noqa: E731
         return {
             "weight_distance": _least(apart(self.train)),
@@ -209,77 +204,70 @@ class _Group:
         name, count = self.topology.name, len(self.kinds[kind])
         return np.array([~result.success(f"{kind}_{name}_0_{i}") for i in range(count)])
 
-    def _after_one_teacher(self) -> list[Layers]:
+    def _after_one_teacher(self) -> MLPBatch:
         """A network after each of the best teachers."""
         best = self.sampler.best
         teacher_weights = torch.stack([self.sampler.pure(teacher) for teacher in best])
         rngs = [generator_of(7, teacher) for teacher in best]
         return self.sampler.networks([self.topology] * len(best), teacher_weights, rngs)
 
-    def _noised(self, count: int) -> Iterator[Layers]:
-        for number in range(count):
-            rng, layers = generator_of(8, number), self.train[number % len(self.train)]
-            yield [(_with_noise(weight, rng), _with_noise(bias, rng)) for weight, bias in layers]
+    def _noised(self, count: int) -> MLPBatch:
+        noises = [MLPBatch.randn(self.topology, 1, generator_of(8, i)) for i in range(count)]
+        networks = self.train.select([i % len(self.train) for i in range(count)])
+        return networks.add_noise(NOISE, MLPBatch.cat(noises))
 
-    def _averaged(self, count: int) -> Iterator[Layers]:
+    def _averaged(self, count: int) -> MLPBatch:
+        known, means = _flat(self.train, self.topology), []
         for number in range(count):
-            rng = generator_of(9, number)
-            picked = torch.randperm(len(self.train), generator=rng)[:AVERAGED].tolist()
-            yield _unflat(_flat([self.train[i] for i in picked]).mean(0), self.topology)
+            picked = torch.randperm(len(known), generator=generator_of(9, number))[:AVERAGED]
+            means.append(known[picked].mean(0))
+        return _unflat(torch.stack(means), self.topology)
 
-    def _gaussian(self, count: int) -> Iterator[Layers]:
-        known = _flat(self.train)
+    def _gaussian(self, count: int) -> MLPBatch:
+        known = _flat(self.train, self.topology)
         mean, std = known.mean(0), known.std(0)
-        for number in range(count):
-            noise = torch.randn(mean.shape, generator=generator_of(10, number))
-            yield _unflat(mean + std * noise, self.topology)
-
-    def _normalized_layers(self, policy: Policy) -> Layers:
-        """A policy's layers [1, ...] for whitened observations."""
-        layers = self.sampler.norm.unfold(policy.layers)
-        return [(torch.from_numpy(w)[None], torch.from_numpy(b)[None]) for w, b in layers]
+        noises = [torch.randn(mean.shape, generator=generator_of(10, i)) for i in range(count)]
+        return _unflat(mean + std * torch.stack(noises), self.topology)
 
 
-def _flat(networks: list[Layers]) -> Tensor:
+def _flat(networks: MLPBatch, topology: Topology) -> Tensor:
     """[K, parameters]: weights in units of 1/sqrt(fan_in), as NNiT sees them, and biases."""
-    rows = [[part for pair in layers for part in _parts(*pair)] for layers in networks]
-    return torch.stack([torch.cat(row) for row in rows])
+    parts = []
+    for weight, bias, (out, fan_in) in zip(
+        networks.weights, networks.biases, topology.shapes, strict=True
+    ):
+        parts += [(weight[:, :out, :fan_in] * fan_in**0.5).flatten(1), bias[:, :out]]
+    return torch.cat(parts, 1)
 
 
-def _parts(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    return (weight * weight.shape[2] ** 0.5).flatten(), bias[0]
+def _unflat(values: Tensor, topology: Topology) -> MLPBatch:
+    """Inverse of `_flat`."""
+    sizes = [size for out, fan_in in topology.shapes for size in (out * fan_in, out)]
+    parts = values.split(sizes, 1)
+    weights = [
+        part.unflatten(1, shape) / shape[1] ** 0.5
+        for part, shape in zip(parts[::2], topology.shapes, strict=True)
+    ]
+    return MLPBatch.of_topology(topology, weights, parts[1::2])
 
 
-def _unflat(values: Tensor, topology: Topology) -> Layers:
-    """Inverse of `_flat`, for one network."""
-    layers, start = [], 0
-    for out, fan_in in topology.shapes:
-        weight = values[start : start + out * fan_in].view(1, out, fan_in) / fan_in**0.5
-        start += out * fan_in
-        layers.append((weight, values[start : start + out][None]))
-        start += out
-    return layers
-
-
-def _with_noise(value: Tensor, rng: torch.Generator) -> Tensor:
-    return value + NOISE * value.square().mean().sqrt() * torch.randn(value.shape, generator=rng)
-
-
-def _distances(own: list[Layers], known: list[Layers]) -> np.ndarray:
+def _distances(own: MLPBatch, known: MLPBatch, topology: Topology) -> np.ndarray:
     """Euclidean distances of weights, [own, known]."""
     exact = "donot_use_mm_for_euclid_dist"  # else the distance to a copy is not 0
-    return torch.cdist(_flat(own), _flat(known), compute_mode=exact).numpy()
+    flat, known_flat = (_flat(networks, topology) for networks in (own, known))
+    return torch.cdist(flat, known_flat, compute_mode=exact).numpy()
 
 
-def _action_distances(own: list[Layers], known: list[Layers], states: Tensor) -> np.ndarray:
+def _action_distances(own: MLPBatch, known: MLPBatch, states: Tensor) -> np.ndarray:
     """Mean absolute differences of actions over states, [own, known]."""
     acts, known_acts = (_actions(networks, states).flatten(1) for networks in (own, known))
     return (torch.cdist(acts, known_acts, p=1) / acts.shape[1]).numpy()
 
 
-def _actions(networks: list[Layers], states: Tensor) -> Tensor:
+def _actions(networks: MLPBatch, states: Tensor) -> Tensor:
     """[K, S, act_dim] of K networks, as they act."""
-    return torch.stack([apply_layers(layers, states[None])[0].clamp(-1, 1) for layers in networks])
+    each = (networks.select([i]) for i in range(len(networks)))  # less memory than all at once
+    return torch.cat([network.forward(states[None]).clamp(-1, 1) for network in each])
 
 
 def _least(values: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ adds states that generated networks visited, where the teachers say what to do.
 """
 
 import json
-import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from nnit_dist.artifacts.run_directory import AlignDirectory
+from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import generator_of
@@ -220,12 +220,8 @@ class TrainSegment:
 def noised(
     policy: Policy, norm: ObservationNormalizer, scale: float, rng: torch.Generator
 ) -> Policy:
-    """With noise on its weights for whitened inputs, `scale` times the rms of each tensor."""
-    layers = [
-        tuple(
-            x + scale * math.sqrt((x**2).mean()) * torch.randn(x.shape, generator=rng).numpy()
-            for x in layer
-        )
-        for layer in norm.unfold(policy.layers)
-    ]
+    """With noise on its weights for normalized inputs, `scale` times the rms of each tensor."""
+    network = MLPBatch.from_policies([policy], norm)
+    noisy = network.add_noise(scale, MLPBatch.randn(policy.topology, 1, rng))
+    layers = [(weight.numpy(), bias.numpy()) for weight, bias in noisy.layers(0)]
     return replace(policy, layers=norm.fold(layers))

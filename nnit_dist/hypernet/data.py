@@ -13,10 +13,10 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from nnit_dist.core.files import write_atomic
+from nnit_dist.core.mlp import Layer, MLPBatch
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.storage import local_file
-from nnit_dist.hypernet.ghn import Layers, apply_layers
 
 
 @dataclass
@@ -28,27 +28,27 @@ class DistillationData:
 
     norm: ObservationNormalizer
     obs: list[Tensor]
-    teachers: list[Layers]
+    teachers: MLPBatch
 
     @property
     def obs_dim(self) -> int:
-        return self.teachers[0][0][0].shape[2]
+        return self.teachers.obs_dim
 
     @property
     def act_dim(self) -> int:
-        return self.teachers[0][-1][0].shape[1]
+        return self.teachers.act_dim
 
     @classmethod
     def of(
         cls, norm: ObservationNormalizer, obs: list[np.ndarray], teachers: list[Policy]
     ) -> "DistillationData":
-        layers = [normalized_layers(teacher, norm) for teacher in teachers]
-        return cls(norm, [torch.from_numpy(states) for states in obs], layers)
+        networks = MLPBatch.from_policies(teachers, norm)
+        return cls(norm, [torch.from_numpy(states) for states in obs], networks)
 
     def of_teachers(self, teachers: list[int]) -> "DistillationData":
         """Those of these teachers alone."""
         return DistillationData(
-            self.norm, [self.obs[i] for i in teachers], [self.teachers[i] for i in teachers]
+            self.norm, [self.obs[i] for i in teachers], self.teachers.select(teachers)
         )
 
     def thinned(self, most: int) -> "DistillationData":
@@ -98,17 +98,18 @@ class DistillationData:
     @torch.no_grad()
     def _actions(self) -> Tensor:
         """What every teacher does in each of them, float32 [N, T, act_dim]."""
-        actions = [apply_layers(teacher, self._states[None])[0] for teacher in self.teachers]
+        teachers = (self.teachers.select([i]) for i in range(len(self.teachers)))  # less memory
+        actions = [teacher.forward(self._states[None])[0] for teacher in teachers]
         return torch.stack(actions, 1).clamp(-1, 1)
 
     def save(self, path: Path) -> None:
         """Write one safetensors file; the states are kept in float16."""
         arrays = {"norm.mean": self.norm.mean, "norm.std": self.norm.std}
-        for index, (states, layers) in enumerate(zip(self.obs, self.teachers, strict=True)):
+        for index, states in enumerate(self.obs):
             arrays[f"obs.{index}"] = states.half().numpy()
-            for layer, (weight, bias) in enumerate(layers):
-                arrays[f"teacher.{index}.{layer}.weight"] = weight[0].numpy()
-                arrays[f"teacher.{index}.{layer}.bias"] = bias[0].numpy()
+            for layer, (weight, bias) in enumerate(self.teachers.layers(index)):
+                arrays[f"teacher.{index}.{layer}.weight"] = weight.contiguous().numpy()
+                arrays[f"teacher.{index}.{layer}.bias"] = bias.contiguous().numpy()
         write_atomic(path, lambda partial: save_file(arrays, partial))
 
     @classmethod
@@ -118,14 +119,8 @@ class DistillationData:
             arrays = load_file(file)
         count = sum(name.startswith("obs.") for name in arrays)
         obs = [torch.from_numpy(arrays[f"obs.{i}"].astype(np.float32)) for i in range(count)]
-        teachers = [_layers(arrays, f"teacher.{i}") for i in range(count)]
+        teachers = MLPBatch.from_layers([_layers(arrays, f"teacher.{i}") for i in range(count)])
         return cls(ObservationNormalizer(arrays["norm.mean"], arrays["norm.std"]), obs, teachers)
-
-
-def normalized_layers(policy: Policy, norm: ObservationNormalizer) -> Layers:
-    """A policy's layers [1, ...] for whitened observations."""
-    layers = norm.unfold(policy.layers)
-    return [(torch.from_numpy(w)[None], torch.from_numpy(b)[None]) for w, b in layers]
 
 
 def draw_states(
@@ -139,9 +134,9 @@ def draw_states(
     return owners, (torch.rand(owners.shape, generator=rng) * lengths[owners]).long()
 
 
-def _layers(arrays: dict[str, np.ndarray], prefix: str) -> Layers:
-    layers: Layers = []
+def _layers(arrays: dict[str, np.ndarray], prefix: str) -> list[Layer]:
+    layers: list[Layer] = []
     while (name := f"{prefix}.{len(layers)}.weight") in arrays:
         weight, bias = arrays[name], arrays[f"{prefix}.{len(layers)}.bias"]
-        layers.append((torch.from_numpy(weight)[None], torch.from_numpy(bias)[None]))
+        layers.append((torch.from_numpy(weight), torch.from_numpy(bias)))
     return layers

@@ -23,12 +23,13 @@ from torch.nn import functional as F
 
 from nnit_dist.core.conditioning import ConditioningShape
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.rng import generator_of
 from nnit_dist.core.storage import path_of
 from nnit_dist.core.topology import Hidden, Topology
 from nnit_dist.hypernet.config import DistillConfig, GHNConfig
 from nnit_dist.hypernet.data import DistillationData, draw_states
-from nnit_dist.hypernet.ghn import GHN, Layers, Plan
+from nnit_dist.hypernet.ghn import GHN, Plan
 from nnit_dist.hypernet.latents import (
     TeacherLatents,
     action_error,
@@ -36,7 +37,6 @@ from nnit_dist.hypernet.latents import (
     sample_latents,
 )
 from nnit_dist.hypernet.model import HypernetModel, load_samplers
-from nnit_dist.hypernet.padded import Padded
 from nnit_dist.training.loop import Loop, LoopSpec, worker_setup
 from nnit_dist.training.optimizer import (
     average_gradients,
@@ -93,25 +93,25 @@ class TaskData:
 
 @dataclass
 class Batch:
-    """What a worker needs for a step: the networks, what they are after and where they must act.
+    """What a worker needs for a step: the networks, whom they imitate and where they must act.
 
-    `mixes` float32 [B, T], `latent_noise` [B, latent_dim], `states` int64 [B, S] of all states;
-    `noise` standard normal, weights and biases as `Padded` has them.
+    `teacher_weights` float32 [B, T], `latent_noise` [B, latent_dim], `states` int64 [B, S] of all
+    states; `noise` is standard normal, for the networks' weights.
     """
 
     plan: Plan
     teacher_weights: Tensor
     latent_noise: Tensor
     states: Tensor
-    noise: tuple[Tensor, Tensor]
+    noise: MLPBatch
 
     def to(self, device: torch.device) -> "Batch":
-        teacher_weights, latent_noise, states, *noise = (
-            x.to(device)
-            for x in (self.teacher_weights, self.latent_noise, self.states, *self.noise)
-        )
         return Batch(
-            self.plan.to(device), teacher_weights, latent_noise, states, (noise[0], noise[1])
+            self.plan.to(device),
+            self.teacher_weights.to(device),
+            self.latent_noise.to(device),
+            self.states.to(device),
+            self.noise.to(device),
         )
 
 
@@ -143,9 +143,7 @@ class Distiller:
                 for data, zeros in zip(distillation_data, padding, strict=True)
             ]
         ).to(device)
-        self.teachers = Padded.of([t for data in distillation_data for t in data.teachers]).to(
-            device
-        )
+        self.teachers = MLPBatch.cat([data.teachers for data in distillation_data]).to(device)
         ghn_config, tasks = GHNConfig(**config["ghn"]), len(self.task_data)
         self.ghn = GHN(ghn_config, self.obs_dim, self.act_dim, self.max_width, tasks).to(device)
         self.latents = nn.ModuleList(
@@ -174,27 +172,18 @@ class Distiller:
         ]
         topologies, condition = [one.topology for one in drawn], [one.condition for one in drawn]
         plan = self.ghn.plan(topologies, condition, tasks, [cfg.networks_per_topology] * len(drawn))
-        size, length = self.ghn.size, plan.shapes.shape[1]
-        weights = torch.zeros(len(drawn), cfg.networks_per_topology, length, size, size)
-        biases = torch.zeros(len(drawn), cfg.networks_per_topology, length, size)
-        teacher_weights = torch.zeros(
-            len(drawn), cfg.networks_per_topology, len(self.teachers.weights)
-        )
+        teacher_weights = torch.zeros(len(drawn), cfg.networks_per_topology, len(self.teachers))
         for row, (one, task) in enumerate(zip(drawn, tasks, strict=True)):
             first = self.task_data[task].first_teacher
             teacher_weights[row, :, first : first + one.teacher_weights.shape[1]] = (
                 one.teacher_weights
             )
-            for layer, (weight, bias) in enumerate(one.noise):
-                _, out, fan_in = weight.shape
-                weights[row, :, layer, :out, :fan_in] = weight
-                biases[row, :, layer, :out] = bias
         return Batch(
             plan,
             teacher_weights.flatten(0, 1),
             torch.cat([one.latent_noise for one in drawn]),
             torch.cat([one.states for one in drawn]),
-            (weights.flatten(0, 1), biases.flatten(0, 1)),
+            MLPBatch.cat([one.noise for one in drawn]),
         )
 
     def _draw(self, data: TaskData, rng: torch.Generator) -> "_Drawn":
@@ -210,13 +199,7 @@ class Distiller:
             torch.randn(cfg.networks_per_topology, dim, generator=rng),
             jitter_condition(topology, cfg.condition_width_noise, cfg.condition_depth_noise, rng),
             data.draw_states(teacher_weights, cfg.states, rng),
-            [
-                (
-                    torch.randn(cfg.networks_per_topology, out, fan_in, generator=rng),
-                    torch.randn(cfg.networks_per_topology, out, generator=rng),
-                )
-                for out, fan_in in (topology.shapes if cfg.weight_noise else [])
-            ],
+            MLPBatch.randn(topology, cfg.networks_per_topology, rng),
         )
 
     def train_step(self, step: int, batch: Batch) -> dict[str, float]:
@@ -226,9 +209,9 @@ class Distiller:
         networks = self._written(batch)
         obs = self.states[batch.states]
         target = self._targets(batch.teacher_weights, obs)
-        output = networks.noised(cfg.weight_noise, *batch.noise).apply(obs, self.act_dim)
-        own = networks.shapes[torch.arange(len(obs), device=obs.device), networks.last, 0]
-        errors = action_error(output, target).mean(1).sum(1) / own  # actions it lacks are zero
+        output = networks.add_noise(cfg.weight_noise, batch.noise).forward(obs)
+        act_dims = networks.act_dims.to(obs.device, non_blocking=True)
+        errors = action_error(output, target).mean(1).sum(1) / act_dims  # what it lacks is zero
         weight = self.share[1] / (
             cfg.topologies_per_step * cfg.networks_per_topology
         )  # gradients are averaged
@@ -241,21 +224,22 @@ class Distiller:
         self.optimizer.step()
         return {"action_mse": float(mean_error), "kl": float(self._kl().detach())}
 
-    def _written(self, batch: Batch) -> Padded:
+    def _written(self, batch: Batch) -> MLPBatch:
         latents = [self.latents_of(task) for task in range(len(self.task_data))]
         mean, log_std = (
             torch.cat([getattr(own, n) for own in latents]) for n in ("mean", "log_std")
         )
         z = sample_latents(batch.teacher_weights, mean, log_std, batch.latent_noise)
-        return Padded(*self.ghn.write(batch.plan, z), batch.plan.shapes)
+        return self.ghn.write(batch.plan, z)
 
     @torch.no_grad()
     def _targets(self, teacher_weights: Tensor, obs: Tensor) -> Tensor:
         """What the teachers of each mix do on average, in [-1, 1]: [B, S, act_dim]."""
         networks, teachers = teacher_weights.nonzero(as_tuple=True)
-        actions = self.teachers.pick(teachers).apply(obs[networks], self.act_dim).clamp(-1, 1)
+        actions = self.teachers.select(teachers).forward(obs[networks]).clamp(-1, 1)
         shares = teacher_weights[networks, teachers][:, None, None]
-        return obs.new_zeros(*obs.shape[:2], self.act_dim).index_add(0, networks, shares * actions)
+        zeros = obs.new_zeros(*obs.shape[:2], actions.shape[2])
+        return zeros.index_add(0, networks, shares * actions)
 
     @torch.no_grad()
     def warm_start_from(self, samplers: list[HypernetModel]) -> None:
@@ -292,14 +276,14 @@ class Distiller:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Networks of one topology, `latents` of them; noise as layers, [latents, out, in]."""
+    """Networks of one topology, `networks_per_topology` of them."""
 
     topology: Topology
     teacher_weights: Tensor
     latent_noise: Tensor
     condition: ConditioningShape
     states: Tensor
-    noise: Layers
+    noise: MLPBatch
 
 
 def _task_data(

@@ -14,18 +14,17 @@ Shapes: B networks, L layers at most, D embedding, C channels, W side of the fie
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnit_dist.core.conditioning import ConditioningShape
+from nnit_dist.core.mlp import ACTIVATION_NAMES, MLPBatch
 from nnit_dist.core.topology import Topology
 from nnit_dist.hypernet.config import GHNConfig
 from nnit_dist.hypernet.decoders import MLPDecoder, SpatialDecoder, field_kind, field_size, kinds_of
-
-Layers = list[tuple[Tensor, Tensor]]
 
 
 def build_decoder(config: GHNConfig, size: int, kinds: int) -> SpatialDecoder | MLPDecoder:
@@ -62,25 +61,16 @@ class GHN(nn.Module):
         batch: list[tuple[Topology, Tensor]],
         condition: list[ConditioningShape] | None = None,
         tasks: list[int] | None = None,
-    ) -> list[Layers]:
-        """For each (topology, z [B, latent_dim]): weights [B, out, in] and biases [B, out].
+    ) -> MLPBatch:
+        """For each (topology, z [B, latent_dim]) B networks, in order.
 
-        `told` is what the nodes hear of sizes and depth, the truth by default; `tasks` are the
-        numbers of their tasks, the first by default.
+        `condition` is what the nodes are conditioned on, the true shapes by default; `tasks` are
+        the numbers of their tasks, the first by default.
         """
         topologies, counts = [topology for topology, _ in batch], [len(z) for _, z in batch]
         z = torch.cat([z for _, z in batch])
         plan = self.plan(topologies, condition, tasks, counts).to(z.device)
-        weights, biases = self.write(plan, z)
-        return [
-            [
-                (weight[:, layer, :out, :fan_in], bias[:, layer, :out])
-                for layer, (out, fan_in) in enumerate(topology.shapes)
-            ]
-            for topology, weight, bias in zip(
-                topologies, weights.split(counts), biases.split(counts), strict=True
-            )
-        ]
+        return self.write(plan, z).cropped()
 
     def plan(
         self,
@@ -103,6 +93,7 @@ class GHN(nn.Module):
             kinds[row, : len(layers)] = torch.tensor(
                 [field_kind(topology.layer_kind(layer), task) for layer in layers]
             )
+        activations = torch.tensor([ACTIVATION_NAMES.index(t.activation) for t in topologies])
         repeats = torch.tensor(counts)
         shapes = shapes.repeat_interleave(repeats, 0)
         groups: dict[tuple[int, int], list[int]] = {}
@@ -111,8 +102,9 @@ class GHN(nn.Module):
                 groups.setdefault(self._part(out, fan_in), []).append(index)
         return Plan(
             features.repeat_interleave(repeats, 0),
-            shapes,
             kinds.repeat_interleave(repeats, 0),
+            shapes,
+            activations.repeat_interleave(repeats),
             [(part, torch.tensor(members)) for part, members in groups.items()],
         )
 
@@ -121,8 +113,8 @@ class GHN(nn.Module):
         on_cpu = next(self.parameters()).device.type == "cpu"
         return self.decoder.part(out, fan_in) if on_cpu else (self.size, self.size)
 
-    def write(self, plan: "Plan", z: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights [B, L, W, W] and biases [B, L, W] for z [B, latent_dim], zero beyond a network.
+    def write(self, plan: "Plan", z: Tensor) -> MLPBatch:
+        """The networks for z [B, latent_dim], each layer padded to the whole field.
 
         All layers that need a part of the field of the same size, of whatever task, topology and
         depth, are decoded together.
@@ -131,7 +123,8 @@ class GHN(nn.Module):
         batch, length = nodes.shape[:2]
         weights = nodes.new_zeros(batch * length, self.size, self.size)
         biases = nodes.new_zeros(batch * length, self.size)
-        nodes, shapes, kinds = (x.flatten(0, 1) for x in (nodes, plan.shapes, plan.kinds))
+        shapes = plan.shapes.to(z.device, non_blocking=True)
+        nodes, shapes, kinds = (x.flatten(0, 1) for x in (nodes, shapes, plan.kinds))
         for (rows, cols), members in plan.groups:
             out, fan_in = shapes[members].unbind(-1)
             kind = F.one_hot(kinds[members], self.kinds)
@@ -142,14 +135,15 @@ class GHN(nn.Module):
             weights[members, :rows, :cols] = weight / fan_in[:, None, None].sqrt()
             # A bias belongs to a neuron: the second channel, averaged over the inputs.
             biases[members, :rows] = bias.sum(-1) / fan_in[:, None]
-        return weights.unflatten(0, (batch, length)), biases.unflatten(0, (batch, length))
+        by_layer = [list(x.unflatten(0, (batch, length)).unbind(1)) for x in (weights, biases)]
+        return MLPBatch(by_layer[0], by_layer[1], plan.shapes, plan.activations)
 
     def embed(self, plan: "Plan", z: Tensor) -> Tensor:
         """Node embeddings [B, L, D] for z [B, latent_dim].
 
         One pass of messages in each direction along the chain of layers, for all networks at once.
         """
-        last = (plan.shapes[..., 0] > 0).sum(1, keepdim=True) - 1
+        last = ((plan.shapes[..., 0] > 0).sum(1, keepdim=True) - 1).to(z.device, non_blocking=True)
         nodes = list((self.embed_node(plan.features) + self.embed_latent(z)[:, None]).unbind(1))
         for i in range(1, len(nodes)):
             nodes[i] = self.cell(self.message(nodes[i - 1]), nodes[i])
@@ -163,22 +157,22 @@ class GHN(nn.Module):
 class Plan:
     """Networks to write: what their nodes hear, and which part of a field each layer is.
 
-    `features` float32 [B, L, 7], `shapes` int64 [B, L, 2] of (out, in), zero where a network has no
-    such layer, `kinds` int64 [B, L], and for every size of a part the layers that need it, as
-    indices int64 into [B * L].
+    `features` float32 [B, L, 7], `kinds` int64 [B, L], `shapes` and `activations` as in `MLPBatch`,
+    and for every size of a part the layers that need it, as indices int64 into [B * L].
     """
 
     features: Tensor
-    shapes: Tensor
     kinds: Tensor
+    shapes: Tensor
+    activations: Tensor
     groups: list[tuple[tuple[int, int], Tensor]]
 
     def to(self, device: torch.device) -> "Plan":
-        return Plan(
-            self.features.to(device),
-            self.shapes.to(device),
-            self.kinds.to(device),
-            [(part, members.to(device)) for part, members in self.groups],
+        return replace(
+            self,
+            features=self.features.to(device),
+            kinds=self.kinds.to(device),
+            groups=[(part, members.to(device)) for part, members in self.groups],
         )
 
 
@@ -203,13 +197,3 @@ def node_features(condition: ConditioningShape) -> Tensor:
         )
     ]
     return torch.tensor(rows)
-
-
-def apply_layers(layers: Layers, obs: Tensor) -> Tensor:
-    """Outputs [B, S, act_dim] of B networks on observations [B, S, obs_dim]."""
-    hidden = obs
-    for i, (weight, bias) in enumerate(layers):
-        hidden = torch.baddbmm(bias[:, None], hidden, weight.transpose(1, 2))
-        if i < len(layers) - 1:
-            hidden = torch.tanh(hidden)
-    return hidden

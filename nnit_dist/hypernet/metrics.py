@@ -8,19 +8,20 @@ import math
 import torch
 from torch import Tensor
 
-from nnit_dist.hypernet.ghn import Layers
+from nnit_dist.core.mlp import MLPBatch
 
 
-def neighbour_correlation(networks: list[Layers]) -> tuple[float, float]:
+def neighbour_correlation(networks: MLPBatch) -> tuple[float, float]:
     """Correlation of neighbouring weights along the neurons of a layer, and along its inputs.
 
     The first is over all matrices but the output's, whose rows are actions; the second over all
     but the first, whose columns are observations. Weights are centred by matrix.
     """
     down, across = _Correlation(), _Correlation()
-    for layers in networks:
+    for network in range(len(networks)):
+        layers = networks.layers(network)
         for i, (weight, _) in enumerate(layers):
-            centred = weight[0] - weight.mean()
+            centred = weight - weight.mean()
             if i < len(layers) - 1:
                 down.add(centred[1:], centred[:-1])
             if i > 0:
@@ -41,23 +42,15 @@ class _Correlation:
         return self.product / math.sqrt(self.first * self.second)
 
 
-def hidden_activations(layers: Layers, obs: Tensor) -> list[Tensor]:
-    """Activations [S, width] of every hidden layer on whitened observations [S, obs_dim]."""
-    found, hidden = [], obs
-    for weight, bias in layers[:-1]:
-        hidden = torch.tanh(hidden @ weight[0].T + bias[0])
-        found.append(hidden)
-    return found
-
-
-def neuron_similarity(one: Layers, other: Layers, obs: Tensor) -> float:
+def neuron_similarity(one: MLPBatch, other: MLPBatch, obs: Tensor) -> float:
     """Mean correlation, over states, of neuron i of a layer in two networks of the same depth.
 
-    For all i that both have; 1 if corresponding neurons do the same, 0 if they are strangers.
+    Each is a batch of one, for normalized observations [S, obs_dim]. For all i that both have; 1 if
+    corresponding neurons do the same, 0 if they are strangers.
     """
     found = []
-    pairs = zip(hidden_activations(one, obs), hidden_activations(other, obs), strict=True)
-    for a, b in pairs:
+    activations = (network.cropped().hidden_activations(obs[None]) for network in (one, other))
+    for (a,), (b,) in zip(*activations, strict=True):
         common = min(a.shape[1], b.shape[1])
         a, b = (x[:, :common] - x[:, :common].mean(0) for x in (a, b))
         scale = (a.square().sum(0) * b.square().sum(0)).sqrt().clamp(min=1e-9)

@@ -16,6 +16,7 @@ from torch import Tensor
 from nnit_dist.core.conditioning import ConditioningShape
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import canonical_safetensors, write_atomic
+from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import generator_of, one_thread
@@ -23,7 +24,7 @@ from nnit_dist.core.storage import local_file
 from nnit_dist.core.task import TaskInfo
 from nnit_dist.core.topology import Hidden, Topology
 from nnit_dist.hypernet.config import GHNConfig
-from nnit_dist.hypernet.ghn import GHN, Layers
+from nnit_dist.hypernet.ghn import GHN
 from nnit_dist.hypernet.latents import TeacherLatents, draw_teacher_weights
 from nnit_dist.training.sampling import vary_widths
 
@@ -46,8 +47,8 @@ class HypernetModel:
     In training the widths of the `seen` topologies were varied by up to `variation` units, and
     networks were after `blended` of the best teachers at once (`latents.draw_mixes`).
     `success` is the measured success_once of networks after each teacher, float32 [teachers];
-    of those after the best, of mixes of them. Networks come as torch layers for whitened inputs
-    (`networks`) or as policies (`policies`).
+    of those after the best, of mixes of them. Networks come in tensors, for normalized
+    observations (`networks`), or as policies (`policies`).
     """
 
     ghn: GHN
@@ -96,11 +97,11 @@ class HypernetModel:
         teacher_weights: Tensor,
         generators: list[torch.Generator],
         condition: list[ConditioningShape] | None = None,
-    ) -> list[Layers]:
-        """A network of each topology after each mix of teachers [B, teachers], layers [1, ...].
+    ) -> MLPBatch:
+        """A network of each topology after each mix of teachers [B, teachers].
 
-        Latents are drawn around the mix's, each from its own generator. `told` is what the
-        hypernetwork hears of the topologies, see `GHN.forward`.
+        Latents are drawn around the mix's, each from its own generator. `condition` is what the
+        hypernetwork is conditioned on, see `GHN.forward`.
         """
         z = [
             self.draw_latent(mix, rng) for mix, rng in zip(teacher_weights, generators, strict=True)
@@ -139,18 +140,13 @@ class HypernetModel:
             self.draw_teacher_weights(1, 1.0, rng)[0] if mix is None else mix for rng in rngs
         ]
         networks = self.networks([topology] * count, torch.stack(teacher_weights), rngs)
-        return [
-            Policy(
-                topology,
-                self.norm.fold([(w[0].numpy(), b[0].numpy()) for w, b in layers]),
-                self.task.name,
-                "ghn",
-                self.task.control_mode,
-                f"ghn_{topology.name}_{seed}_{number}",
-                {"mix": self._named(own)},
-            )
-            for number, (layers, own) in enumerate(zip(networks, teacher_weights, strict=True))
-        ]
+        return networks.to_policies(
+            task=self.task,
+            source="ghn",
+            ids=[f"ghn_{topology.name}_{seed}_{number}" for number in range(count)],
+            normalizer=self.norm,
+            metadata=[{"mix": self._named(weights)} for weights in teacher_weights],
+        )
 
     def _named(self, mix: Tensor) -> str:
         """The teachers of a mix and their shares, as JSON."""
@@ -182,11 +178,9 @@ def write_networks(
     z: Tensor,
     condition: list[ConditioningShape] | None,
     tasks: list[int],
-) -> list[Layers]:
-    """A network of each topology from each latent [B, latent_dim], layers [1, ...] on the CPU."""
-    networks = ghn(list(zip(topologies, z[:, None], strict=True)), condition, tasks)
-    # Copies: the hypernetwork's are views of the padded batch.
-    return [[(w.clone().cpu(), b.clone().cpu()) for w, b in layers] for layers in networks]
+) -> MLPBatch:
+    """A network of each topology from each latent [B, latent_dim], on the CPU."""
+    return ghn(list(zip(topologies, z[:, None], strict=True)), condition, tasks).to("cpu")
 
 
 def save_samplers(samplers: Sequence[HypernetModel], path: Path) -> Path:

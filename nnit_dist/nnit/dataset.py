@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from nnit_dist.core.conditioning import ConditioningShape
+from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.rng import generator_of
 from nnit_dist.core.topology import Hidden, Topology
-from nnit_dist.hypernet.ghn import Layers
 from nnit_dist.hypernet.model import HypernetModel, write_networks
 from nnit_dist.nnit.normalizer import TokenNormalizer
-from nnit_dist.nnit.tokens import ArchitectureVocabulary, token_layout, tokenize
+from nnit_dist.nnit.tokens import ArchitectureVocabulary, TokenLayout, token_layout, tokenize
 from nnit_dist.nnit.trainer import Example
 from nnit_dist.training.sampling import TaskSampler, jitter_condition
 
@@ -124,8 +124,8 @@ class AlignedDataset:
     def _task(self, batch: int, number: int) -> int:
         return self.task_sampler.task_of(batch + number)
 
-    def write(self, drawn: list[Drawn]) -> list[Layers]:
-        """Their layers [1, ...], for whitened inputs; each can be written once."""
+    def write(self, drawn: list[Drawn]) -> MLPBatch:
+        """The networks, for normalized observations; each can be written once."""
         z = [self.samplers[one.task].draw_latent(one.mix, one.rng) for one in drawn]
         return write_networks(
             self.samplers[0].ghn,
@@ -139,15 +139,18 @@ class AlignedDataset:
         if not drawn:
             return []
         examples = []
-        for one, layers in zip(drawn, self.write(drawn), strict=True):
-            layout, sampler = token_layout(one.topology, self.config.patch), self.samplers[one.task]
+        layouts = [token_layout(one.topology, self.config.patch) for one in drawn]
+        for one, layout, values in zip(
+            drawn, layouts, _tokens(self.write(drawn), layouts), strict=True
+        ):
+            sampler = self.samplers[one.task]
             examples.append(
                 Example(
                     self.vocabulary.encode(sampler.task.name, _hidden(one.condition)),
                     float(one.mix @ sampler.success),
                     layout,
                     one.condition,
-                    self.token_normalizers[one.task].normalize(tokenize(layers, layout), layout)[0],
+                    self.token_normalizers[one.task].normalize(values, layout)[0],
                 )
             )
         return examples
@@ -172,9 +175,12 @@ class AlignedDataset:
         )
         networks = sampler.networks(topologies, teacher_weights, generators)
         layouts = [token_layout(topology, self.config.patch) for topology in topologies]
-        return TokenNormalizer.fit(
-            [(tokenize(n, lay), lay) for n, lay in zip(networks, layouts, strict=True)]
-        )
+        return TokenNormalizer.fit(list(zip(_tokens(networks, layouts), layouts, strict=True)))
+
+
+def _tokens(networks: MLPBatch, layouts: list[TokenLayout]) -> list[Tensor]:
+    """The tokens [1, N, P] of each network."""
+    return [tokenize(networks.select(slice(i, i + 1)), layout) for i, layout in enumerate(layouts)]
 
 
 def batch_of(step: int, number: int, reuse: int) -> int:
@@ -207,36 +213,33 @@ def _hidden(condition: ConditioningShape) -> Hidden:
     return tuple(int(width) for width in condition.dims[1:-1])
 
 
-@dataclass(frozen=True)
-class Listed:
-    """A network of a fixed list: layers [1, ...] for whitened inputs, and what it reaches."""
-
-    topology: Topology
-    layers: Layers
-    success: float
-
-
 class ListedDataset:
-    """A fixed list of networks, for weights that no sampler writes.
+    """A fixed list of networks that succeed equally often, for weights that no sampler writes.
 
-    `sampler` gives the task, its sizes and the input normalisation; its networks are not used.
+    They are for normalized observations. `sampler` gives the task, its sizes and the normalizer;
+    its networks are not used.
     """
 
     def __init__(
-        self, networks: list[Listed], sampler: HypernetModel, config: SourceConfig, seed: int
+        self,
+        networks: MLPBatch,
+        success: float,
+        sampler: HypernetModel,
+        config: SourceConfig,
+        *,
+        seed: int,
     ) -> None:
-        self.networks, self.samplers, self.config, self.seed = networks, [sampler], config, seed
-        self.seen = sorted({network.topology.hidden for network in networks})
-        self.best_success = [max(network.success for network in networks)]
+        self.success, self.samplers, self.config, self.seed = success, [sampler], config, seed
+        self.topologies = [networks.topology(i) for i in range(len(networks))]
+        self.seen = sorted({topology.hidden for topology in self.topologies})
+        self.best_success = [success]
         max_depth = max(len(hidden) for hidden in self.seen)
         max_width = max(max(hidden) for hidden in self.seen)
         self.vocabulary = ArchitectureVocabulary(
             [sampler.task.name], config.patch, max_width, max_depth
         )
-        self._layouts = [token_layout(n.topology, config.patch) for n in networks]
-        pairs = [
-            (tokenize(n.layers, lay), lay) for n, lay in zip(networks, self._layouts, strict=True)
-        ]
+        self._layouts = [token_layout(topology, config.patch) for topology in self.topologies]
+        pairs = list(zip(_tokens(networks, self._layouts), self._layouts, strict=True))
         self.token_normalizers = [TokenNormalizer.fit(pairs)]
         self._patches = [self.token_normalizers[0].normalize(*pair)[0] for pair in pairs]
 
@@ -246,11 +249,11 @@ class ListedDataset:
         return [self._example(generator_of(self.seed, step, n), n >= count) for n in numbers]
 
     def _example(self, rng: torch.Generator, alone: bool) -> Example:
-        index = int(torch.randint(len(self.networks), (), generator=rng))
-        network, task = self.networks[index], self.vocabulary.tasks[0]
+        index = int(torch.randint(len(self.topologies), (), generator=rng))
+        topology, task = self.topologies[index], self.vocabulary.tasks[0]
         if alone:
-            ids = self.vocabulary.encode(task, network.topology.hidden)
-            return Example(self.vocabulary.filled(ids), network.success)
-        condition = draw_condition(network.topology, self.config, self.vocabulary, rng)
+            ids = self.vocabulary.encode(task, topology.hidden)
+            return Example(self.vocabulary.filled(ids), self.success)
+        condition = draw_condition(topology, self.config, self.vocabulary, rng)
         layout, ids = self._layouts[index], self.vocabulary.encode(task, _hidden(condition))
-        return Example(ids, network.success, layout, condition, self._patches[index])
+        return Example(ids, self.success, layout, condition, self._patches[index])

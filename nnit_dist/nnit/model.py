@@ -159,26 +159,22 @@ class NNiTModel:
         layout = token_layout(topology, self.vocabulary.patch)
         asked = self.best_success if success is None else success
         predict = partial(self._predict, self._packings(layout), asked, guidance)
-        policies = []
-        for number in range(first, first + samples):
-            noise = self._noise(topology, seed, number, layout)
-            values = integrate(predict, noise * layout.mask, steps)[None]
-            layers = detokenize(
-                self.token_normalizers[self.number].denormalize(values, layout), layout
-            )
-            about = {"seed": seed, "sample": number, "steps": steps, "asked_success": asked}
-            policies.append(
-                Policy(
-                    topology,
-                    self.norm.fold([(w[0].numpy(), b[0].numpy()) for w, b in layers]),
-                    self.task.name,
-                    "nnit",
-                    self.task.control_mode,
-                    f"nnit_{topology.name}_{seed}_{number}",
-                    {name: str(value) for name, value in about.items()},
-                )
-            )
-        return policies
+        numbers = range(first, first + samples)
+        if not numbers:
+            return []
+        noises = (self._noise(topology, seed, number, layout) for number in numbers)
+        values = torch.stack([integrate(predict, noise * layout.mask, steps) for noise in noises])
+        networks = detokenize(
+            self.token_normalizers[self.number].denormalize(values, layout), layout
+        )
+        how = {"steps": str(steps), "asked_success": str(asked)}
+        return networks.to_policies(
+            task=self.task,
+            source="nnit",
+            ids=[f"nnit_{topology.name}_{seed}_{number}" for number in numbers],
+            normalizer=self.norm,
+            metadata=[{"seed": str(seed), "sample": str(number)} | how for number in numbers],
+        )
 
     @one_thread()
     @torch.no_grad()

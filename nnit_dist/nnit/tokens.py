@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.splits import DEEPER
 from nnit_dist.core.topology import Topology
 
 BIAS, KINDS = 3, 4  # a patch of weights is of its layer's kind
-Layers = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,21 @@ def token_layout(topology: Topology, patch: int) -> TokenLayout:
     return TokenLayout(topology, patch, **joined, parts=tuple(parts))
 
 
-def tokenize(layers: Layers, layout: TokenLayout) -> Tensor:
-    """Layers of B networks (weight [B, out, in], bias [B, out]) -> values [B, N, P]."""
+def tokenize(networks: MLPBatch, layout: TokenLayout) -> Tensor:
+    """Networks of the layout's topology -> values [B, N, P]."""
     pieces = []
     for layer, is_bias, _ in layout.parts:
-        weight, bias = layers[layer]
+        out, fan_in = layout.topology.shapes[layer]
         if is_bias:
-            run = F.pad(bias[:, None], (0, 0, 0, layout.patch - 1))
+            run = F.pad(networks.biases[layer][:, None, :out], (0, 0, 0, layout.patch - 1))
             pieces.append(_cut(run, layout.patch))
         else:
-            pieces.append(_cut(weight * weight.shape[2] ** 0.5, layout.patch))
+            weight = networks.weights[layer][:, :out, :fan_in]
+            pieces.append(_cut(weight * fan_in**0.5, layout.patch))
     return torch.cat(pieces, 1)
 
 
-def detokenize(values: Tensor, layout: TokenLayout) -> Layers:
+def detokenize(values: Tensor, layout: TokenLayout) -> MLPBatch:
     """Inverse of `tokenize`; the padding is dropped."""
     p, shapes = layout.patch, layout.topology.shapes
     weights: dict[int, Tensor] = {}
@@ -106,7 +107,10 @@ def detokenize(values: Tensor, layout: TokenLayout) -> Layers:
             grid = piece.unflatten(1, (-1, -(-fan_in // p))).unflatten(-1, (p, p))
             matrix = grid.transpose(2, 3).flatten(1, 2).flatten(2)
             weights[layer] = matrix[:, :out, :fan_in] / fan_in**0.5
-    return [(weights[i], biases[i]) for i in range(len(shapes))]
+    layers = range(len(shapes))
+    return MLPBatch.of_topology(
+        layout.topology, [weights[i] for i in layers], [biases[i] for i in layers]
+    )
 
 
 def _cut(matrix: Tensor, patch: int) -> Tensor:

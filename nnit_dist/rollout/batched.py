@@ -1,15 +1,16 @@
 """Episodes of many different networks at once, each environment its own network and seed."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.policy import Policy
 from nnit_dist.envs.batch_env import BatchEnv
 from nnit_dist.rollout.episodes import Part, Rollouts
-from nnit_dist.rollout.policy_batch import PolicyBatch
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _run_wave(env: BatchEnv, episodes: list[_Episode], record: bool) -> tuple[np
     count, steps = len(episodes), env.info.max_episode_steps
     networks = {id(episode.policy): episode.policy for episode in episodes}
     position = {key: index for index, key in enumerate(networks)}
-    batch = PolicyBatch(
+    batch = RowPolicies(
         list(networks.values()), [position[id(e.policy)] for e in episodes], env.device
     )
     noise = _noise(episodes, steps, env.info.act_dim, env.device)
@@ -81,6 +82,71 @@ def _run_wave(env: BatchEnv, episodes: list[_Episode], record: bool) -> tuple[np
     empty = np.zeros((count, 0, env.info.obs_dim), np.float32)
     observations = np.stack(seen, axis=1) if record else empty
     return once.cpu().numpy(), success.cpu().numpy(), total.cpu().numpy(), observations
+
+
+class RowPolicies:
+    """Policies of one task, each of which acts on its own rows of a batch of observations.
+
+    Networks of one depth are computed together; depths go one after the other.
+
+    Args:
+        policies: networks of any hidden widths and depths.
+        owners: for each of N rows, which policy acts on it (an index into `policies`).
+        device: where weights and observations lie.
+    """
+
+    def __init__(
+        self, policies: Sequence[Policy], owners: Sequence[int], device: torch.device | str = "cpu"
+    ) -> None:
+        rows: dict[int, list[int]] = {}
+        for row, owner in enumerate(owners):
+            rows.setdefault(owner, []).append(row)
+        by_depth: dict[int, list[int]] = {}
+        for owner in rows:
+            by_depth.setdefault(policies[owner].topology.depth, []).append(owner)
+        self._act_dim = policies[0].topology.act_dim
+        self._groups = [
+            _Group.build([policies[o] for o in group], [rows[o] for o in group], device)
+            for group in by_depth.values()
+        ]
+
+    @torch.inference_mode()
+    def act(self, obs: torch.Tensor) -> torch.Tensor:
+        """Actions [N, act_dim] in [-1, 1] for observations [N, obs_dim]."""
+        actions = obs.new_empty(len(obs), self._act_dim)
+        for group in self._groups:
+            outputs = group.networks.forward(obs[group.rows])
+            actions[group.own_rows] = outputs.flatten(0, 1).index_select(0, group.filled)
+        return actions.clamp_(-1, 1)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Networks G of one depth with up to R rows each.
+
+    Attributes:
+        rows: [G, R], the rows of each network; row 0 again where it has fewer.
+        filled: which of the G * R are a network's own, and `own_rows` the rows that they are.
+    """
+
+    networks: MLPBatch
+    rows: torch.Tensor
+    filled: torch.Tensor
+    own_rows: torch.Tensor
+
+    @classmethod
+    def build(
+        cls, policies: list[Policy], rows: list[list[int]], device: torch.device | str
+    ) -> "_Group":
+        longest = max(map(len, rows))
+        padded = torch.tensor([own + [0] * (longest - len(own)) for own in rows], device=device)
+        filled = [i * longest + j for i, own in enumerate(rows) for j in range(len(own))]
+        return cls(
+            MLPBatch.from_policies(policies).to(device),
+            padded,
+            torch.tensor(filled, device=device),
+            torch.tensor([row for own in rows for row in own], device=device),
+        )
 
 
 def _noise(

@@ -13,10 +13,10 @@ import torch
 
 from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import generator_of, one_thread
-from nnit_dist.hypernet.data import DistillationData, normalized_layers
-from nnit_dist.hypernet.ghn import Layers, apply_layers
+from nnit_dist.hypernet.data import DistillationData
 from nnit_dist.hypernet.imitation import imitate
 from nnit_dist.hypernet.latents import action_error
 from nnit_dist.hypernet.model import HypernetModel
@@ -58,21 +58,22 @@ def refine(
     refined, errors = [], []
     for first in range(0, len(policies), TOGETHER):
         group = policies[first : first + TOGETHER]
-        starts = [normalized_layers(policy, distillation_data.norm) for policy in group]
-        teacher_weights = torch.stack([_nearest(layers, kept) for layers in starts])
+        starts = MLPBatch.from_policies(group, distillation_data.norm)
+        each = [starts.select([i]) for i in range(len(group))]
+        teacher_weights = torch.stack([_nearest(network, kept) for network in each])
         topologies, begin = [p.topology for p in group], None if scratch else starts
-        found = imitate(topologies, teacher_weights, learnt, steps, seed, LR, STATES, begin)
-        for policy, before, after, mix in zip(group, starts, found, teacher_weights, strict=True):
-            errors.append((_error(before, mix, kept), _error(after, mix, kept)))
-            folded = distillation_data.norm.fold([(w[0].numpy(), b[0].numpy()) for w, b in after])
-            about = {"refined_from": policy.source, "steps": str(steps)}
+        trained = imitate(topologies, teacher_weights, learnt, steps, seed, LR, STATES, begin)
+        for i, (policy, before, mix) in enumerate(zip(group, each, teacher_weights, strict=True)):
+            errors.append((_error(before, mix, kept), _error(trained.select([i]), mix, kept)))
+            layers = [(weight.numpy(), bias.numpy()) for weight, bias in trained.layers(i)]
+            provenance = {"refined_from": policy.source, "steps": str(steps)}
             refined.append(
                 replace(
                     policy,
-                    layers=folded,
+                    layers=distillation_data.norm.fold(layers),
                     source="refined",
                     id=f"{policy.id}_refined",
-                    metadata=policy.metadata | about,
+                    metadata=policy.metadata | provenance,
                 )
             )
         watch(len(refined))
@@ -95,15 +96,15 @@ def load_distillation_data(run: RunDirectory, task: str) -> DistillationData:
     return DistillationData.load(path)
 
 
-def _nearest(layers: Layers, distillation_data: DistillationData) -> torch.Tensor:
+def _nearest(network: MLPBatch, distillation_data: DistillationData) -> torch.Tensor:
     """The teacher whose actions a network's are most like, as a mix [teachers] of it alone."""
     teachers = torch.eye(len(distillation_data.teachers))
-    errors = [_error(layers, teacher, distillation_data) for teacher in teachers]
+    errors = [_error(network, teacher, distillation_data) for teacher in teachers]
     return teachers[errors.index(min(errors))]
 
 
 @torch.no_grad()
-def _error(layers: Layers, mix: torch.Tensor, distillation_data: DistillationData) -> float:
+def _error(network: MLPBatch, mix: torch.Tensor, distillation_data: DistillationData) -> float:
     """Mean squared error of a network's actions after a mix of teachers [teachers]."""
     obs, actions = distillation_data.draw(mix[None], COMPARED, generator_of(0))
-    return float(action_error(apply_layers(layers, obs), actions).mean())
+    return float(action_error(network.forward(obs), actions).mean())

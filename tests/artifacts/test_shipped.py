@@ -74,18 +74,19 @@ def test_teachers_ship_that_refine_what_is_written(task):
     sampler = HypernetModel.load(run.hypernet(), task)
     zoo = {m.policy.id: m.policy for m in run.zoo().members()}
     best = [zoo[sampler.teachers[i].id] for i in sampler.best]
-    for policy, layers in zip(best, distillation_data.teachers, strict=True):
-        for (weight, bias), (own, own_bias) in zip(
-            distillation_data.norm.fold(_arrays(layers)), policy.layers, strict=True
-        ):
+    kept = distillation_data.teachers.to_policies(
+        task=sampler.task,
+        source="kept",
+        ids=[policy.id for policy in best],
+        normalizer=distillation_data.norm,
+    )
+    assert len(distillation_data.teachers) == len(best)
+    for policy, teacher in zip(best, kept, strict=True):
+        for (weight, bias), (own, own_bias) in zip(teacher.layers, policy.layers, strict=True):
             assert np.allclose(weight, own, atol=1e-4)
             assert np.allclose(bias, own_bias, atol=1e-3)
     _, errors = refine(load_model(task).generate((40, 40), 1), distillation_data, steps=100)
     assert errors[0][1] < errors[0][0]
-
-
-def _arrays(layers):
-    return [(weight[0].numpy(), bias[0].numpy()) for weight, bias in layers]
 
 
 def test_a_task_that_was_learnt_before_loses_little():

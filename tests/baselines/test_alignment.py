@@ -7,22 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnit_dist.baselines.matching import match, permute
+from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.topology import Topology
 from nnit_dist.hypernet.data import DistillationData
-from nnit_dist.hypernet.ghn import apply_layers
 from nnit_dist.hypernet.imitation import imitate
 
 
-def random_layers(topology, seed=0):
+def random_network(topology, seed=0) -> MLPBatch:
     rng = torch.Generator().manual_seed(seed)
-    return [
-        (
-            torch.randn(1, out, fan_in, generator=rng) * fan_in**-0.5,
-            torch.randn(1, out, generator=rng),
-        )
+    layers = [
+        (torch.randn(out, fan_in, generator=rng) * fan_in**-0.5, torch.randn(out, generator=rng))
         for out, fan_in in topology.shapes
     ]
+    return MLPBatch.from_layers([layers])
 
 
 @settings(max_examples=20, deadline=None)
@@ -31,49 +29,50 @@ def random_layers(topology, seed=0):
     seed=st.integers(0, 1000),
 )
 def test_permuting_neurons_changes_no_output(hidden, seed):
-    layers, rng = random_layers(Topology(5, hidden, 2), seed), np.random.default_rng(seed)
-    permuted = permute(layers, [rng.permutation(width) for width in hidden])
+    network, rng = random_network(Topology(5, hidden, 2), seed), np.random.default_rng(seed)
+    permuted = permute(network, [rng.permutation(width) for width in hidden])
     obs = torch.randn(1, 9, 5)
-    assert torch.allclose(apply_layers(layers, obs), apply_layers(permuted, obs), atol=1e-5)
+    assert torch.allclose(network.forward(obs), permuted.forward(obs), atol=1e-5)
 
 
 def test_matching_undoes_a_permutation():
-    layers, rng = random_layers(Topology(5, (16, 12, 8), 2)), np.random.default_rng(0)
-    shuffled = permute(layers, [rng.permutation(width) for width in (16, 12, 8)])
-    assert not torch.equal(shuffled[0][0], layers[0][0])
-    for (w, b), (w2, b2) in zip(match(shuffled, layers), layers, strict=True):
+    network, rng = random_network(Topology(5, (16, 12, 8), 2)), np.random.default_rng(0)
+    shuffled = permute(network, [rng.permutation(width) for width in (16, 12, 8)])
+    assert not torch.equal(shuffled.weights[0], network.weights[0])
+    matched = match(shuffled, network)
+    for (w, b), (w2, b2) in zip(matched.layers(0), network.layers(0), strict=True):
         assert torch.equal(w, w2)
         assert torch.equal(b, b2)
 
 
 def test_the_first_neurons_of_a_network_find_their_places_in_the_order_of_the_whole():
-    whole, kept = random_layers(Topology(5, (16,), 2)), np.arange(4)
-    (w, b), (last, bias) = whole
-    part = [(w[:, kept], b[:, kept]), (last[:, :, kept], bias)]
-    shuffled = permute(part, [np.array([2, 0, 3, 1])])
-    for (x, y), (x2, y2) in zip(match(shuffled, whole), part, strict=True):
+    whole, kept = random_network(Topology(5, (16,), 2)), np.arange(4)
+    (w, b), (last, bias) = whole.layers(0)
+    part = [(w[kept], b[kept]), (last[:, kept], bias)]
+    shuffled = permute(MLPBatch.from_layers([part]), [np.array([2, 0, 3, 1])])
+    for (x, y), (x2, y2) in zip(match(shuffled, whole).layers(0), part, strict=True):
         assert torch.equal(x, x2)
         assert torch.equal(y, y2)
 
 
 def test_independent_networks_imitate_their_teachers_and_share_no_order():
     torch.manual_seed(0)
-    linear = [torch.eye(2, 5)[None] * sign for sign in (0.4, -0.4)]
+    linear = [torch.eye(2, 5) * sign for sign in (0.4, -0.4)]
+    teachers = MLPBatch.from_layers([[(w, torch.zeros(2))] for w in linear])
     plain = ObservationNormalizer(np.zeros(5, np.float32), np.ones(5, np.float32))
-    distillation_data = DistillationData(
-        plain, [torch.randn(400, 5) for _ in linear], [[(w, torch.zeros(1, 2))] for w in linear]
-    )
+    distillation_data = DistillationData(plain, [torch.randn(400, 5) for _ in linear], teachers)
     topologies = [Topology(5, hidden, 2) for hidden in ((16,), (16,), (8, 12), (16,))]
     teacher_weights = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     networks = imitate(topologies, teacher_weights, distillation_data, 400, seed=0)
-    for layers, topology, mix in zip(networks, topologies, teacher_weights, strict=True):
-        assert [tuple(w.shape[1:]) for w, _ in layers] == topology.shapes
+    assert len(networks) == len(topologies)
+    for i, (topology, mix) in enumerate(zip(topologies, teacher_weights, strict=True)):
+        assert networks.topology(i) == topology
         obs, actions = distillation_data.draw(mix[None], 400, torch.Generator().manual_seed(1))
-        assert (apply_layers(layers, obs) - actions).square().mean() < 0.02
-    first, last = (layers[0][0].flatten() for layers in (networks[0], networks[3]))
+        assert (networks.select([i]).forward(obs) - actions).square().mean() < 0.02
+    first, last = (networks.layers(i)[0][0].flatten() for i in (0, 3))
     assert abs(torch.corrcoef(torch.stack([first, last]))[0, 1]) < 0.5
     again = imitate(topologies, teacher_weights, distillation_data, 400, seed=0)
-    assert torch.equal(again[2][1][0], networks[2][1][0])
+    assert torch.equal(again.layers(2)[1][0], networks.layers(2)[1][0])
 
 
 @pytest.mark.parametrize("hidden", [(8,), (16, 8), (32, 32)])
@@ -81,11 +80,12 @@ def test_flat_vectors_round_trip_and_their_mask_counts_every_weight(hidden, samp
     from nnit_dist.baselines.flat import FlatLayout
 
     layout, topology = FlatLayout(35, 8, 32, 2), Topology(35, hidden, 8)
-    layers = random_layers(topology)
-    values = layout.flatten(topology, layers)
+    network = random_network(topology)
+    values = layout.flatten(topology, network)
     assert values.shape == (1, layout.length)
     assert layout.mask(topology).sum() == topology.num_params
-    for (w, b), (w2, b2) in zip(layers, layout.unflatten(topology, values), strict=True):
+    back = layout.unflatten(topology, values)
+    for (w, b), (w2, b2) in zip(network.layers(0), back.layers(0), strict=True):
         assert torch.allclose(w, w2, atol=1e-6)
         assert torch.equal(b, b2)
 

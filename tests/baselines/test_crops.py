@@ -15,18 +15,16 @@ from nnit_dist.baselines.crops import (
     nearest_topologies,
 )
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.topology import Topology
 
 WIDTHS = st.lists(st.integers(1, 24), min_size=1, max_size=3)
 
 
-def tensors(policy):
-    return [(torch.tensor(w)[None], torch.tensor(b)[None]) for w, b in policy.layers]
-
-
-def policy_of(layers, topology):
-    return Policy(topology, [(w[0].numpy(), b[0].numpy()) for w, b in layers], "t", "x")
+def fitted(policy, target):
+    network = fit_to(MLPBatch.from_policies([policy]), target)
+    return Policy(target, [(w.numpy(), b.numpy()) for w, b in network.layers(0)], "t", "x")
 
 
 @settings(max_examples=40, deadline=None)
@@ -34,10 +32,10 @@ def policy_of(layers, topology):
 def test_a_policy_and_its_padded_twin_act_alike(hidden, more):
     policy = random_policy(hidden)
     wider = Topology(35, tuple(w + m for w, m in zip(hidden, more, strict=False)), 8)
-    twin = policy_of(fit_to(tensors(policy), wider), wider)
+    twin = fitted(policy, wider)
     obs = np.random.default_rng(0).normal(size=(4, 35)).astype(np.float32)
     assert np.allclose(policy.forward(obs), twin.forward(obs), atol=1e-5)
-    back = policy_of(fit_to(tensors(twin), policy.topology), policy.topology)
+    back = fitted(twin, policy.topology)
     for (w, b), (v, c) in zip(policy.layers, back.layers, strict=True):
         assert np.array_equal(b, c)
         assert np.allclose(w * (v.flat[0] / w.flat[0]), v, rtol=1e-4)  # cut, and grown alike
@@ -87,14 +85,13 @@ def test_the_gaussian_has_the_mean_and_spread_of_the_networks_that_it_was_fitted
     """Of the hidden layer: the first one is folded into raw observations afterwards."""
     drawn = PatchGaussian(sampler, 8).generate((16, 8), 300)
     hidden = torch.tensor(np.stack([policy.layers[1][0] for policy in drawn]))
-    fitted = []
+    patches = []
     for source in ((16, 8), (32, 16)):  # the seen topologies that have these patches
         rng, topology = torch.Generator().manual_seed(3), sampler.topology(source)
         networks = sampler.networks(
             [topology] * 300, sampler.draw_teacher_weights(300, 1.0, rng), [rng] * 300
         )
-        weight = torch.cat([layers[1][0] for layers in networks])
-        fitted.append(weight[:, :8, :16] * (source[0] / 16) ** 0.5)
-    expected = torch.cat(fitted)
+        patches.append(networks.weights[1][:, :8, :16] * (source[0] / 16) ** 0.5)
+    expected = torch.cat(patches)
     assert torch.allclose(hidden.mean(0), expected.mean(0), atol=0.2 * float(expected.std(0).max()))
     assert float(hidden.std(0).mean()) == pytest.approx(float(expected.std(0).mean()), rel=0.15)

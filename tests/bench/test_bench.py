@@ -21,6 +21,7 @@ from nnit_dist.bench.scaling import (
     simulate_pool,
     step_over_network,
 )
+from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.splits import UNSEEN_KINDS
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.config import NNiTConfig, TransformerConfig
@@ -119,7 +120,8 @@ def test_networks_that_novelty_is_measured_from_are_those_that_training_had(samp
                 expected.append(detokenize(values, example.layout))
     assert len(expected) > 3
     found = memorization._networks(source, 0, [(16, 8)], range(6), 99)[16, 8]
-    distances = memorization._distances(found, expected)
+    topology = sampler.topology((16, 8))
+    distances = memorization._distances(found, MLPBatch.cat(expected), topology)
     assert distances.shape == (len(expected), len(expected))
     assert np.allclose(np.diag(distances), 0, atol=1e-3)
     assert np.median(distances) > 0.1

@@ -8,16 +8,16 @@ from support.networks import distiller_of, random_policy
 
 from nnit_dist.core.conditioning import ConditioningShape
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.topology import Topology
 from nnit_dist.hypernet.config import GHNConfig
 from nnit_dist.hypernet.data import DistillationData
 from nnit_dist.hypernet.decoders import smooth_noise
-from nnit_dist.hypernet.ghn import GHN, apply_layers
+from nnit_dist.hypernet.ghn import GHN
 from nnit_dist.hypernet.latents import TeacherLatents, action_error, draw_teacher_weights
 from nnit_dist.hypernet.model import HypernetModel, Teacher
 from nnit_dist.hypernet.modes import average, largest_behavior_mode
-from nnit_dist.hypernet.padded import Padded
 from nnit_dist.training.sampling import jitter_condition, vary_widths
 
 CONFIG = GHNConfig(latent_dim=4, embed_dim=16, channels=[8, 8])
@@ -27,27 +27,28 @@ HIDDEN = [(8,), (32, 8), (24, 16, 32), (13, 7)]
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_layers_have_the_shapes_of_the_topology(hidden):
     topology = Topology(35, hidden, 8)
-    layers = GHN(CONFIG, 35, 8, 32)([(topology, torch.randn(3, 4))])[0]
-    assert [tuple(w.shape) for w, _ in layers] == [(3, *shape) for shape in topology.shapes]
-    assert [tuple(b.shape) for _, b in layers] == [(3, out) for out, _ in topology.shapes]
+    networks = GHN(CONFIG, 35, 8, 32)([(topology, torch.randn(3, 4))])
+    assert [tuple(w.shape) for w in networks.weights] == [(3, *shape) for shape in topology.shapes]
+    assert [tuple(b.shape) for b in networks.biases] == [(3, out) for out, _ in topology.shapes]
+    assert [networks.topology(i) for i in range(3)] == [topology] * 3
 
 
 def test_generated_networks_keep_signals_alive_at_the_start():
     torch.manual_seed(0)
     ghn = GHN(GHNConfig(), 35, 8, 64)
-    layers = ghn([(Topology(35, (64, 64, 64), 8), torch.randn(8, 8))])[0]
-    outputs = apply_layers(layers, torch.randn(8, 200, 35))
+    networks = ghn([(Topology(35, (64, 64, 64), 8), torch.randn(8, 8))])
+    outputs = networks.forward(torch.randn(8, 200, 35))
     assert 0.05 < outputs.std() < 20
 
 
 def test_a_network_does_not_depend_on_what_is_generated_beside_it():
     ghn = GHN(CONFIG, 35, 8, 32)
     z, one, other = torch.randn(1, 4), Topology(35, (16, 8), 8), Topology(35, (32,), 8)
-    alone = ghn([(one, z)])[0]
-    beside = ghn([(other, torch.randn(5, 4)), (one, torch.cat([z, torch.randn(2, 4)]))])[1]
-    for (w, b), (w2, b2) in zip(alone, beside, strict=True):
-        assert torch.allclose(w[0], w2[0], atol=1e-5)
-        assert torch.allclose(b[0], b2[0], atol=1e-5)
+    alone = ghn([(one, z)])
+    beside = ghn([(other, torch.randn(5, 4)), (one, torch.cat([z, torch.randn(2, 4)]))])
+    for (w, b), (w2, b2) in zip(alone.layers(0), beside.layers(5), strict=True):
+        assert torch.allclose(w, w2, atol=1e-5)
+        assert torch.allclose(b, b2, atol=1e-5)
 
 
 @pytest.mark.parametrize("part", [(16, 16), (16, 48), (40, 8), (33, 64), (1, 1)])
@@ -63,9 +64,10 @@ def test_every_decoder_writes_parts_of_one_field_with_as_many_parameters(decoder
     torch.manual_seed(0)
     config = GHNConfig(decoder=decoder)
     ghn, z = GHN(config, 35, 8, 64), torch.randn(2, 8)
-    wide, narrow = ghn([(Topology(35, hidden, 8), z) for hidden in ((64, 64), (24, 40))])
-    assert [w.shape for w, _ in narrow] == [(2, 24, 35), (2, 40, 24), (2, 8, 40)]
-    assert 0.05 < wide[1][0].std() * 8 < 5
+    networks = ghn([(Topology(35, hidden, 8), z) for hidden in ((64, 64), (24, 40))])
+    for narrow in (2, 3):
+        assert [w.shape for w, _ in networks.layers(narrow)] == [(24, 35), (40, 24), (8, 40)]
+    assert 0.05 < networks.weights[1][:2].std() * 8 < 5
     assert 0.5e6 < sum(p.numel() for p in ghn.parameters()) < 1.2e6
 
 
@@ -79,14 +81,6 @@ def test_smooth_noise_correlates_neighbours_and_not_strangers():
     assert abs(far) < 0.2
 
 
-def test_apply_layers_is_the_policy_forward(sampler):
-    policy = sampler.policies((16, 8), 1, 0)[0]
-    obs = np.random.default_rng(0).normal(size=(6, 35)).astype(np.float32)
-    layers = [(torch.from_numpy(w)[None], torch.from_numpy(b)[None]) for w, b in policy.layers]
-    outputs = apply_layers(layers, torch.from_numpy(obs)[None])[0].numpy()
-    assert np.allclose(outputs, policy.forward(obs), atol=1e-4)
-
-
 def test_action_error_forgives_overshooting_the_clip_only():
     output = torch.tensor([3.0, -2.0, 0.5, 3.0, 2.0, 1.5])
     target = torch.tensor([1.0, -1.0, 0.0, -1.0, 0.5, 1 - 1.2e-7])
@@ -94,64 +88,47 @@ def test_action_error_forgives_overshooting_the_clip_only():
     assert torch.equal(action_error(output, target), expected)
 
 
-def padded(shapes: list[list[tuple[int, int]]], scale: float = 1.0) -> Padded:
-    """Random networks with layers of these (out, in)."""
-    return Padded.of(
-        [
-            [(scale * torch.randn(1, out, fan_in), torch.randn(1, out)) for out, fan_in in layers]
-            for layers in shapes
-        ]
-    )
-
-
-def test_padded_networks_act_as_each_does_alone():
-    layers = GHN(CONFIG, 35, 8, 32)([(Topology(35, h, 8), torch.randn(1, 4)) for h in HIDDEN])
+def test_networks_padded_to_the_whole_field_act_as_each_does_alone():
+    ghn, topologies = GHN(CONFIG, 35, 8, 32), [Topology(35, hidden, 8) for hidden in HIDDEN]
+    together = ghn.write(ghn.plan(topologies), torch.randn(len(HIDDEN), 4))
     obs = torch.randn(len(HIDDEN), 20, 35)
-    together = Padded.of(layers)
-    outputs = together.apply(obs, 8)
-    assert together.last.tolist() == [len(hidden) for hidden in HIDDEN]
-    for i, own in enumerate(layers):
-        assert torch.allclose(outputs[i], apply_layers(own, obs[i : i + 1])[0], atol=1e-6)
-    picked = together.pick(torch.tensor([2, 0, 2])).apply(obs[[2, 0, 2]], 8)
-    assert torch.allclose(picked, outputs[[2, 0, 2]], atol=1e-6)
+    outputs = together.forward(obs)
+    assert {tuple(weight.shape[1:]) for weight in together.weights} == {(ghn.size, ghn.size)}
+    assert together.depths.tolist() == [len(hidden) for hidden in HIDDEN]
+    for i in range(len(HIDDEN)):
+        alone = MLPBatch.from_layers([together.layers(i)]).forward(obs[i : i + 1])[0]
+        assert torch.allclose(outputs[i], alone, atol=1e-6)
 
 
 def test_a_field_decoded_whole_gives_the_same_networks():
     """What a GPU does, where one large operation beats several small ones."""
     ghn, z = GHN(CONFIG, 35, 8, 32), torch.randn(len(HIDDEN), 4)
     topologies = [Topology(35, hidden, 8) for hidden in HIDDEN]
-    in_parts = ghn.write(ghn.plan(topologies), z)
+    parted = ghn.write(ghn.plan(topologies), z)
     ghn._part = lambda out, fan_in: (ghn.size, ghn.size)
     plan = ghn.plan(topologies)
     assert len(plan.groups) == 1
-    for one, other in zip(in_parts, ghn.write(plan, z), strict=True):
+    whole = ghn.write(plan, z)
+    for one, other in zip(
+        parted.weights + parted.biases, whole.weights + whole.biases, strict=True
+    ):
         assert torch.allclose(one, other, atol=1e-5)
-
-
-def test_weight_noise_has_the_asked_size():
-    torch.manual_seed(0)
-    networks = padded([[(64, 64)], [(16, 30), (20, 16)]], scale=3.0)
-    noise = (torch.randn(networks.weights.shape), torch.randn(networks.biases.shape))
-    noisy = networks.noised(0.1, *noise)
-    for network, layer, (out, fan_in) in ((0, 0, (64, 64)), (1, 0, (16, 30)), (1, 1, (20, 16))):
-        clean = networks.weights[network, layer, :out, :fan_in]
-        moved = noisy.weights[network, layer, :out, :fan_in] - clean
-        assert moved.std() / clean.std() == pytest.approx(0.1, rel=0.15)
-        rms = networks.biases[network, layer, :out].square().mean().sqrt()
-        moved = (noisy.biases - networks.biases)[network, layer, :out]
-        assert torch.allclose(moved, 0.1 * rms * noise[1][network, layer, :out], atol=1e-6)
 
 
 def test_noise_is_drawn_for_what_a_network_has_and_nothing_else(tmp_path):
     batch = distiller_of(tmp_path).sample_batch(0)
-    out, fan_in = (size[..., None] for size in batch.plan.shapes.unbind(-1))
-    units = torch.arange(batch.noise[1].shape[-1])
-    neurons, inputs = units < out, units < fan_in
-    has = neurons[..., None] & inputs[..., None, :]
-    weights, biases = batch.noise
-    assert torch.equal(weights != 0, has)
-    assert torch.equal(biases != 0, neurons)
-    assert weights[has].std() == pytest.approx(1, rel=0.1)
+    assert torch.equal(batch.noise.shapes, batch.plan.shapes)
+    drawn = []
+    for layer, (weights, biases) in enumerate(
+        zip(batch.noise.weights, batch.noise.biases, strict=True)
+    ):
+        out, fan_in = (size[:, None] for size in batch.plan.shapes[:, layer].unbind(-1))
+        neurons = torch.arange(weights.shape[1]) < out
+        has = neurons[..., None] & (torch.arange(weights.shape[2]) < fan_in)[:, None, :]
+        assert torch.equal(weights != 0, has)
+        assert torch.equal(biases != 0, neurons)
+        drawn.append(weights[has])
+    assert torch.cat(drawn).std() == pytest.approx(1, rel=0.1)
 
 
 def test_varied_widths_are_those_nearby_and_none_is_too_wide():
@@ -175,9 +152,9 @@ def test_told_widths_move_the_weights_and_not_their_shapes():
     assert 1 <= min(depths) < 1.2 < 2.8 < max(depths) <= 3
     assert condition[0].layer_positions == [0, condition[0].depth / 2, condition[0].depth]
     ghn, z = GHN(CONFIG, 35, 8, 32), torch.randn(2, 4)
-    exact, moved = ghn([(topology, z)])[0], ghn([(topology, z)], [condition[0]])[0]
-    assert [w.shape for w, _ in exact] == [w.shape for w, _ in moved]
-    assert not torch.equal(exact[1][0], moved[1][0])
+    exact, moved = ghn([(topology, z)]), ghn([(topology, z)], [condition[0]])
+    assert torch.equal(exact.shapes, moved.shapes)
+    assert not torch.equal(exact.weights[1], moved.weights[1])
 
 
 def test_latents_sample_their_teacher():
@@ -279,9 +256,9 @@ def test_the_gradient_of_mixed_teachers_reaches_every_latent_of_the_mix():
 def test_networks_depend_on_their_own_generator_alone(sampler):
     one, two = (sampler.topology(hidden) for hidden in ((16, 8), (32, 16)))
     rng = lambda seed: torch.Generator().manual_seed(seed)  # noqa: E731
-    beside = sampler.networks([two, one], torch.eye(3)[:2], [rng(1), rng(2)])[1]
-    (alone,) = sampler.networks([one], sampler.pure(1)[None], [rng(2)])
-    for (w, b), (w2, b2) in zip(alone, beside, strict=True):
+    beside = sampler.networks([two, one], torch.eye(3)[:2], [rng(1), rng(2)])
+    alone = sampler.networks([one], sampler.pure(1)[None], [rng(2)])
+    for (w, b), (w2, b2) in zip(alone.layers(0), beside.layers(1), strict=True):
         assert torch.allclose(w, w2, atol=1e-6)
         assert torch.allclose(b, b2, atol=1e-6)
 

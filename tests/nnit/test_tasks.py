@@ -126,11 +126,13 @@ def test_training_networks_of_tasks_take_turns_and_are_those_of_their_samplers()
     assert [e.layout.topology.obs_dim for e in examples[:6]] == [42, 35] * 3
     for example, drawn in zip(examples[:6], source.drawn(1, range(6)), strict=True):
         sampler = samplers[drawn.task]
-        (layers,) = sampler.networks(
+        network = sampler.networks(
             [drawn.topology], drawn.mix[None], [drawn.rng], [drawn.condition]
         )
         values = source.token_normalizers[drawn.task].denormalize(example.x[None], example.layout)
-        for (weight, _), (own, _) in zip(detokenize(values, example.layout), layers, strict=True):
+        for weight, own in zip(
+            detokenize(values, example.layout).weights, network.weights, strict=True
+        ):
             assert torch.allclose(weight, own, atol=1e-4)
         assert example.success == pytest.approx(float(drawn.mix @ sampler.success))
 

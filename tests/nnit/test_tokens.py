@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.topology import Topology
 from nnit_dist.nnit.normalizer import TokenNormalizer
 from nnit_dist.nnit.tokens import BIAS, ArchitectureVocabulary, detokenize, token_layout, tokenize
@@ -16,28 +17,25 @@ topologies = st.builds(
 )
 
 
-def random_layers(topology, batch=2, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        (
-            torch.randn(batch, out, fan_in, generator=generator),
-            torch.randn(batch, out, generator=generator),
-        )
-        for out, fan_in in topology.shapes
-    ]
+def random_networks(topology, batch=2, seed=0) -> MLPBatch:
+    return MLPBatch.randn(topology, batch, torch.Generator().manual_seed(seed))
 
 
 @settings(max_examples=60, deadline=None)
 @given(topology=topologies, patch=st.sampled_from([2, 4, 8]))
 def test_every_topology_round_trips(topology, patch):
-    layers = random_layers(topology)
+    networks = random_networks(topology)
     layout = token_layout(topology, patch)
-    values = tokenize(layers, layout)
+    values = tokenize(networks, layout)
     assert values.shape == (2, layout.length, patch * patch)
     back = detokenize(values, layout)
-    for (weight, bias), (weight2, bias2) in zip(layers, back, strict=True):
+    assert [back.topology(i) for i in range(2)] == [topology] * 2
+    for weight, weight2 in zip(networks.weights, back.weights, strict=True):
         assert torch.allclose(weight, weight2, atol=1e-6)
+    for bias, bias2 in zip(networks.biases, back.biases, strict=True):
         assert torch.equal(bias, bias2)
+    wider = MLPBatch.cat([networks, random_networks(Topology(50, (50,) * 5, 50))])
+    assert torch.equal(tokenize(wider.select([0, 1]), layout), values)
 
 
 @settings(max_examples=40, deadline=None)
@@ -45,13 +43,13 @@ def test_every_topology_round_trips(topology, patch):
 def test_mask_counts_every_parameter_once_and_padding_never_leaks(topology):
     layout = token_layout(topology, 8)
     assert layout.mask.sum() == topology.num_params
-    values = tokenize(random_layers(topology), layout)
+    values = tokenize(random_networks(topology), layout)
     assert torch.equal(values * layout.mask, values)
     soiled = values + (1 - layout.mask) * 1e3
     clean, dirty = detokenize(values, layout), detokenize(soiled, layout)
     assert all(
         torch.equal(a, b)
-        for x, y in zip(clean, dirty, strict=True)
+        for x, y in ((clean.weights, dirty.weights), (clean.biases, dirty.biases))
         for a, b in zip(x, y, strict=True)
     )
 
@@ -59,10 +57,12 @@ def test_mask_counts_every_parameter_once_and_padding_never_leaks(topology):
 def test_permuting_neurons_permutes_rows_and_columns():
     """Swapping two blocks of neurons moves whole tokens, and no values within them."""
     topology, layout = Topology(8, (16, 8), 8), token_layout(Topology(8, (16, 8), 8), 8)
-    (w0, b0), (w1, b1), last = random_layers(topology)
+    networks = random_networks(topology)
+    (w0, w1, w2), (b0, b1, b2) = networks.weights, networks.biases
     order = torch.cat([torch.arange(8, 16), torch.arange(8)])
-    swapped = [(w0[:, order], b0[:, order]), (w1[:, :, order], b1), last]
-    values, moved = tokenize([(w0, b0), (w1, b1), last], layout), tokenize(swapped, layout)
+    weights, biases = [w0[:, order], w1[:, :, order], w2], [b0[:, order], b1, b2]
+    swapped = MLPBatch.of_topology(topology, weights, biases)
+    values, moved = tokenize(networks, layout), tokenize(swapped, layout)
     where = lambda layer, bias: [  # noqa: E731
         i
         for i in range(layout.length)
@@ -81,7 +81,7 @@ def test_tokens_of_one_kind_stand_together():
 
 def test_whitening_inverts_and_ignores_padding():
     layout = token_layout(Topology(35, (16, 12), 7), 8)
-    values = tokenize(random_layers(layout.topology, 16), layout) * 3 + layout.mask
+    values = tokenize(random_networks(layout.topology, 16), layout) * 3 + layout.mask
     normalizer = TokenNormalizer.fit([(values, layout)])
     white = normalizer.normalize(values, layout)
     assert torch.allclose(normalizer.denormalize(white, layout) * layout.mask, values, atol=1e-5)

@@ -13,9 +13,8 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.envs.batch_env import GpuEnv, StackedEnv, record_start
 from nnit_dist.envs.sim import SimEnv
 from nnit_dist.rollout.actors import BatchSimulator, Simulators
-from nnit_dist.rollout.batched import run_parts
+from nnit_dist.rollout.batched import RowPolicies, run_parts
 from nnit_dist.rollout.episodes import Part, run_part
-from nnit_dist.rollout.policy_batch import PolicyBatch
 from nnit_dist.rollout.pool import SimulatorPool
 from nnit_dist.rollout.queue import Job
 
@@ -31,7 +30,7 @@ def test_each_row_goes_through_its_own_network(hidden, data):
     policies = [random_policy(h, seed) for seed, h in enumerate(hidden)]
     owners = data.draw(st.lists(st.integers(0, len(hidden) - 1), min_size=1, max_size=12))
     obs = np.random.default_rng(0).normal(size=(len(owners), 35)).astype(np.float32)
-    actions = PolicyBatch(policies, owners).act(torch.from_numpy(obs)).numpy()
+    actions = RowPolicies(policies, owners).act(torch.from_numpy(obs)).numpy()
     alone = [policies[owner].act(row) for owner, row in zip(owners, obs, strict=True)]
     assert np.allclose(actions, alone, atol=1e-5)
 

@@ -74,7 +74,7 @@ def test_only_the_best_teachers_are_kept(sampler, distillation_data, tmp_path):
     keep_for_refining(best, distillation_data, run.distillation_data(TASK))
     kept = load_distillation_data(run, TASK)
     assert len(kept.teachers) == 1
-    assert torch.equal(kept.teachers[0][0][0], distillation_data.teachers[0][0][0])
+    assert torch.equal(kept.teachers.weights[0][0], distillation_data.teachers.weights[0][0])
     assert len(kept.obs[0]) == 500
 
 
