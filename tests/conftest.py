@@ -7,7 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.networks import TASK, random_policy, small_sampler
+from support.networks import (
+    TASK,
+    changed_distribution,
+    changed_task,
+    random_policy,
+    small_sampler,
+)
 
 # Ray's workers unpickle policies that are defined in test modules.
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)
@@ -35,25 +41,21 @@ def small_run(tmp_path_factory, sampler):
     from nnit_dist.hypernet.data import DistillationData
     from nnit_dist.nnit.config import NNiTConfig
     from nnit_dist.nnit.dataset import AlignedDataset
-    from nnit_dist.nnit.model import NNiTModel
+    from nnit_dist.nnit.train import trained_model
     from nnit_dist.nnit.trainer import Trainer
 
     out = tmp_path_factory.mktemp("run")
     (out / "align").mkdir()
     (out / "train").mkdir()
     seen = [(16,), (32,), (16, 16), (32, 32)]
-    sampler = replace(
-        sampler,
-        seen=seen,
-        variation=2,
-        max_teachers_per_mix=2,
-        success=torch.tensor([0.8, 0.8, 0.3]),
-    )
+    sampler = changed_distribution(sampler, seen=seen, variation=2)
+    sampler = changed_task(sampler, success=torch.tensor([0.8, 0.8, 0.3]))
+    sampler = replace(sampler, max_teachers_per_mix=2)
     sampler.save(out / "align" / "ghn.safetensors")
     rng = np.random.default_rng(0)
     obs = [rng.normal(size=(80, 35)).astype(np.float32) for _ in range(3)]
     teachers = [random_policy((16, 16), seed) for seed in range(3)]
-    DistillationData.of(sampler.norm, obs, teachers).save(
+    DistillationData.of(sampler.current.normalizer, obs, teachers).save(
         out / "align" / f"states-{TASK}-0.safetensors"
     )
     nnit = {
@@ -78,9 +80,9 @@ def small_run(tmp_path_factory, sampler):
         text = json.dumps({"key": {"config": config}})
         (out / stage / "manifest.json").write_text(text)
     config = NNiTConfig(**nnit)
-    source = AlignedDataset([sampler], config, 0)
+    source = AlignedDataset(sampler, config, 0)
     trainer = Trainer(config, source, torch.device("cpu"), 0)
-    NNiTModel.of(trainer, source).save(out / "train" / "nnit.safetensors")
+    trained_model(trainer, source).save(out / "train" / "nnit.safetensors")
     return RunDirectory(out)
 
 

@@ -6,7 +6,7 @@ runs are read under the new names.
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 _RENAMED = {  # by section; `*` is any name
     "align": {"mix_loss": "max_average_drop"},
@@ -43,6 +43,13 @@ _MOVED = {  # from `evaluate` to `generate`
 }
 _REMOVED = {"align.distill": {"smoothness_weight": "align.ghn.smoothness sets how maps begin"}}
 KINDS = {"apart": "bottleneck"}  # of topologies, in rows of results
+OLDER_FORMATS = {"nnit.ghn/5": "nnit.ghn/6", "nnit.model/4": "nnit.model/5"}
+_MODEL_NAMES = {  # of tensors and of metadata in model files
+    "blended": "max_teachers_per_mix",
+    "whitening.mean": "token_normalizer.mean",
+    "whitening.std": "token_normalizer.std",
+}
+T = TypeVar("T")
 
 
 def advice(key: str) -> str | None:
@@ -73,6 +80,16 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
             for name in gone.keys() & section.keys():
                 del section[name]
     return config
+
+
+def upgrade_model(
+    tensors: dict[str, T], metadata: dict[str, str]
+) -> tuple[dict[str, T], dict[str, str]]:
+    """Tensors and metadata of a model file under today's names."""
+    tensors = {_MODEL_NAMES.get(name, name): tensor for name, tensor in tensors.items()}
+    metadata = {_MODEL_NAMES.get(name, name): value for name, value in metadata.items()}
+    # NNiT's files did not say how widths were varied.
+    return tensors, {"variation": "0"} | metadata
 
 
 def _sections(config: dict[str, Any], path: list[str]) -> Iterator[dict[str, Any]]:

@@ -67,7 +67,7 @@ class AlignedCrops:
     @one_thread()
     def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
         target = self.sampler.topology(hidden)
-        near = nearest_topologies(hidden, self.sampler.seen, self.neighbours)
+        near = nearest_topologies(hidden, self.sampler.distribution.seen, self.neighbours)
         drawn = []
         for number in range(samples):
             rng = generator_for(self.name, hidden, seed, number)
@@ -132,7 +132,7 @@ class PatchGaussian:
         """By depth and place of a patch: mean [P], and a factor [P, P] of the covariance."""
         found: dict[int, dict[tuple, list[Tensor]]] = {}
         rng = torch.Generator().manual_seed(0)
-        for hidden in self.sampler.seen:
+        for hidden in self.sampler.distribution.seen:
             topology = self.sampler.topology(hidden)
             layout = token_layout(topology, self.patch)
             teacher_weights = self.sampler.draw_teacher_weights(FIT_NETWORKS, 1.0, rng)
@@ -195,5 +195,5 @@ def policies_of(
         task=sampler.task,
         source=name,
         ids=[f"{name}_{topology}_{seed}_{number}" for number, topology in enumerate(names)],
-        normalizer=None if raw else sampler.norm,
+        normalizer=None if raw else sampler.current.normalizer,
     )

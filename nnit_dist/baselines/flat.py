@@ -152,11 +152,11 @@ class FlatDiffusion:
         self, sampler: HypernetModel, config: NNiTConfig, parameters: int, seed: int = 0
     ) -> None:
         self.sampler, self.config, self.seed = sampler, config, seed
-        depth = max(len(hidden) for hidden in sampler.seen)
+        depth = max(len(hidden) for hidden in sampler.distribution.seen)
         task = sampler.task
-        self.layout = FlatLayout(task.obs_dim, task.act_dim, sampler.max_width, depth)
+        self.layout = FlatLayout(task.obs_dim, task.act_dim, sampler.distribution.max_width, depth)
         self.vocabulary = ArchitectureVocabulary(
-            [task.name], config.patch, sampler.max_width, depth
+            [task.name], config.patch, sampler.distribution.max_width, depth
         )
         torch.manual_seed(seed)
         width = width_for(parameters, self.layout)
@@ -203,7 +203,7 @@ class FlatDiffusion:
 
     def _draw(self, rng: torch.Generator, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors [B, F], masks and conditions of fresh aligned networks, as NNiT gets them."""
-        seen = self.sampler.seen
+        seen = self.sampler.distribution.seen
         picked = torch.randint(len(seen), (batch,), generator=rng).tolist()
         topologies = [self.sampler.vary_widths(seen[i], rng) for i in picked]
         teacher_weights = self.sampler.draw_teacher_weights(batch, 1.0, rng)

@@ -6,9 +6,8 @@ NNiT's own network and number of steps.
 """
 
 import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,13 +23,14 @@ from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import generator_of
 from nnit_dist.core.topology import Hidden
+from nnit_dist.hypernet.config import DistillConfig, GHNConfig
 from nnit_dist.hypernet.data import DistillationData
-from nnit_dist.hypernet.distill import Distiller
+from nnit_dist.hypernet.distill import Distiller, DistillSpec, TaskSource
 from nnit_dist.hypernet.imitation import imitate
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.dataset import AlignedDataset, ListedDataset
 from nnit_dist.nnit.model import NNiTModel
-from nnit_dist.nnit.train import training_of
+from nnit_dist.nnit.train import trained_model, training_of
 from nnit_dist.nnit.trainer import Trainer
 from nnit_dist.training.state import restore_state, save_state
 
@@ -92,12 +92,12 @@ class TrainedBaselines:
         widths varied and after mixes, as aligned networks are.
         """
         if weights == "matched":
-            _check_references(self.sampler.seen)
+            _check_references(self.sampler.distribution.seen)
         path = self.out / "independent.safetensors"
-        best, rng = self.sampler.best, generator_of(self.seed)
+        best, rng = self.sampler.current.best, generator_of(self.seed)
         places = [
             (hidden, copy, teacher)
-            for hidden in self.sampler.seen
+            for hidden in self.sampler.distribution.seen
             for copy in range(COPIES)
             for teacher in best
         ]
@@ -108,7 +108,7 @@ class TrainedBaselines:
         teacher_weights = [
             self.sampler.draw_teacher_weights(1, 1.0, rng)[0]
             if copy % 2
-            else self.sampler.pure(teacher)
+            else self.sampler.single_teacher(teacher)
             for _, copy, teacher in places
         ]
         if not path.exists():
@@ -147,50 +147,32 @@ class TrainedBaselines:
         """
         path = self.out / f"ghn-{decoder}.safetensors"
         if not path.exists():
-            distiller = Distiller(
-                {
-                    "distill": self.align["distill"],
-                    "ghn": self.align["ghn"] | {"decoder": decoder},
-                    "topologies": json.dumps(self.sampler.seen),
-                    "variation": self.sampler.variation,
-                    "max_width": self.sampler.max_width,
-                    "tasks": [
-                        {
-                            "task": self.task,
-                            "states": str(self.states),
-                            "teachers": [(t.id, t.best) for t in self.sampler.teachers],
-                        }
-                    ],
-                    "seed": self.seed,
-                },
-                torch.device("cpu"),
+            known = self.sampler.current
+            config = DistillConfig(**self.align["distill"])
+            spec = DistillSpec(
+                config,
+                GHNConfig(**self.align["ghn"] | {"decoder": decoder}),
+                self.sampler.distribution,
+                [TaskSource(self.task, str(self.states), known.teachers)],
+                self.seed,
             )
-            steps = self.align["distill"]["steps"]
-            self._train(distiller, steps, path, f"GHN with {decoder} decoder")
-            HypernetModel(
-                distiller.ghn.eval(),
-                distiller.latents_of(0).eval(),
-                self.sampler.norm,
-                self.sampler.task,
-                self.sampler.max_width,
-                self.sampler.seen,
-                self.sampler.variation,
-                self.sampler.max_teachers_per_mix,
-                self.sampler.teachers,
-                self.sampler.success,
-            ).save(path)
+            distiller = Distiller(spec, torch.device("cpu"))
+            self._train(distiller, config.steps, path, f"GHN with {decoder} decoder")
+            task = replace(known, latents=distiller.latents_of(0).eval())
+            hypernet = replace(self.sampler, ghn=distiller.ghn.eval(), tasks=[task], number=0)
+            hypernet.save(path)
         return HypernetModel.load(path)
 
     def _source(self, weights: Weights) -> AlignedDataset | ListedDataset:
         if weights == "mlp" or weights == "pointwise":
-            return AlignedDataset([self.aligned(weights)], self.config, self.seed)
+            return AlignedDataset(self.aligned(weights), self.config, self.seed)
         networks = self.networks(weights)
         return ListedDataset(networks, 1.0, self.sampler, self.config, seed=self.seed)
 
     def _train_nnit(self, source: AlignedDataset | ListedDataset, path: Path, name: str) -> None:
         trainer = Trainer(self.config, source, torch.device("cpu"), self.seed)
         self._train(trainer, self.config.steps, path, name)
-        NNiTModel.of(trainer, source).save(path)
+        trained_model(trainer, source).save(path)
 
     def _train(self, trainee: "Trainee", steps: int, path: Path, name: str) -> None:
         """Take all steps, from where a killed training of what becomes `path` stands."""

@@ -102,7 +102,7 @@ def bench_alignment(
         weights = _weights(trained_baselines)
         writers = {kind: _writer(trained_baselines, kind) for kind in ABOUT}
     obs = DistillationData.load(trained_baselines.states).obs[0][:STATES]
-    seen = spread(trained_baselines.sampler.seen, size.topologies)
+    seen = spread(trained_baselines.sampler.distribution.seen, size.topologies)
     figures: dict[str, WeightsFigures] = {
         kind: {
             "neighbours": neighbour_correlation(
@@ -110,7 +110,7 @@ def bench_alignment(
                     [network(hidden, number, number) for number, hidden in enumerate(seen)]
                 )
             ),
-            "similarity": _similarity(network, trained_baselines.sampler.seen, obs),
+            "similarity": _similarity(network, trained_baselines.sampler.distribution.seen, obs),
         }
         for kind, network in weights.items()
     }
@@ -133,7 +133,7 @@ def bench_alignment(
         "weights": figures,
         "failures": evaluation.failures,
     }
-    deep = max(trained_baselines.sampler.seen, key=lambda hidden: (len(hidden) == 2, sum(hidden)))
+    deep = max(trained_baselines.sampler.distribution.seen, key=lambda h: (len(h) == 2, sum(h)))
     text, picture = as_markdown(result), pictures(weights, deep)
     write_results(out, "alignment", result, text=text, plot=picture)
     return result
@@ -175,7 +175,8 @@ def _weights(trained_baselines: TrainedBaselines) -> dict[str, Networks]:
 
 def _listed(trained_baselines: TrainedBaselines, networks: MLPBatch) -> Networks:
     """Those of exact widths after one teacher: see `TrainedBaselines.networks`."""
-    seen, teachers = trained_baselines.sampler.seen, len(trained_baselines.sampler.best)
+    sampler = trained_baselines.sampler
+    seen, teachers = sampler.distribution.seen, len(sampler.current.best)
 
     def network(hidden: Hidden, teacher: int, copy: int) -> MLPBatch:
         group = seen.index(hidden) * COPIES + 2 * copy % COPIES
@@ -186,7 +187,7 @@ def _listed(trained_baselines: TrainedBaselines, networks: MLPBatch) -> Networks
 
 def _sampled(sampler: HypernetModel) -> Networks:
     def network(hidden: Hidden, teacher: int, copy: int) -> MLPBatch:
-        mix = sampler.pure(sampler.best[teacher % len(sampler.best)])
+        mix = sampler.single_teacher(sampler.current.best[teacher % len(sampler.current.best)])
         rng = generator_of(teacher, copy)
         return sampler.networks([sampler.topology(hidden)], mix[None], [rng])
 

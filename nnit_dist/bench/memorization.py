@@ -32,7 +32,7 @@ from nnit_dist.core.rng import generator_of
 from nnit_dist.core.splits import spread
 from nnit_dist.core.topology import Hidden, Topology, hidden_name
 from nnit_dist.envs.sim import TRAIN_SEEDS, SimEnv
-from nnit_dist.hypernet.model import HypernetModel, load_samplers
+from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.dataset import AlignedDataset, Drawn, batch_of
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.nnit.train import training_of
@@ -74,15 +74,14 @@ def bench_memorization(
         NnitError: a topology was not trained on.
     """
     model = NNiTModel.load(run.nnit()).for_task(task)
-    samplers = load_samplers(run.hypernet())
-    sampler = samplers[model.number]
+    sampler = HypernetModel.load(run.hypernet(), task)
     states = record_states(sampler)
-    if strange := [hidden for hidden in topologies if hidden not in sampler.seen]:
+    if strange := [hidden for hidden in topologies if hidden not in sampler.distribution.seen]:
         raise NnitError(
             f"{hidden_name(strange[0])} was not trained on. Seen topologies of {run} are "
-            f"{', '.join(map(hidden_name, spread(sampler.seen, 8)))}, ..."
+            f"{', '.join(map(hidden_name, spread(sampler.distribution.seen, 8)))}, ..."
         )
-    groups = _groups(run, samplers, model, topologies, counts)
+    groups = _groups(run, sampler, model, topologies, counts)
     policies = [policy for group in groups for policy in group.policies()]
     result = Evaluator(actors, title="memorization").evaluate(policies, counts.episodes, out)
     measured = {kind: _joined([g.measure(kind, states, result) for g in groups]) for kind in ABOUT}
@@ -92,7 +91,7 @@ def bench_memorization(
         "topologies": [list(hidden) for hidden in topologies],
         "trained": [len(group.train) for group in groups],
         "drawn": counts.drawn,
-        "teachers": len(sampler.best),
+        "teachers": len(sampler.current.best),
         "episodes": counts.episodes,
         "kinds": {kind: _means(values) for kind, values in measured.items()},
     }
@@ -104,43 +103,43 @@ def bench_memorization(
 def record_states(sampler: HypernetModel) -> Tensor:
     """Whitened observations [S, obs_dim] that aligned networks visit, from training seeds."""
     env = SimEnv(sampler.task.name, sampler.task.control_mode, reward=False)
-    policy = sampler.policies(sampler.seen[-1], 1, 0)[0]
+    policy = sampler.policies(sampler.distribution.seen[-1], 1, 0)[0]
     seeds = tuple(range(TRAIN_SEEDS - STATE_EPISODES, TRAIN_SEEDS))
     rollouts = run_part(env, Part(policy, seeds, record=True))
     env.close()
     assert rollouts.observations is not None
     visited = rollouts.observations.reshape(-1, sampler.task.obs_dim)
-    return torch.from_numpy(sampler.norm.apply(visited))
+    return torch.from_numpy(sampler.current.normalizer.apply(visited))
 
 
 def _groups(
     run: RunDirectory,
-    samplers: list[HypernetModel],
+    sampler: HypernetModel,
     model: NNiTModel,
     topologies: list[Hidden],
     counts: Counts,
 ) -> list["_Group"]:
     config, seed = training_of(run)
-    exact, task = [replace(sampler, variation=0) for sampler in samplers], model.number
-    source = AlignedDataset(exact, config, seed)
+    exact, task = replace(sampler.distribution, variation=0), sampler.number
+    source = AlignedDataset(replace(sampler, distribution=exact), config, seed)
     batches = 1 + max(batch_of(step, 0, config.reuse) for step in range(config.steps))
     train = _networks(source, task, topologies, range(batches), counts.trained)
     fresh = _networks(source, task, topologies, range(batches, 10 * batches), counts.drawn)
-    return [_Group(samplers[task], model, h, train[h], fresh[h], counts.drawn) for h in topologies]
+    return [_Group(sampler, model, h, train[h], fresh[h], counts.drawn) for h in topologies]
 
 
 def _networks(
     source: AlignedDataset, task: int, topologies: list[Hidden], batches: range, count: int
 ) -> dict[Hidden, MLPBatch]:
     """Networks after a task's best teachers that these batches hold, up to `count` a topology."""
-    config, best = source.config, source.samplers[task].best
+    config, best = source.config, source.model.tasks[task].best
     found: dict[Hidden, list[Drawn]] = {hidden: [] for hidden in topologies}
     for batch in batches:
         for one in source.drawn(
             batch, range(config.topologies_per_step * config.networks_per_topology)
         ):
             wanted = found.get(one.seen) if one.task == task else None
-            if wanted is not None and len(wanted) < count and one.mix[best].any():
+            if wanted is not None and len(wanted) < count and one.teacher_weights[best].any():
                 wanted.append(one)
         if all(len(drawn) == count for drawn in found.values()):
             break
@@ -167,7 +166,9 @@ class _Group:
         self.sampler, self.topology, self.train = sampler, sampler.topology(hidden), train
         self.teachers = self._after_one_teacher()
         self.kinds = {
-            "nnit": MLPBatch.from_policies(model.generate(hidden, drawn, 1), sampler.norm),
+            "nnit": MLPBatch.from_policies(
+                model.generate(hidden, drawn, 1), sampler.current.normalizer
+            ),
             "fresh": fresh,
             "teacher": self.teachers,
             "noise": self._noised(drawn),
@@ -206,8 +207,8 @@ class _Group:
 
     def _after_one_teacher(self) -> MLPBatch:
         """A network after each of the best teachers."""
-        best = self.sampler.best
-        teacher_weights = torch.stack([self.sampler.pure(teacher) for teacher in best])
+        best = self.sampler.current.best
+        teacher_weights = torch.stack([self.sampler.single_teacher(teacher) for teacher in best])
         rngs = [generator_of(7, teacher) for teacher in best]
         return self.sampler.networks([self.topology] * len(best), teacher_weights, rngs)
 

@@ -67,7 +67,7 @@ def measure_step(name: str, steps: int, workers: Sequence[int] = WORKERS) -> dic
     """Median seconds of NNiT's step on this CPU with one of so many workers' share of its batch."""
     size, seconds = SIZES[name], {}
     for count in workers:
-        trainer = Trainer(size, RandomNetworks(size), torch.device("cpu"), 0, (0, count))
+        trainer = Trainer(size.config, RandomNetworks(size), torch.device("cpu"), 0, (0, count))
         spent = []
         for step in range(steps + 1):
             started = time.perf_counter()
@@ -80,7 +80,7 @@ def measure_step(name: str, steps: int, workers: Sequence[int] = WORKERS) -> dic
 def gradient_bytes(name: str) -> int:
     """What the workers of a training tell each other in a step."""
     size = SIZES[name]
-    trainer = Trainer(size, RandomNetworks(size), torch.device("cpu"), 0)
+    trainer = Trainer(size.config, RandomNetworks(size), torch.device("cpu"), 0)
     return sum(4 * p.numel() for p in trainer.network.parameters())
 
 

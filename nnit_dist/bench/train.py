@@ -2,7 +2,7 @@
 
 The peak is that of square matrix products in the same number format, measured in the same run.
 Networks are random numbers, so what the hypernetwork takes to write them is left out. On a CPU
-attention runs in float32 all the same. Runs with torch alone, so that a bare
+attention runs in float32 all the same. Needs torch and pydantic alone, so that a bare
 GPU machine can do it as well: `python -m nnit_dist.bench.train --size 100m --device cuda`.
 """
 
@@ -10,7 +10,8 @@ import argparse
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TypedDict
 
 import torch
@@ -20,44 +21,34 @@ from nnit_dist.core.formatting import millions
 from nnit_dist.core.rng import generator_of
 from nnit_dist.core.splits import grid
 from nnit_dist.core.topology import Hidden, Topology
-from nnit_dist.nnit.config import TransformerConfig
+from nnit_dist.nnit.config import NNiTConfig, TransformerConfig
 from nnit_dist.nnit.tokens import ArchitectureVocabulary, token_layout
 from nnit_dist.nnit.trainer import Corrupted, Example, Trainer
 
 SIDES = (1024, 2048, 4096)  # of the matrices whose product gives the peak
 
 
-@dataclass
+@dataclass(frozen=True)
 class Size:
-    """A network and the batch that it is trained on; what `Trainer` has to know of them."""
+    """A network and its training, on a grid of topologies."""
 
-    transformer: TransformerConfig
+    config: NNiTConfig
     widths: list[int]
     depths: list[int]
-    topologies_per_step: int
-    networks_per_topology: int
-    architectures: int = 32
-    patch: int = 8
-    steps: int = 1000
-    accumulate: int = 1
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    ema: float = 0.995
-    mask_rate: float = 0.1
-    condition_dropout: float = 0.1
-    architecture_weight: float = 0.05
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
-    bf16: bool = True
-    seen: list[Hidden] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.seen = grid(self.widths, self.depths)
+    @cached_property
+    def seen(self) -> list[Hidden]:
+        """Hidden widths of the topologies that are trained on."""
+        return grid(self.widths, self.depths)
 
 
 SIZES = {
-    "pushcube": Size(TransformerConfig(), [16, 32, 48, 64], [1, 2, 3], 8, 4),
-    "100m": Size(TransformerConfig(704, 12, 11), [16, 32, 64, 128, 256], [1, 2, 3, 4], 8, 4),
+    "pushcube": Size(NNiTConfig(steps=1000), [16, 32, 48, 64], [1, 2, 3]),
+    "100m": Size(
+        NNiTConfig(steps=1000, transformer=TransformerConfig(704, 12, 11)),
+        [16, 32, 64, 128, 256],
+        [1, 2, 3, 4],
+    ),
 }
 
 
@@ -67,21 +58,21 @@ class RandomNetworks:
     def __init__(self, size: Size) -> None:
         self.size = size
         self.vocabulary = ArchitectureVocabulary(
-            ["random"], size.patch, max(size.widths), max(size.depths)
+            ["random"], size.config.patch, max(size.widths), max(size.depths)
         )
 
     def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
-        """As `AlignedSource`: a few topologies, several networks of each, then architectures."""
-        picked = random.Random(step).choices(self.size.seen, k=self.size.topologies_per_step)
+        """As `AlignedDataset`: a few topologies, several networks of each, then architectures."""
+        picked = random.Random(step).choices(self.size.seen, k=self.size.config.topologies_per_step)
         return [self._example(picked, step, number) for number in numbers]
 
     def _example(self, picked: list[Hidden], step: int, number: int) -> Example:
-        group, rng = number // self.size.networks_per_topology, generator_of(step, number)
+        group, rng = number // self.size.config.networks_per_topology, generator_of(step, number)
         hidden = picked[group % len(picked)]
         ids = self.vocabulary.encode("random", hidden)
         if group >= len(picked):
             return Example(self.vocabulary.filled(ids), 0.5)
-        layout = token_layout(Topology(35, hidden, 8), self.size.patch)
+        layout = token_layout(Topology(35, hidden, 8), self.size.config.patch)
         x = torch.randn(layout.mask.shape, generator=rng) * layout.mask
         return Example(ids, 0.5, layout, None, x)
 
@@ -106,15 +97,16 @@ class TrainFigures(TypedDict):
 
 def bench_train(size: Size, device: torch.device, steps: int) -> TrainFigures:
     """Medians over `steps` training steps, and the peak before and after them."""
-    trainer = Trainer(size, RandomNetworks(size), device, 0)
+    trainer = Trainer(size.config, RandomNetworks(size), device, 0)
     dtype = torch.bfloat16 if trainer.autocast else torch.float32
     peaks = [matmul_peak(device, dtype)]
     step_s, network_s, rates, tokens, slots = [], [], [], 0, 0
+    config = size.config
+    networks = config.topologies_per_step * config.networks_per_topology
+    examples = networks + config.architectures
     for step in range(steps + 2):
         started = time.perf_counter()
-        batch = trainer.corrupted(
-            step, range(size.topologies_per_step * size.networks_per_topology + size.architectures)
-        ).to(device)
+        batch = trainer.corrupted(step, range(examples)).to(device)
         _wait(device)
         drawn = time.perf_counter()
         trainer.train_step(step, [batch])

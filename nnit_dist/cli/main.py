@@ -133,7 +133,7 @@ def generate(
     from nnit_dist.stages.generate import Sampler, Written, draw_topologies, generate_policies
 
     nnit, sampler = load_model(task, model), Sampler(steps or DEFAULT_STEPS, success, guidance)
-    widths = parse_hidden(hidden) if hidden else nnit.seen[0]
+    widths = parse_hidden(hidden) if hidden else nnit.distribution.seen[0]
     nnit.check(widths, success, guidance)
     if hidden:
         written = generate_policies(nnit, [widths], samples, out, sampler=sampler, seed=seed)

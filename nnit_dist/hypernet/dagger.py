@@ -4,7 +4,6 @@ DAgger (arXiv 1011.0686): round 0 learns on states of the teachers' own rollouts
 adds states that generated networks visited, where the teachers say what to do.
 """
 
-import json
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,26 +12,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
+from nnit_dist.artifacts.model_file import part
 from nnit_dist.artifacts.run_directory import AlignDirectory
 from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import generator_of
 from nnit_dist.core.task import TaskInfo
-from nnit_dist.core.topology import Hidden
 from nnit_dist.envs.sim import TRAIN_SEEDS
 from nnit_dist.hypernet.config import DistillConfig, GHNConfig
 from nnit_dist.hypernet.data import DistillationData
-from nnit_dist.hypernet.distill import distill_worker
+from nnit_dist.hypernet.distill import DistillSpec, DistillWork, TaskSource, distill_worker
 from nnit_dist.hypernet.latents import TeacherLatents
-from nnit_dist.hypernet.model import HypernetModel, Teacher, build_ghn
+from nnit_dist.hypernet.model import HypernetModel, HypernetTask, Teacher, build_ghn
 from nnit_dist.rollout.queue import Job
 from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.training.config import Placement
 from nnit_dist.training.loop import fit
-from nnit_dist.training.sampling import TaskSampler
+from nnit_dist.training.sampling import TaskSampler, TrainingDistribution
 from nnit_dist.training.state import load_state
 
 BAR = "distil, steps"
@@ -42,21 +40,24 @@ Record = Callable[[TaskInfo, list[Job], str], list[np.ndarray]]
 
 
 @dataclass
-class Rounds:
-    """Trains a hypernetwork on the `seen` topologies, in `distill.dagger_rounds` rounds and one.
+class DistillationRounds:
+    """Trains a hypernetwork in `distill.dagger_rounds` rounds and one.
 
-    `teachers` are those of every task; what the first round learns on are files of states in
-    `teacher_rollouts`. Writes into `out` the states of later rounds, metrics, and the
-    trainer's state after each round and, beside these, after steps `stops`; whatever there is of
-    it is not made again. `continue_from` is a hypernetwork to begin with.
+    Whatever there is of what it writes is not made again.
+
+    Attributes:
+        teachers: of every task.
+        teacher_rollouts: holds the distillation data of the first round.
+        out: gets the distillation data of later rounds, metrics, and the trainer's state after
+            each round and after steps `stops`.
+        continue_from: a hypernetwork to begin with.
     """
 
     ghn: GHNConfig
     distill: DistillConfig
     tasks: list[TaskInfo]
     teachers: list[list[Teacher]]
-    seen: list[Hidden]
-    variation: int
+    distribution: TrainingDistribution
     teacher_rollouts: AlignDirectory
     out: AlignDirectory
     placement: Placement
@@ -73,18 +74,14 @@ class Rounds:
                 self._ensure_states(segment.round, number, record)
             self._train(segment, view)
 
-    def samplers(self) -> list[HypernetModel]:
-        """One a task, as far as is trained; their success is not measured."""
-        return self._samplers(self._done[-1])
+    def model(self) -> HypernetModel:
+        """The hypernetwork as far as it is trained; the success of its networks is not measured."""
+        return self._model(self._done[-1])
 
     def forget(self) -> None:
         """Delete all states of the trainer but the newest: nothing goes on from them any more."""
         for segment in self._done[:-1]:
             self._state(segment).unlink()
-
-    @property
-    def max_width(self) -> int:
-        return max(max(hidden) for hidden in self.seen)
 
     @cached_property
     def _ends(self) -> list["TrainSegment"]:
@@ -125,87 +122,76 @@ class Rounds:
         distillation_data.save(self._states(index, number))
 
     def _jobs(self, index: int, number: int) -> list[tuple[int, Job]]:
-        """Generated networks near random seen topologies, by the teacher they are most after.
+        """Generated networks near random seen topologies, by the teacher they imitate most.
 
         Every other one has the noise on its weights that training has.
         """
-        distill = self.distill
-        sampler = self._samplers(self._ends[index - 1])[number]
+        distill, jobs = self.distill, list[tuple[int, Job]]()
+        model = self._model(self._ends[index - 1]).each_task()[number]
         tasks = TaskSampler([task.name for task in self.tasks], distill.task_weights)
-        jobs: list[tuple[int, Job]] = []
         for network in range(distill.dagger_networks):
             if tasks.task_of(network) != number:
                 continue
             rng = generator_of(self.seed + 1, index, network)
-            hidden = self.seen[int(torch.randint(len(self.seen), (), generator=rng))]
-            topology = sampler.vary_widths(hidden, rng)
-            (mix,) = sampler.draw_teacher_weights(1, distill.best_share, rng)
-            seed = int(torch.randint(2**31, (), generator=rng))
-            (policy,) = sampler.policies(topology.hidden, 1, seed, mix)
-            if len(jobs) % 2:
-                policy = noised(policy, sampler.norm, distill.weight_noise, rng)
+            noise = distill.weight_noise if len(jobs) % 2 else 0.0
+            teacher, policy = self._generated(model, noise, rng)
             policy.id = f"dagger_{index}_{network}"
-            last = TRAIN_SEEDS - distill.dagger_episodes
-            start = int(torch.randint(last, (), generator=rng))
+            start = int(torch.randint(TRAIN_SEEDS - distill.dagger_episodes, (), generator=rng))
             seeds = tuple(range(start, start + distill.dagger_episodes))
-            jobs.append((int(mix.argmax()), Job(policy, seeds, record=True)))
+            jobs.append((teacher, Job(policy, seeds, record=True)))
         return jobs
+
+    def _generated(
+        self, model: HypernetModel, noise: float, rng: torch.Generator
+    ) -> tuple[int, Policy]:
+        """A network near a random seen topology, and the teacher that it imitates most."""
+        seen = self.distribution.seen
+        hidden = seen[int(torch.randint(len(seen), (), generator=rng))]
+        topology = model.vary_widths(hidden, rng)
+        (weights,) = model.draw_teacher_weights(1, self.distill.best_share, rng)
+        seed = int(torch.randint(2**31, (), generator=rng))
+        (policy,) = model.policies(topology.hidden, 1, seed, weights)
+        if noise:
+            policy = with_noise(policy, model.current.normalizer, noise, rng)
+        return int(weights.argmax()), policy
 
     def _train(self, segment: "TrainSegment", view: StageProgress) -> None:
         known, number = self.continue_from, self._segments.index(segment)
         start = self._state(self._segments[number - 1]) if number else None
+        sources = [
+            TaskSource(task.name, str(self._states(segment.round, i).absolute()), self.teachers[i])
+            for i, task in enumerate(self.tasks)
+        ]
+        work = DistillWork(
+            DistillSpec(self.distill, self.ghn, self.distribution, sources, self.seed),
+            segment.end,
+            result=str(self._state(segment).absolute()),
+            continue_from=str(known.absolute()) if known else None,
+            start_from=str(start.absolute()) if start else None,
+        )
         fit(
             distill_worker,
-            {
-                "distill": self.distill.model_dump(),
-                "ghn": self.ghn.model_dump(),
-                "topologies": json.dumps(self.seen),
-                "variation": self.variation,
-                "max_width": self.max_width,
-                "tasks": [
-                    {
-                        "task": task.name,
-                        "states": str(self._states(segment.round, i).absolute()),
-                        "teachers": [(teacher.id, teacher.best) for teacher in self.teachers[i]],
-                    }
-                    for i, task in enumerate(self.tasks)
-                ],
-                "continue_from": str(known.absolute()) if known else None,
-                "start_from": str(start.absolute()) if start else None,
-                "result": str(self._state(segment).absolute()),
-                "until": segment.end,
-                "seed": self.seed,
-            },
+            work,
             self.placement,
             directory=self.out.path,
             name=segment.name,
             view=(view, BAR),
         )
 
-    def _samplers(self, segment: "TrainSegment") -> list[HypernetModel]:
+    def _model(self, segment: "TrainSegment") -> HypernetModel:
         saved = load_state(self._state(segment))
-        ghn = build_ghn(self.ghn, self.tasks, self.max_width)
+        ghn = build_ghn(self.ghn, self.tasks, self.distribution.max_width)
         ghn.load_state_dict(saved["ghn"])
-        latents = nn.ModuleList(
-            TeacherLatents(len(teachers), self.ghn.latent_dim) for teachers in self.teachers
+        tasks = []
+        for i, (task, teachers) in enumerate(zip(self.tasks, self.teachers, strict=True)):
+            latents = TeacherLatents(len(teachers), self.ghn.latent_dim)
+            latents.load_state_dict(part(saved["latents"], f"{i}."))
+            normalizer = DistillationData.load(self._states(segment.round, i)).norm
+            success = torch.zeros(len(teachers))
+            tasks.append(HypernetTask(task, normalizer, latents.eval(), teachers, success))
+        return HypernetModel(
+            ghn.eval(), tasks, self.distribution, self.distill.max_teachers_per_mix
         )
-        latents.load_state_dict(saved["latents"])
-        return [
-            HypernetModel(
-                ghn.eval(),
-                latents[i].eval(),  # type: ignore[arg-type]  # a ModuleList of these
-                DistillationData.load(self._states(segment.round, i)).norm,
-                task,
-                self.max_width,
-                self.seen,
-                self.variation,
-                self.distill.max_teachers_per_mix,
-                self.teachers[i],
-                torch.zeros(len(self.teachers[i])),
-                i,
-            )
-            for i, task in enumerate(self.tasks)
-        ]
 
 
 @dataclass(frozen=True)
@@ -217,7 +203,7 @@ class TrainSegment:
     name: str
 
 
-def noised(
+def with_noise(
     policy: Policy, norm: ObservationNormalizer, scale: float, rng: torch.Generator
 ) -> Policy:
     """With noise on its weights for normalized inputs, `scale` times the rms of each tensor."""

@@ -13,9 +13,7 @@ What is random is drawn ahead of a step, in processes of its own if a worker has
 Shapes: B networks, T teachers of all tasks, S states, L layers at most, W units at most.
 """
 
-import json
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +24,7 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.rng import generator_of
 from nnit_dist.core.storage import path_of
-from nnit_dist.core.topology import Hidden, Topology
+from nnit_dist.core.topology import Topology
 from nnit_dist.hypernet.config import DistillConfig, GHNConfig
 from nnit_dist.hypernet.data import DistillationData, draw_states
 from nnit_dist.hypernet.ghn import GHN, Plan
@@ -36,7 +34,7 @@ from nnit_dist.hypernet.latents import (
     draw_teacher_weights,
     sample_latents,
 )
-from nnit_dist.hypernet.model import HypernetModel, load_samplers
+from nnit_dist.hypernet.model import HypernetModel, Teacher
 from nnit_dist.training.loop import Loop, LoopSpec, worker_setup
 from nnit_dist.training.optimizer import (
     average_gradients,
@@ -44,28 +42,60 @@ from nnit_dist.training.optimizer import (
     learning_rate,
     set_learning_rate,
 )
-from nnit_dist.training.sampling import TaskSampler, jitter_condition, vary_widths
+from nnit_dist.training.sampling import TaskSampler, TrainingDistribution, jitter_condition
 from nnit_dist.training.state import restore_state, save_state
 from nnit_dist.training.warm_start import warm_start
 
 WARMUP = 100  # steps in which the learning rate rises
 
 
-def distill_worker(config: dict, loop_spec: LoopSpec) -> None:
-    """Ray Train loop: continue training up to `config["until"]` steps."""
+@dataclass(frozen=True)
+class TaskSource:
+    """What a task is learnt from: the file of its distillation data, and its teachers there."""
+
+    task: str
+    states: str
+    teachers: list[Teacher]
+
+
+@dataclass(frozen=True)
+class DistillSpec:
+    """What a hypernetwork is trained on, and how. Paths are text: they travel to other machines."""
+
+    config: DistillConfig
+    ghn: GHNConfig
+    distribution: TrainingDistribution
+    tasks: list[TaskSource]
+    seed: int
+
+
+@dataclass(frozen=True)
+class DistillWork:
+    """What a worker of Ray Train is to do: train up to `until` steps, and leave the state.
+
+    It begins with the hypernetwork `continue_from`, or goes on from the state `start_from`.
+    """
+
+    spec: DistillSpec
+    until: int
+    result: str
+    continue_from: str | None
+    start_from: str | None
+
+
+def distill_worker(work: DistillWork, loop_spec: LoopSpec) -> None:
+    """Train up to `work.until` steps, then keep the trainer's state."""
     device, rank, workers = worker_setup()
-    trainer = Distiller(config, device, (rank, workers))
-    start, known = config.get("start_from"), config.get("continue_from")
-    loop = Loop(
-        trainer.state(), loop_spec, log_every=25, save_every=trainer.config.checkpoint_every
-    )
-    if loop.start == 0 and start:
-        loop.start = restore_state(trainer.state(), path_of(start))
-    elif loop.start == 0 and known:
-        trainer.warm_start_from(load_samplers(path_of(known)))
-    loop.run(config["until"], trainer.sample_batch, trainer.train_step)
+    trainer = Distiller(work.spec, device, (rank, workers))
+    every = work.spec.config.checkpoint_every
+    loop = Loop(trainer.state(), loop_spec, log_every=25, save_every=every)
+    if loop.start == 0 and work.start_from:
+        loop.start = restore_state(trainer.state(), path_of(work.start_from))
+    elif loop.start == 0 and work.continue_from:
+        trainer.warm_start_from(HypernetModel.load(path_of(work.continue_from)))
+    loop.run(work.until, trainer.sample_batch, trainer.train_step)
     if rank == 0:
-        save_state(trainer.state(), config["until"], path_of(config["result"]))
+        save_state(trainer.state(), work.until, path_of(work.result))
 
 
 @dataclass(frozen=True)
@@ -116,45 +146,38 @@ class Batch:
 
 
 class Distiller:
-    """GHN, latents and optimiser, with one training step.
+    """GHN, latents and optimizer, with one training step.
 
     `share` is (rank, workers): which of a step's topologies are this worker's.
     """
 
-    def __init__(self, config: dict, device: torch.device, share: tuple[int, int] = (0, 1)) -> None:
-        self.config = DistillConfig(**config["distill"])
-        self.device, self.seed, self.share = device, config["seed"], share
+    def __init__(
+        self, spec: DistillSpec, device: torch.device, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        self.config, self.distribution = spec.config, spec.distribution
+        self.device, self.seed, self.share = device, spec.seed, share
         torch.manual_seed(self.seed)
-        self.variation, self.max_width = config["variation"], config["max_width"]
-        distillation_data = [
-            DistillationData.load(path_of(about["states"])) for about in config["tasks"]
-        ]
-        self.obs_dim = max(data.obs_dim for data in distillation_data)
-        self.act_dim = max(data.act_dim for data in distillation_data)
-        self.task_data = _task_data(
-            config["tasks"], distillation_data, json.loads(config["topologies"])
-        )
-        names = [data.task for data in self.task_data]
+        data = [DistillationData.load(path_of(source.states)) for source in spec.tasks]
+        self.task_data = _task_data(spec, data)
+        names = [source.task for source in spec.tasks]
         self.task_sampler = TaskSampler(names, self.config.task_weights)
-        padding = [self.obs_dim - data.obs_dim for data in distillation_data]
+        obs_dim = max(known.obs_dim for known in data)
         self.states = torch.cat(
-            [
-                F.pad(torch.cat(data.obs), (0, zeros))
-                for data, zeros in zip(distillation_data, padding, strict=True)
-            ]
+            [F.pad(torch.cat(known.obs), (0, obs_dim - known.obs_dim)) for known in data]
         ).to(device)
-        self.teachers = MLPBatch.cat([data.teachers for data in distillation_data]).to(device)
-        ghn_config, tasks = GHNConfig(**config["ghn"]), len(self.task_data)
-        self.ghn = GHN(ghn_config, self.obs_dim, self.act_dim, self.max_width, tasks).to(device)
+        self.teachers = MLPBatch.cat([known.teachers for known in data]).to(device)
+        act_dim, max_width = max(k.act_dim for k in data), self.distribution.max_width
+        self.ghn = GHN(spec.ghn, obs_dim, act_dim, max_width, len(data)).to(device)
         self.latents = nn.ModuleList(
-            TeacherLatents(len(data.best), ghn_config.latent_dim) for data in self.task_data
+            TeacherLatents(len(source.teachers), spec.ghn.latent_dim) for source in spec.tasks
         ).to(device)
         self.parameters = [*self.ghn.parameters(), *self.latents.parameters()]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=self.config.lr, weight_decay=self.config.weight_decay
         )
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        """All that a training goes on with."""
         return {"ghn": self.ghn, "latents": self.latents, "optimizer": self.optimizer}
 
     def step(self, step: int) -> dict[str, float]:
@@ -170,26 +193,26 @@ class Distiller:
             self._draw(self.task_data[task], generator_of(self.seed, step, number))
             for task, number in zip(tasks, numbers, strict=True)
         ]
-        topologies, condition = [one.topology for one in drawn], [one.condition for one in drawn]
-        plan = self.ghn.plan(topologies, condition, tasks, [cfg.networks_per_topology] * len(drawn))
-        teacher_weights = torch.zeros(len(drawn), cfg.networks_per_topology, len(self.teachers))
-        for row, (one, task) in enumerate(zip(drawn, tasks, strict=True)):
-            first = self.task_data[task].first_teacher
-            teacher_weights[row, :, first : first + one.teacher_weights.shape[1]] = (
-                one.teacher_weights
-            )
+        count = cfg.networks_per_topology
+        plan = self.ghn.plan(
+            [d.topology for d in drawn], [d.condition for d in drawn], tasks, [count] * len(drawn)
+        )
+        teacher_weights = torch.zeros(len(drawn), count, len(self.teachers))
+        for row, (networks, task) in enumerate(zip(drawn, tasks, strict=True)):
+            first, weights = self.task_data[task].first_teacher, networks.teacher_weights
+            teacher_weights[row, :, first : first + weights.shape[1]] = weights
         return Batch(
             plan,
             teacher_weights.flatten(0, 1),
-            torch.cat([one.latent_noise for one in drawn]),
-            torch.cat([one.states for one in drawn]),
-            MLPBatch.cat([one.noise for one in drawn]),
+            torch.cat([d.latent_noise for d in drawn]),
+            torch.cat([d.states for d in drawn]),
+            MLPBatch.cat([d.noise for d in drawn]),
         )
 
     def _draw(self, data: TaskData, rng: torch.Generator) -> "_Drawn":
         cfg, dim = self.config, self.ghn.config.latent_dim
         picked = int(torch.randint(len(data.topologies), (), generator=rng))
-        topology = vary_widths(data.topologies[picked], self.variation, self.max_width, rng)
+        topology = self.distribution.vary(data.topologies[picked], rng)
         teacher_weights = draw_teacher_weights(
             data.best, cfg.networks_per_topology, cfg.best_share, cfg.max_teachers_per_mix, rng
         )
@@ -212,10 +235,8 @@ class Distiller:
         output = networks.add_noise(cfg.weight_noise, batch.noise).forward(obs)
         act_dims = networks.act_dims.to(obs.device, non_blocking=True)
         errors = action_error(output, target).mean(1).sum(1) / act_dims  # what it lacks is zero
-        weight = self.share[1] / (
-            cfg.topologies_per_step * cfg.networks_per_topology
-        )  # gradients are averaged
-        error = weight * errors.sum()
+        networks_per_step = cfg.topologies_per_step * cfg.networks_per_topology
+        error = self.share[1] / networks_per_step * errors.sum()  # gradients are averaged
         loss = error + cfg.kl_weight * self._kl()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -227,7 +248,7 @@ class Distiller:
     def _written(self, batch: Batch) -> MLPBatch:
         latents = [self.latents_of(task) for task in range(len(self.task_data))]
         mean, log_std = (
-            torch.cat([getattr(own, n) for own in latents]) for n in ("mean", "log_std")
+            torch.cat([getattr(known, name) for known in latents]) for name in ("mean", "log_std")
         )
         z = sample_latents(batch.teacher_weights, mean, log_std, batch.latent_noise)
         return self.ghn.write(batch.plan, z)
@@ -242,26 +263,26 @@ class Distiller:
         return zeros.index_add(0, networks, shares * actions)
 
     @torch.no_grad()
-    def warm_start_from(self, samplers: list[HypernetModel]) -> None:
-        """Begin with what is known: these tasks come first, further ones are new.
+    def warm_start_from(self, known: HypernetModel) -> None:
+        """Begin with a trained hypernetwork: its tasks come first, further ones are new.
 
         Raises:
             NnitError: the hypernetworks differ in more than their tasks.
         """
-        names = [sampler.task.name for sampler in samplers]
+        names = [task.task.name for task in known.tasks]
         if [data.task for data in self.task_data][: len(names)] != names:
             raise NnitError(
                 f"the run to continue from has the tasks {', '.join(names)}. Name them first and "
                 "in this order, and new ones after them."
             )
-        warm_start(self.ghn, samplers[0].ghn)
-        for task, sampler in enumerate(samplers):
-            places = {teacher.id: i for i, teacher in enumerate(sampler.teachers)}
-            latents = self.latents_of(task)
-            for i, teacher in enumerate(self.task_data[task].teachers):
-                if teacher in places:
-                    latents.mean[i] = sampler.latents.mean[places[teacher]]
-                    latents.log_std[i] = sampler.latents.log_std[places[teacher]]
+        warm_start(self.ghn, known.ghn)
+        for number, task in enumerate(known.tasks):
+            place_of = {teacher.id: i for i, teacher in enumerate(task.teachers)}
+            latents = self.latents_of(number)
+            for i, teacher in enumerate(self.task_data[number].teachers):
+                if teacher in place_of:
+                    latents.mean[i] = task.latents.mean[place_of[teacher]]
+                    latents.log_std[i] = task.latents.log_std[place_of[teacher]]
 
     def _kl(self) -> Tensor:
         tasks = range(len(self.task_data))
@@ -286,24 +307,22 @@ class _Drawn:
     noise: MLPBatch
 
 
-def _task_data(
-    tasks: list[dict[str, Any]], distillation_data: list[DistillationData], hidden: list[Hidden]
-) -> list[TaskData]:
+def _task_data(spec: DistillSpec, data: list[DistillationData]) -> list[TaskData]:
     task_data: list[TaskData] = []
-    teachers = states = 0
-    for about, data in zip(tasks, distillation_data, strict=True):
-        ids, best = zip(*about["teachers"], strict=True)
-        counts = torch.tensor([len(obs) for obs in data.obs])
+    first_teacher = first_state = 0
+    for source, known in zip(spec.tasks, data, strict=True):
+        counts = torch.tensor([len(obs) for obs in known.obs])
         task_data.append(
             TaskData(
-                about["task"],
-                list(ids),
-                torch.tensor(best),
-                [Topology(data.obs_dim, tuple(h), data.act_dim) for h in hidden],
+                source.task,
+                [teacher.id for teacher in source.teachers],
+                torch.tensor([teacher.best for teacher in source.teachers]),
+                [Topology(known.obs_dim, h, known.act_dim) for h in spec.distribution.seen],
                 counts,
-                teachers,
-                states,
+                first_teacher,
+                first_state,
             )
         )
-        teachers, states = teachers + len(ids), states + int(counts.sum())
+        first_teacher += len(source.teachers)
+        first_state += int(counts.sum())
     return task_data

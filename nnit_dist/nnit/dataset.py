@@ -1,12 +1,11 @@
-"""Training examples: fresh networks from the aligned sampler, or a fixed list of them.
+"""Training examples: fresh networks that the hypernetwork writes, or a fixed list of them.
 
-Their widths are varied as in alignment, and the widths and the depth that hypernetwork and
-transformer are told are jittered together (`align/told.py`).
+Their widths are varied as in alignment, and the shape that hypernetwork and transformer are
+conditioned on is jittered for both alike.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,73 +14,61 @@ from nnit_dist.core.conditioning import ConditioningShape
 from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.rng import generator_of
 from nnit_dist.core.topology import Hidden, Topology
-from nnit_dist.hypernet.model import HypernetModel, write_networks
+from nnit_dist.hypernet.model import HypernetModel
+from nnit_dist.nnit.config import NNiTConfig
 from nnit_dist.nnit.normalizer import TokenNormalizer
 from nnit_dist.nnit.tokens import ArchitectureVocabulary, TokenLayout, token_layout, tokenize
 from nnit_dist.nnit.trainer import Example
-from nnit_dist.training.sampling import TaskSampler, jitter_condition
+from nnit_dist.training.sampling import TaskSampler, TrainingDistribution, jitter_condition
 
 NORMALIZER_NETWORKS = 256
 WINDOW = 16  # steps whose networks are mixed where they are used again
 
 
-class SourceConfig(Protocol):
-    """What a source has to know; `NNiTConfig` has it."""
-
-    patch: int
-    topologies_per_step: int
-    networks_per_topology: int
-    reuse: int
-    task_weights: dict[str, int]
-    condition_width_noise: float
-    condition_depth_noise: float
-    best_share: float
-
-
 @dataclass(frozen=True)
 class Drawn:
-    """What a training network is: near a seen topology, after a mix, told to be something.
+    """A training network that is not yet written: near a seen topology, of a mix of teachers.
 
-    Its generator goes on to draw the latent; `task` is its sampler's index.
+    Its generator goes on to draw the latent; `task` is its task's number.
     """
 
     task: int
     seen: Hidden
     topology: Topology
-    mix: Tensor
+    teacher_weights: Tensor
     condition: ConditioningShape
     rng: torch.Generator
 
 
 class AlignedDataset:
-    """A step has `topologies` topologies, `networks` networks of each, then architectures alone.
+    """Networks that a hypernetwork writes, and architectures without weights.
 
-    Writing its networks is a third of a step's time on a CPU, so they may be used in several steps
-    (`reuse`), each time with noise of their own and beside other networks.
+    A step has `topologies_per_step` topologies, `networks_per_topology` networks of each, and then
+    the architectures. Writing the networks is a third of a step's time on a CPU, so they may be
+    used in several steps (`reuse`), each time with noise of their own and beside other networks.
 
-    Tasks, each with a sampler of the same hypernetwork, take turns. Each has a whitening of its
-    own. (With one for all, a task whose weights are seven times as large asked for four times the
-    sampler's steps.)
+    Each task has a token normalizer of its own. (With one for all, a task whose weights are seven
+    times as large needed four times the sampler's steps.)
     """
 
-    def __init__(
-        self,
-        samplers: list[HypernetModel],
-        config: SourceConfig,
-        seed: int,
-    ) -> None:
-        self.samplers, self.config, self.seed = samplers, config, seed
-        self.seen, first = samplers[0].seen, samplers[0]
+    def __init__(self, model: HypernetModel, config: NNiTConfig, seed: int) -> None:
+        self.model, self.config, self.seed = model, config, seed
+        self.models, self.distribution = model.each_task(), model.distribution
         self.vocabulary = ArchitectureVocabulary(
-            [sampler.task.name for sampler in samplers],
+            [known.task.name for known in model.tasks],
             config.patch,
-            first.max_width,
-            max(len(hidden) for hidden in self.seen),
+            self.distribution.max_width,
+            self.distribution.max_depth,
         )
-        self.best_success = [float(s.success[s.best].max()) for s in samplers]
+        self.best_success = [float(known.success[known.best].max()) for known in model.tasks]
         self.task_sampler = TaskSampler(self.vocabulary.tasks, config.task_weights)
-        self.token_normalizers = [self._fit_normalizer(sampler) for sampler in samplers]
+        self.token_normalizers = [self._fit_normalizer(model) for model in self.models]
         self._kept: dict[tuple[int, int], Example] = {}
+
+    @property
+    def seen(self) -> list[Hidden]:
+        """Hidden widths of the topologies on the training grid."""
+        return self.distribution.seen
 
     def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
         """Examples of these numbers: networks below topologies * networks, else architectures."""
@@ -116,64 +103,58 @@ class AlignedDataset:
     def _draw(self, hidden: Hidden, batch: int, number: int) -> Drawn:
         """A network near a seen topology, from its own generator."""
         rng, task = generator_of(self.seed, batch, number), self._task(batch, number)
-        topology = self.samplers[task].vary_widths(hidden, rng)
-        (mix,) = self.samplers[task].draw_teacher_weights(1, self.config.best_share, rng)
+        topology = self.models[task].vary_widths(hidden, rng)
+        (weights,) = self.models[task].draw_teacher_weights(1, self.config.best_share, rng)
         condition = draw_condition(topology, self.config, self.vocabulary, rng)
-        return Drawn(task, hidden, topology, mix, condition, rng)
+        return Drawn(task, hidden, topology, weights, condition, rng)
 
     def _task(self, batch: int, number: int) -> int:
         return self.task_sampler.task_of(batch + number)
 
     def write(self, drawn: list[Drawn]) -> MLPBatch:
         """The networks, for normalized observations; each can be written once."""
-        z = [self.samplers[one.task].draw_latent(one.mix, one.rng) for one in drawn]
-        return write_networks(
-            self.samplers[0].ghn,
-            [one.topology for one in drawn],
+        z = [self.models[d.task].draw_latent(d.teacher_weights, d.rng) for d in drawn]
+        return self.model.write(
+            [d.topology for d in drawn],
             torch.stack(z),
-            [one.condition for one in drawn],
-            [self.samplers[one.task].number for one in drawn],
+            [d.condition for d in drawn],
+            [d.task for d in drawn],
         )
 
     def _examples(self, drawn: list[Drawn]) -> list[Example]:
         if not drawn:
             return []
-        examples = []
-        layouts = [token_layout(one.topology, self.config.patch) for one in drawn]
-        for one, layout, values in zip(
-            drawn, layouts, _tokens(self.write(drawn), layouts), strict=True
-        ):
-            sampler = self.samplers[one.task]
-            examples.append(
-                Example(
-                    self.vocabulary.encode(sampler.task.name, _hidden(one.condition)),
-                    float(one.mix @ sampler.success),
-                    layout,
-                    one.condition,
-                    self.token_normalizers[one.task].normalize(values, layout)[0],
-                )
-            )
-        return examples
+        layouts = [token_layout(d.topology, self.config.patch) for d in drawn]
+        tokens = _tokens(self.write(drawn), layouts)
+        return [self._example(*parts) for parts in zip(drawn, layouts, tokens, strict=True)]
+
+    def _example(self, drawn: Drawn, layout: TokenLayout, tokens: Tensor) -> Example:
+        known = self.model.tasks[drawn.task]
+        return Example(
+            self.vocabulary.encode(known.task.name, _hidden(drawn.condition)),
+            float(drawn.teacher_weights @ known.success),
+            layout,
+            drawn.condition,
+            self.token_normalizers[drawn.task].normalize(tokens, layout)[0],
+        )
 
     def _architecture(self, step: int, number: int) -> Example:
-        rng, sampler = (
-            generator_of(self.seed, step, number),
-            self.samplers[self._task(step, number)],
-        )
+        rng, model = generator_of(self.seed, step, number), self.models[self._task(step, number)]
         index = int(torch.randint(len(self.seen), (), generator=rng))
-        ids = self.vocabulary.encode(sampler.task.name, self.seen[index])
-        (mix,) = sampler.draw_teacher_weights(1, self.config.best_share, rng)
-        return Example(self.vocabulary.filled(ids), float(mix @ sampler.success))
+        ids = self.vocabulary.encode(model.task.name, self.seen[index])
+        (weights,) = model.draw_teacher_weights(1, self.config.best_share, rng)
+        return Example(self.vocabulary.filled(ids), float(weights @ model.current.success))
 
-    def _fit_normalizer(self, sampler: HypernetModel) -> TokenNormalizer:
+    def _fit_normalizer(self, model: HypernetModel) -> TokenNormalizer:
         """Statistics of tokens of seen topologies, per kind of token."""
-        seen = [i * len(self.seen) // NORMALIZER_NETWORKS for i in range(NORMALIZER_NETWORKS)]
-        generators = [generator_of(self.seed, -1, i) for i in range(NORMALIZER_NETWORKS)]
-        topologies = [sampler.topology(self.seen[index]) for index in seen]
+        count = NORMALIZER_NETWORKS
+        hidden = [self.seen[i * len(self.seen) // count] for i in range(count)]
+        generators = [generator_of(self.seed, -1, i) for i in range(count)]
+        topologies = [model.topology(widths) for widths in hidden]
         teacher_weights = torch.cat(
-            [sampler.draw_teacher_weights(1, self.config.best_share, rng) for rng in generators]
+            [model.draw_teacher_weights(1, self.config.best_share, rng) for rng in generators]
         )
-        networks = sampler.networks(topologies, teacher_weights, generators)
+        networks = model.networks(topologies, teacher_weights, generators)
         layouts = [token_layout(topology, self.config.patch) for topology in topologies]
         return TokenNormalizer.fit(list(zip(_tokens(networks, layouts), layouts, strict=True)))
 
@@ -197,7 +178,7 @@ def batch_of(step: int, number: int, reuse: int) -> int:
 
 def draw_condition(
     topology: Topology,
-    config: SourceConfig,
+    config: NNiTConfig,
     vocabulary: ArchitectureVocabulary,
     rng: torch.Generator,
 ) -> ConditioningShape:
@@ -214,29 +195,32 @@ def _hidden(condition: ConditioningShape) -> Hidden:
 
 
 class ListedDataset:
-    """A fixed list of networks that succeed equally often, for weights that no sampler writes.
+    """A fixed list of networks that succeed equally often, for weights that no hypernetwork writes.
 
-    They are for normalized observations. `sampler` gives the task, its sizes and the normalizer;
-    its networks are not used.
+    They are for normalized observations. `model` gives the task, its sizes and the normalizer; its
+    networks are not used.
     """
 
     def __init__(
         self,
         networks: MLPBatch,
         success: float,
-        sampler: HypernetModel,
-        config: SourceConfig,
+        model: HypernetModel,
+        config: NNiTConfig,
         *,
         seed: int,
     ) -> None:
-        self.success, self.samplers, self.config, self.seed = success, [sampler], config, seed
+        self.success, self.config, self.seed = success, config, seed
         self.topologies = [networks.topology(i) for i in range(len(networks))]
-        self.seen = sorted({topology.hidden for topology in self.topologies})
+        seen = sorted({topology.hidden for topology in self.topologies})
+        self.distribution = TrainingDistribution(seen, 0)
+        self.model = replace(model, tasks=[model.current], number=0)
         self.best_success = [success]
-        max_depth = max(len(hidden) for hidden in self.seen)
-        max_width = max(max(hidden) for hidden in self.seen)
         self.vocabulary = ArchitectureVocabulary(
-            [sampler.task.name], config.patch, max_width, max_depth
+            [model.task.name],
+            config.patch,
+            self.distribution.max_width,
+            self.distribution.max_depth,
         )
         self._layouts = [token_layout(topology, config.patch) for topology in self.topologies]
         pairs = list(zip(_tokens(networks, self._layouts), self._layouts, strict=True))
@@ -244,7 +228,7 @@ class ListedDataset:
         self._patches = [self.token_normalizers[0].normalize(*pair)[0] for pair in pairs]
 
     def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
-        """As `AlignedSource`, but every network is picked on its own."""
+        """As `AlignedDataset`, but every network is picked on its own."""
         count = self.config.topologies_per_step * self.config.networks_per_topology
         return [self._example(generator_of(self.seed, step, n), n >= count) for n in numbers]
 

@@ -1,6 +1,5 @@
 """A trained NNiT and its sampler: topology in, working policies out."""
 
-import copy
 import json
 import math
 import zlib
@@ -9,42 +8,43 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
+from nnit_dist.artifacts.model_file import part, read_model, write_model
 from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.artifacts.shipped import shipped
 from nnit_dist.core.conditioning import ConditioningShape
 from nnit_dist.core.errors import NnitError
-from nnit_dist.core.files import canonical_safetensors, write_atomic
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import one_thread
 from nnit_dist.core.task import TaskInfo
 from nnit_dist.core.topology import Hidden, Topology
-from nnit_dist.hypernet.model import read_model
 from nnit_dist.nnit.config import DEFAULT_STEPS, TransformerConfig
-from nnit_dist.nnit.dataset import AlignedDataset, ListedDataset
 from nnit_dist.nnit.flow import integrate, unmask
 from nnit_dist.nnit.normalizer import TokenNormalizer
 from nnit_dist.nnit.packing import Packed, pack
 from nnit_dist.nnit.tokens import ArchitectureVocabulary, TokenLayout, detokenize, token_layout
-from nnit_dist.nnit.trainer import Trainer
 from nnit_dist.nnit.transformer import NNiT
+from nnit_dist.training.sampling import TrainingDistribution
 
-FORMAT = "nnit.model/4"
+FORMAT = "nnit.model/5"
 
 
 @dataclass(frozen=True)
-class Served:
-    """A task that a model writes policies for.
+class NNiTTask:
+    """What a model knows of one task that it writes policies for.
 
-    `best_success` is the highest success that its training networks were told to have, and what is
-    asked for by default.
+    Attributes:
+        normalizer: folds networks for normalized observations to raw ones.
+        token_normalizer: statistics of the tokens of the task's networks.
+        best_success: the highest success that its training networks were conditioned on, and what
+            is asked for by default.
     """
 
     task: TaskInfo
-    norm: ObservationNormalizer
+    normalizer: ObservationNormalizer
+    token_normalizer: TokenNormalizer
     best_success: float
 
 
@@ -52,52 +52,34 @@ class Served:
 class NNiTModel:
     """The network with all that turns its samples into policies of one of its tasks.
 
-    Each task has a whitening. `guidable` says whether training left task and success out at times;
-    `number` is the task's place among those that it serves.
+    Attributes:
+        distribution: the topologies that it was trained on.
+        guidable: whether training left task and success out at times.
+        number: the place among `tasks` of the task that it writes policies for.
     """
 
     network: NNiT
     config: TransformerConfig
     vocabulary: ArchitectureVocabulary
-    token_normalizers: list[TokenNormalizer]
-    serves: list[Served]
-    seen: list[Hidden]
+    tasks: list[NNiTTask]
+    distribution: TrainingDistribution
     guidable: bool
     number: int = 0
 
-    @classmethod
-    def of(cls, trainer: Trainer, source: AlignedDataset | ListedDataset) -> "NNiTModel":
-        """The averaged network of a training with everything that sampling needs.
-
-        Its weights are rounded to float16, as which they are kept.
-        """
-        network = copy.deepcopy(trainer.average).cpu()
-        for parameter in network.parameters():
-            parameter.copy_(parameter.half())
-        return cls(
-            network.eval(),
-            trainer.config.transformer,
-            source.vocabulary,
-            source.token_normalizers,
-            [
-                Served(sampler.task, sampler.norm, best)
-                for sampler, best in zip(source.samplers, source.best_success, strict=True)
-            ],
-            source.seen,
-            trainer.config.condition_dropout > 0,
-        )
+    @property
+    def current(self) -> NNiTTask:
+        """The task that it writes policies for."""
+        return self.tasks[self.number]
 
     @property
     def task(self) -> TaskInfo:
-        return self.serves[self.number].task
-
-    @property
-    def norm(self) -> ObservationNormalizer:
-        return self.serves[self.number].norm
+        """Name and sizes of the task that it writes policies for."""
+        return self.current.task
 
     @property
     def best_success(self) -> float:
-        return self.serves[self.number].best_success
+        """What is asked for by default."""
+        return self.current.best_success
 
     def for_task(self, task: str) -> "NNiTModel":
         """The same network, writing policies for one of its tasks; NnitError for another."""
@@ -106,6 +88,7 @@ class NNiTModel:
 
     @property
     def parameters(self) -> int:
+        """How many parameters the network has."""
         return sum(p.numel() for p in self.network.parameters())
 
     def check(
@@ -164,15 +147,13 @@ class NNiTModel:
             return []
         noises = (self._noise(topology, seed, number, layout) for number in numbers)
         values = torch.stack([integrate(predict, noise * layout.mask, steps) for noise in noises])
-        networks = detokenize(
-            self.token_normalizers[self.number].denormalize(values, layout), layout
-        )
+        networks = detokenize(self.current.token_normalizer.denormalize(values, layout), layout)
         how = {"steps": str(steps), "asked_success": str(asked)}
         return networks.to_policies(
             task=self.task,
             source="nnit",
             ids=[f"nnit_{topology.name}_{seed}_{number}" for number in numbers],
-            normalizer=self.norm,
+            normalizer=self.current.normalizer,
             metadata=[{"seed": str(seed), "sample": str(number)} | how for number in numbers],
         )
 
@@ -196,7 +177,7 @@ class NNiTModel:
             return self.network(packed, nothing, time, rate, asked)[1].unflatten(0, (count, -1))
 
         masked = torch.full((count, vocabulary.slots), vocabulary.mask)
-        masked[:, 0] = vocabulary.encode(self.task.name, self.seen[0])[0]
+        masked[:, 0] = vocabulary.encode(self.task.name, self.distribution.seen[0])[0]
         ids = unmask(predict, masked, vocabulary.mask, vocabulary.drawable(), generator)
         decoded = [vocabulary.decode(row) for row in ids.tolist()]
         return [architecture[1] for architecture in decoded if architecture is not None]
@@ -243,76 +224,69 @@ class NNiTModel:
         return torch.randn(layout.mask.shape, generator=generator)
 
     def save(self, path: Path) -> Path:
-        """Write one safetensors file."""
+        """Write one safetensors file; weights are kept as float16."""
         network = self.network.state_dict().items()
-        state = {f"network.{k}": v.half().contiguous() for k, v in network}
-        state |= {
-            "whitening.mean": torch.stack([own.mean for own in self.token_normalizers]),
-            "whitening.std": torch.stack([own.std for own in self.token_normalizers]),
+        tensors = {f"network.{k}": v.half().contiguous() for k, v in network}
+        tokens = [known.token_normalizer for known in self.tasks]
+        tensors |= {
+            "token_normalizer.mean": torch.stack([normalizer.mean for normalizer in tokens]),
+            "token_normalizer.std": torch.stack([normalizer.std for normalizer in tokens]),
         }
-        for i, served in enumerate(self.serves):
-            state[f"norm.{i}.mean"] = torch.from_numpy(served.norm.mean)
-            state[f"norm.{i}.std"] = torch.from_numpy(served.norm.std)
+        for i, known in enumerate(self.tasks):
+            tensors[f"norm.{i}.mean"] = torch.from_numpy(known.normalizer.mean)
+            tensors[f"norm.{i}.std"] = torch.from_numpy(known.normalizer.std)
         vocabulary = self.vocabulary
+        tasks = [{"task": asdict(k.task), "best_success": k.best_success} for k in self.tasks]
         metadata = {
             "format": FORMAT,
             "config": json.dumps(asdict(self.config)),
             "vocabulary": json.dumps(
                 [vocabulary.tasks, vocabulary.patch, vocabulary.max_width, vocabulary.max_depth]
             ),
-            "tasks": json.dumps(
-                [{"task": vars(s.task), "best_success": s.best_success} for s in self.serves]
-            ),
-            "seen": json.dumps(self.seen),
+            "tasks": json.dumps(tasks),
+            "seen": json.dumps(self.distribution.seen),
+            "variation": str(self.distribution.variation),
             "guidable": json.dumps(self.guidable),
         }
-        data = canonical_safetensors(save(state, metadata))
-        return write_atomic(path, lambda partial: partial.write_bytes(data))
+        return write_model(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: Path) -> "NNiTModel":
         """Read what `save` wrote; NnitError if it is something else."""
-        metadata, state = read_model(path, FORMAT)
+        tensors, metadata = read_model(path, FORMAT)
         vocabulary = ArchitectureVocabulary(*json.loads(metadata["vocabulary"]))
         config = TransformerConfig(**json.loads(metadata["config"]))
         network = NNiT(config, vocabulary, vocabulary.patch)
         try:
-            network.load_state_dict(
-                {
-                    k.removeprefix("network."): v
-                    for k, v in state.items()
-                    if k.startswith("network.")
-                }
-            )
+            network.load_state_dict(part(tensors, "network."))
         except RuntimeError as error:
             raise NnitError(f"{path} does not hold the network it describes: {error}") from None
+        seen = [tuple(hidden) for hidden in json.loads(metadata["seen"])]
         return cls(
             network.eval(),
             config,
             vocabulary,
-            _token_normalizers(
-                state["whitening.mean"], state["whitening.std"], len(vocabulary.tasks)
-            ),
-            [
-                Served(
-                    TaskInfo(**about["task"]),
-                    ObservationNormalizer(
-                        state[f"norm.{i}.mean"].numpy(), state[f"norm.{i}.std"].numpy()
-                    ),
-                    about["best_success"],
-                )
-                for i, about in enumerate(json.loads(metadata["tasks"]))
-            ],
-            [tuple(hidden) for hidden in json.loads(metadata["seen"])],
+            _read_tasks(json.loads(metadata["tasks"]), tensors),
+            TrainingDistribution(seen, int(metadata["variation"])),
             json.loads(metadata["guidable"]),
         )
 
 
-def _token_normalizers(mean: Tensor, std: Tensor, tasks: int) -> list[TokenNormalizer]:
-    """One a task, of [tasks, KINDS]; of [KINDS] in older files, which have one for all."""
-    if mean.dim() == 1:
-        mean, std = mean.expand(tasks, -1), std.expand(tasks, -1)
-    return [TokenNormalizer(*own) for own in zip(mean.clone(), std.clone(), strict=True)]
+def _read_tasks(tasks: list[dict], tensors: dict[str, Tensor]) -> list[NNiTTask]:
+    mean, std = tensors["token_normalizer.mean"], tensors["token_normalizer.std"]
+    if mean.dim() == 1:  # older files have one for all tasks
+        mean, std = mean.expand(len(tasks), -1), std.expand(len(tasks), -1)
+    return [
+        NNiTTask(
+            TaskInfo(**known["task"]),
+            ObservationNormalizer(
+                tensors[f"norm.{i}.mean"].numpy(), tensors[f"norm.{i}.std"].numpy()
+            ),
+            TokenNormalizer(mean[i].clone(), std[i].clone()),
+            known["best_success"],
+        )
+        for i, known in enumerate(tasks)
+    ]
 
 
 def load_model(task: str, path: Path | None = None) -> NNiTModel:

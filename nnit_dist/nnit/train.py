@@ -1,5 +1,6 @@
 """Training NNiT under Ray Train, in one segment or several, and what each worker does."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import torch
 from nnit_dist.artifacts.run_directory import RunDirectory, TrainDirectory
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.storage import path_of
-from nnit_dist.hypernet.model import load_samplers
+from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.config import NNiTConfig
-from nnit_dist.nnit.dataset import AlignedDataset
-from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.nnit.dataset import AlignedDataset, ListedDataset
+from nnit_dist.nnit.model import NNiTModel, NNiTTask
 from nnit_dist.nnit.trainer import Trainer
 from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.training.config import Placement
@@ -92,8 +93,8 @@ def nnit_worker(spec: NNiTSpec, loop_spec: LoopSpec) -> None:
     """Train up to `spec.until` steps, then write the model and, if asked for, the state."""
     device, rank, workers = worker_setup()
     writes_on = torch.device("cpu") if loop_spec.loaders else device
-    models = [model.to(writes_on) for model in load_samplers(path_of(spec.hypernet))]
-    dataset = AlignedDataset(models, spec.config, spec.seed)
+    hypernet = HypernetModel.load(path_of(spec.hypernet)).to(writes_on)
+    dataset = AlignedDataset(hypernet, spec.config, spec.seed)
     trainer = Trainer(spec.config, dataset, device, spec.seed, (rank, workers), average_gradients)
     loop = Loop(trainer.state(), loop_spec, log_every=20, save_every=spec.config.checkpoint_every)
     if loop.start == 0 and spec.start_from:
@@ -102,9 +103,29 @@ def nnit_worker(spec: NNiTSpec, loop_spec: LoopSpec) -> None:
         warm_start_from(trainer, NNiTModel.load(path_of(spec.continue_from)))
     loop.run(spec.until, trainer.sample_batch, trainer.train_step)
     if rank == 0:
-        NNiTModel.of(trainer, dataset).save(path_of(spec.result))
+        trained_model(trainer, dataset).save(path_of(spec.result))
         if spec.state:
             save_state(trainer.state(), spec.until, path_of(spec.state))
+
+
+@torch.no_grad()
+def trained_model(trainer: Trainer, dataset: AlignedDataset | ListedDataset) -> NNiTModel:
+    """The averaged network of a training with everything that sampling needs.
+
+    Its weights are rounded to float16, as which they are kept.
+    """
+    network = copy.deepcopy(trainer.average).cpu()
+    for parameter in network.parameters():
+        parameter.copy_(parameter.half())
+    parts = zip(dataset.model.tasks, dataset.token_normalizers, dataset.best_success, strict=True)
+    return NNiTModel(
+        network.eval(),
+        trainer.config.transformer,
+        dataset.vocabulary,
+        [NNiTTask(known.task, known.normalizer, tokens, best) for known, tokens, best in parts],
+        dataset.distribution,
+        trainer.config.condition_dropout > 0,
+    )
 
 
 def warm_start_from(trainer: Trainer, known: NNiTModel) -> None:
@@ -114,7 +135,7 @@ def warm_start_from(trainer: Trainer, known: NNiTModel) -> None:
         NnitError: the networks differ in more than their tasks.
     """
     same = trainer.config.transformer == known.config
-    if not (same and trainer.source.vocabulary.extends(known.vocabulary)):
+    if not (same and trainer.dataset.vocabulary.extends(known.vocabulary)):
         raise NnitError(
             f"cannot continue from this model of {', '.join(known.vocabulary.tasks)}: name its "
             "tasks first and in this order, and keep its nnit.transformer, nnit.patch, widths and "

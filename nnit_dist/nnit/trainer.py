@@ -29,31 +29,10 @@ from nnit_dist.training.optimizer import (
 )
 
 if TYPE_CHECKING:
-    from nnit_dist.nnit.config import TransformerConfig
+    from nnit_dist.nnit.config import NNiTConfig
 
 ROW_MULTIPLE = 64  # of tokens
 WARMUP = 50  # steps in which the learning rate rises
-
-
-class TrainingConfig(Protocol):
-    """What a trainer has to know; `NNiTConfig` has it."""
-
-    transformer: "TransformerConfig"
-    patch: int
-    steps: int
-    topologies_per_step: int
-    networks_per_topology: int
-    architectures: int
-    accumulate: int
-    lr: float
-    weight_decay: float
-    ema: float
-    mask_rate: float
-    condition_dropout: float
-    architecture_weight: float
-    logit_mean: float
-    logit_std: float
-    bf16: bool
 
 
 @dataclass
@@ -75,7 +54,7 @@ class Example:
         return len(self.ids) + (self.layout.length if self.layout else 0)
 
 
-class Source(Protocol):
+class Dataset(Protocol):
     """Where examples come from: the same ones for the same (step, numbers)."""
 
     vocabulary: ArchitectureVocabulary
@@ -112,17 +91,17 @@ class Trainer:
 
     def __init__(
         self,
-        config: TrainingConfig,
-        source: Source,
+        config: "NNiTConfig",
+        dataset: Dataset,
         device: torch.device,
         seed: int,
         share: tuple[int, int] = (0, 1),
         average_gradients: AverageGradients = lambda parameters: None,
     ) -> None:
-        self.config, self.source, self.device, self.seed = config, source, device, seed
+        self.config, self.dataset, self.device, self.seed = config, dataset, device, seed
         self.share, self.average_gradients = share, average_gradients
         torch.manual_seed(seed)
-        self.network = NNiT(config.transformer, source.vocabulary, config.patch).to(device)
+        self.network = NNiT(config.transformer, dataset.vocabulary, config.patch).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(),
@@ -131,7 +110,7 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.allowed = source.vocabulary.allowed().to(device)
+        self.allowed = dataset.vocabulary.allowed().to(device)
         self.autocast = config.bf16 and has_bf16(device)
 
     def state(self) -> dict[str, Any]:
@@ -185,12 +164,12 @@ class Trainer:
 
     def corrupted(self, step: int, numbers: Sequence[int]) -> Corrupted:
         """The examples of these numbers, each corrupted from (seed, step, number)."""
-        examples = self.source.examples(step, numbers)
+        examples = self.dataset.examples(step, numbers)
         ordered = sorted(zip(numbers, examples, strict=True), key=lambda pair: pair[1].length)
         return corrupt(
             [example for _, example in ordered],
             [generator_of(self.seed + 1, step, number) for number, _ in ordered],
-            self.source.vocabulary,
+            self.dataset.vocabulary,
             self.config.mask_rate,
             self.config.condition_dropout,
             (self.config.logit_mean, self.config.logit_std),

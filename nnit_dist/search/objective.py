@@ -7,6 +7,7 @@ own training allows: a network of twice the size takes half as many.
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from nnit_dist.core.policy import Policy
 from nnit_dist.core.topology import Hidden, Topology
 from nnit_dist.core.zoo import best_of_trials
 from nnit_dist.hypernet.config import GHNConfig
-from nnit_dist.hypernet.dagger import Record, Rounds
+from nnit_dist.hypernet.dagger import DistillationRounds, Record
 from nnit_dist.hypernet.model import HypernetModel, build_ghn
 from nnit_dist.nnit.config import NNiTConfig
 from nnit_dist.nnit.model import NNiTModel
@@ -186,13 +187,12 @@ class GHNObjective:
         share = decoding(base.align.ghn, known) / decoding(config.align.ghn, known)
         self.steps = max(len(rungs), round(base.align.distill.steps * share))
         self.until = rung_steps(self.steps, rungs)
-        self.rounds = Rounds(
+        self.rounds = DistillationRounds(
             config.align.ghn,
             config.align.distill.model_copy(update={"steps": self.steps}),
             [known.task],
-            [known.teachers],
-            known.seen,
-            config.topologies.variation,
+            [known.current.teachers],
+            replace(known.distribution, variation=config.topologies.variation),
             run.align,
             self.out,
             config.training,
@@ -211,12 +211,11 @@ class GHNObjective:
 
     def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
         """Networks of the hypernetwork as it is now."""
-        (sampler,), seed = self.rounds.samplers(), self.config.seed
-        return [p for hidden in hiddens for p in sampler.policies(hidden, samples, seed)]
+        model, seed = self.rounds.model(), self.config.seed
+        return [p for hidden in hiddens for p in model.policies(hidden, samples, seed)]
 
     def figures(self) -> dict[str, Any]:
-        (sampler,) = self.rounds.samplers()
-        return {"parameters": sum(p.numel() for p in sampler.ghn.parameters())}
+        return {"parameters": self.rounds.model().parameters}
 
 
 def rung_steps(steps: int, rungs: Sequence[float]) -> list[int]:
@@ -235,7 +234,7 @@ def last_of(metrics: Path, loss: str, until: Sequence[int], rung: int) -> dict[s
 
 def decoding(config: GHNConfig, sampler: HypernetModel) -> float:
     """Multiplications of writing a matrix, to a common factor: the decoder's convolutions."""
-    ghn = build_ghn(config, [sampler.task], sampler.max_width)
+    ghn = build_ghn(config, [sampler.task], sampler.distribution.max_width)
     blocks = getattr(ghn.decoder, "blocks", None)
     if blocks is None:
         return float(sum(p.numel() for p in ghn.decoder.parameters()))
@@ -245,7 +244,8 @@ def decoding(config: GHNConfig, sampler: HypernetModel) -> float:
 def work(config: NNiTConfig, sampler: HypernetModel) -> float:
     """Multiplications of a step of NNiT, to a common factor: linear layers and attention."""
     t = config.transformer
-    tokens = [patches(sampler.topology(hidden), config.patch) for hidden in sampler.seen]
+    seen = sampler.distribution.seen
+    tokens = [patches(sampler.topology(hidden), config.patch) for hidden in seen]
     mean = sum(tokens) / len(tokens)
     square = sum(count**2 for count in tokens) / len(tokens)
     a_network = t.depth * (12 * mean * t.width**2 + 2 * square * t.width)

@@ -24,9 +24,9 @@ from nnit_dist.core.task import TaskInfo
 from nnit_dist.core.topology import Hidden
 from nnit_dist.core.zoo import Member
 from nnit_dist.envs.sim import TRAIN_SEEDS, VALIDATION_SEED, task_info
-from nnit_dist.hypernet.dagger import BAR, Record, Rounds
+from nnit_dist.hypernet.dagger import BAR, DistillationRounds, Record
 from nnit_dist.hypernet.data import DistillationData
-from nnit_dist.hypernet.model import HypernetModel, save_samplers
+from nnit_dist.hypernet.model import HypernetModel, HypernetTask
 from nnit_dist.hypernet.modes import largest_behavior_mode, measure_pairs
 from nnit_dist.hypernet.teachers import TeacherSet
 from nnit_dist.rollout.actors import Simulators
@@ -36,6 +36,7 @@ from nnit_dist.rollout.recording import record
 from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.stages.config import RunConfig
 from nnit_dist.stages.plan import Figures, RunContext, StagePlan
+from nnit_dist.training.sampling import TrainingDistribution
 from nnit_dist.training.state import read_metrics, steps_logged
 from nnit_dist.transfer.refine import keep_for_refining
 
@@ -105,24 +106,23 @@ class Alignment:
             for teachers in self.teacher_sets:
                 self._ensure_teacher_rollouts(teachers, view)
             rounds.train(distill.steps, self._record(view), view)
-        models = rounds.samplers()
-        for model in models:
-            model.success = self._measure(model)
-        save_samplers(models, self.out.hypernet)
-        for model in models:
+        hypernet = rounds.model()
+        for model in hypernet.each_task():
+            model.current.success = self._measure(model)
+        hypernet.save(self.out.hypernet)
+        for model in hypernet.each_task():
             task = model.task.name
             data = DistillationData.load(self.out.states(task, distill.dagger_rounds))
             keep_for_refining(model, data, self.out.distillation_data(task))
-        return self._figures(models)
+        return self._figures(hypernet)
 
-    def _rounds(self) -> Rounds:
-        return Rounds(
+    def _rounds(self) -> DistillationRounds:
+        return DistillationRounds(
             self.config.ghn,
             self.config.distill,
             self.tasks,
             [teachers.teachers for teachers in self.teacher_sets],
-            self.seen,
-            self.run_config.topologies.variation,
+            TrainingDistribution(self.seen, self.run_config.topologies.variation),
             self.out,
             self.out,
             self.run_config.training,
@@ -130,12 +130,12 @@ class Alignment:
             self.continue_from,
         )
 
-    def _figures(self, models: list[HypernetModel]) -> Figures:
+    def _figures(self, hypernet: HypernetModel) -> Figures:
         distill = self.config.distill
-        pairs = zip(models, self.teacher_sets, strict=True)
+        pairs = zip(hypernet.tasks, self.teacher_sets, strict=True)
         return {
             "tasks": {
-                model.task.name: self._task_figures(model, teachers) for model, teachers in pairs
+                known.task.name: self._task_figures(known, teachers) for known, teachers in pairs
             },
             "action_mse": read_metrics(self.out.metrics)[-1]["action_mse"],
             "steps": distill.steps,
@@ -144,15 +144,15 @@ class Alignment:
             "dagger_episodes": distill.dagger_rounds
             * distill.dagger_networks
             * distill.dagger_episodes,
-            "parameters": sum(p.numel() for p in models[0].ghn.parameters()),
+            "parameters": hypernet.parameters,
         }
 
-    def _task_figures(self, model: HypernetModel, teachers: TeacherSet) -> Figures:
-        names = ["mixes of the best" if t.best else t.id for t in model.teachers]
+    def _task_figures(self, known: HypernetTask, teachers: TeacherSet) -> Figures:
+        names = ["mixes of the best" if t.best else t.id for t in known.teachers]
         return {
             "teachers": {member.policy.id: member.success_once for member in teachers.best},
             "lost_by_averages": self.average_drops[teachers.number],
-            "success_after": dict(zip(names, model.success.tolist(), strict=True)),
+            "success_after": dict(zip(names, known.success.tolist(), strict=True)),
         }
 
     def _of_one_mode(self, teachers: TeacherSet) -> TeacherSet:
@@ -226,8 +226,9 @@ class Alignment:
         if result.failures:
             raise NnitError(f"measuring failed: {next(iter(result.failures.values()))}.")
         success = torch.tensor([row["success_once"] for row in result.rows()])
-        success = success.view(len(topologies), len(model.teachers)).mean(0)
-        success[model.best] = success[model.best].mean()
+        success = success.view(len(topologies), len(model.current.teachers)).mean(0)
+        best = model.current.best
+        success[best] = success[best].mean()
         return success
 
     def _evaluator(self, title: str) -> Evaluator:
@@ -237,12 +238,12 @@ class Alignment:
 
     def _imitators(self, model: HypernetModel, hidden: Hidden) -> list[Policy]:
         """A network of a topology for each teacher; for one of the best, of a mix of them."""
-        mixed, policies = iter(model.policies(hidden, len(model.best), self.seed)), []
-        for number, teacher in enumerate(model.teachers):
+        mixed, policies = iter(model.policies(hidden, len(model.current.best), self.seed)), []
+        for number, teacher in enumerate(model.current.teachers):
             if teacher.best:
                 policy = next(mixed)
             else:
-                (policy,) = model.policies(hidden, 1, self.seed, model.pure(number))
+                (policy,) = model.policies(hidden, 1, self.seed, model.single_teacher(number))
             policy.id = f"after_{number}_{policy.topology.name}"
             policies.append(policy)
         return policies

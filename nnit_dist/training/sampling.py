@@ -1,12 +1,12 @@
 """What the trainers draw: tasks, topologies near the grid, and what networks are conditioned on."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from nnit_dist.core.conditioning import ConditioningShape
-from nnit_dist.core.topology import Topology
+from nnit_dist.core.topology import Hidden, Topology
 from nnit_dist.training.config import TaskWeights, check_task_weights
 
 
@@ -32,6 +32,33 @@ class TaskSampler:
     def task_of(self, network: int) -> int:
         """The number of the task of a network, by the network's number."""
         return self.round[network % len(self.round)]
+
+
+@dataclass(frozen=True)
+class TrainingDistribution:
+    """Which topologies a model is trained on: those of `seen`, their hidden widths varied.
+
+    Attributes:
+        seen: hidden widths on the training grid.
+        variation: by how many units each width is varied at most.
+    """
+
+    seen: list[Hidden]
+    variation: int
+
+    @property
+    def max_width(self) -> int:
+        """The widest layer of training."""
+        return max(max(hidden) for hidden in self.seen)
+
+    @property
+    def max_depth(self) -> int:
+        """The most hidden layers of training."""
+        return max(len(hidden) for hidden in self.seen)
+
+    def vary(self, topology: Topology, rng: torch.Generator) -> Topology:
+        """A topology near a seen one, as training has them."""
+        return vary_widths(topology, self.variation, self.max_width, rng)
 
 
 def vary_widths(topology: Topology, units: int, most: int, rng: torch.Generator) -> Topology:

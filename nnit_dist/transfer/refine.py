@@ -82,7 +82,7 @@ def refine(
 
 def keep_for_refining(model: HypernetModel, data: DistillationData, path: Path) -> None:
     """Keep what the best teachers of a task do, and some of the states to do it in."""
-    data.of_teachers(model.best).thinned(KEPT_STATES).save(path)
+    data.of_teachers(model.current.best).thinned(KEPT_STATES).save(path)
 
 
 def load_distillation_data(run: RunDirectory, task: str) -> DistillationData:

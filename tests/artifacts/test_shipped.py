@@ -73,7 +73,7 @@ def test_teachers_ship_that_refine_what_is_written(task):
     distillation_data = load_distillation_data(run, task)
     sampler = HypernetModel.load(run.hypernet(), task)
     zoo = {m.policy.id: m.policy for m in run.zoo().members()}
-    best = [zoo[sampler.teachers[i].id] for i in sampler.best]
+    best = [zoo[sampler.current.teachers[i].id] for i in sampler.current.best]
     kept = distillation_data.teachers.to_policies(
         task=sampler.task,
         source="kept",
@@ -107,12 +107,14 @@ def test_a_task_that_was_learnt_before_loses_little():
 def test_measured_topologies_were_not_trained_on():
     model = load_model("PushCube-v1")
     config = RUN.settings("align")["topologies"]
-    assert {width for hidden in model.seen for width in hidden} == set(config["widths"])
+    assert {width for hidden in model.distribution.seen for width in hidden} == set(
+        config["widths"]
+    )
     split = RUN.split()
-    assert model.seen == split.seen
+    assert model.distribution.seen == split.seen
     for kind in WITHIN:
         for hidden in split.unseen[kind]:
-            same_depth = [seen for seen in model.seen if len(seen) == len(hidden)]
+            same_depth = [seen for seen in model.distribution.seen if len(seen) == len(hidden)]
             moves = [np.abs(np.subtract(seen, hidden)).max() for seen in same_depth]
             assert min(moves) > config["variation"], hidden
 

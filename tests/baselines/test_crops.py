@@ -70,7 +70,9 @@ def test_the_crop_of_a_seen_topology_is_one_of_its_networks(sampler):
     """Near to another draw after the same teacher, far from the other teacher's."""
     (crop,) = AlignedCrops(sampler, 1, "aligned_crop").generate((16, 8), 1)
     gaps = [
-        np.abs(crop.flat() - sampler.policies((16, 8), 1, 0, sampler.pure(i))[0].flat()).mean()
+        np.abs(
+            crop.flat() - sampler.policies((16, 8), 1, 0, sampler.single_teacher(i))[0].flat()
+        ).mean()
         for i in range(2)
     ]
     assert min(gaps) < 0.3 * max(gaps)

@@ -67,7 +67,7 @@ def test_nnit_is_compared_with_baselines_on_unseen_topologies_of_every_kind(tmp_
     run = shipped(TASK)
     found = bench_generalization(run, TASK, list(UNSEEN_KINDS), BenchSize(2, 1, 1), out=tmp_path)
     assert found["failures"] == {}
-    seen = HypernetModel.load(run.hypernet()).seen
+    seen = HypernetModel.load(run.hypernet()).distribution.seen
     assert set(found["topologies"]) == set(UNSEEN_KINDS)
     held = [tuple(hidden) for kind in found["topologies"].values() for hidden in kind]
     assert not set(held) & set(seen)
@@ -111,7 +111,7 @@ def test_novelty_is_measured_beside_trivial_ways_to_make_networks(tmp_path):
 
 def test_networks_that_novelty_is_measured_from_are_those_that_training_had(sampler):
     config = NNiTConfig(topologies_per_step=2, networks_per_topology=4)
-    source = AlignedDataset([sampler], config, 0)
+    source = AlignedDataset(sampler, config, 0)
     expected = []
     for step in range(6):
         for example in source.examples(step, range(8)):

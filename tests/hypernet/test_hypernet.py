@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.networks import distiller_of, random_policy
+from support.networks import changed_task, distiller_of, random_policy
 
 from nnit_dist.core.conditioning import ConditioningShape
 from nnit_dist.core.errors import NnitError
@@ -257,18 +257,21 @@ def test_networks_depend_on_their_own_generator_alone(sampler):
     one, two = (sampler.topology(hidden) for hidden in ((16, 8), (32, 16)))
     rng = lambda seed: torch.Generator().manual_seed(seed)  # noqa: E731
     beside = sampler.networks([two, one], torch.eye(3)[:2], [rng(1), rng(2)])
-    alone = sampler.networks([one], sampler.pure(1)[None], [rng(2)])
+    alone = sampler.networks([one], sampler.single_teacher(1)[None], [rng(2)])
     for (w, b), (w2, b2) in zip(alone.layers(0), beside.layers(1), strict=True):
         assert torch.allclose(w, w2, atol=1e-6)
         assert torch.allclose(b, b2, atol=1e-6)
 
 
 def test_direct_query_is_after_the_best_teachers_unless_others_are_named(sampler):
-    best = replace(sampler, teachers=[Teacher(name, name == "b") for name in "abc"])
-    assert [p.metadata["mix"] for p in best.policies((8,), 3, 0)] == ['{"b": 1.0}'] * 3
-    assert best.policies((8,), 1, 0, best.pure(0))[0].metadata["mix"] == '{"a": 1.0}'
+    best = changed_task(sampler, teachers=[Teacher(name, name == "b") for name in "abc"])
+    assert [p.metadata["teacher_weights"] for p in best.policies((8,), 3, 0)] == ['{"b": 1.0}'] * 3
+    assert (
+        best.policies((8,), 1, 0, best.single_teacher(0))[0].metadata["teacher_weights"]
+        == '{"a": 1.0}'
+    )
     mixed = replace(sampler, max_teachers_per_mix=2).policies((8,), 2, 0)
-    assert mixed[0].metadata["mix"] != mixed[1].metadata["mix"]
+    assert mixed[0].metadata["teacher_weights"] != mixed[1].metadata["teacher_weights"]
     (alone,) = replace(sampler, max_teachers_per_mix=2).policies((8,), 1, 0)
     assert np.allclose(alone.flat(), mixed[0].flat(), atol=1e-5)
 
@@ -278,13 +281,14 @@ def test_sampler_file_round_trip(sampler, tmp_path):
     back = HypernetModel.load(path)
     one, two = sampler.policies((16, 8), 3, 5), back.policies((16, 8), 3, 5)
     assert all(np.array_equal(a.flat(), b.flat()) for a, b in zip(one, two, strict=True))
-    assert (back.seen, back.max_teachers_per_mix) == (sampler.seen, sampler.max_teachers_per_mix)
-    assert back.teachers == sampler.teachers
-    assert torch.equal(back.success, sampler.success)
+    assert back.distribution == sampler.distribution
+    assert back.max_teachers_per_mix == sampler.max_teachers_per_mix
+    assert back.current.teachers == sampler.current.teachers
+    assert torch.equal(back.current.success, sampler.current.success)
 
 
 def test_model_file_of_another_format(tmp_path, sampler):
     from nnit_dist.nnit.model import NNiTModel
 
-    with pytest.raises(NnitError, match="has format 'nnit.ghn/5'; expected 'nnit.model/4'"):
+    with pytest.raises(NnitError, match="has format 'nnit.ghn/6'; expected 'nnit.model/5'"):
         NNiTModel.load(sampler.save(tmp_path / "ghn.safetensors"))

@@ -7,11 +7,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from support.networks import changed_distribution
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.nnit.config import NNiTConfig, TransformerConfig
 from nnit_dist.nnit.dataset import WINDOW, AlignedDataset, batch_of, draw_condition
 from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.nnit.train import trained_model
 from nnit_dist.nnit.trainer import Trainer
 from nnit_dist.training.optimizer import average_gradients
 
@@ -31,14 +33,14 @@ CPU = torch.device("cpu")
 
 
 def trainer_of(sampler, config=CONFIG, share=(0, 1), average=lambda parameters: None) -> Trainer:
-    return Trainer(config, AlignedDataset([sampler], config, 0), CPU, 0, share, average)
+    return Trainer(config, AlignedDataset(sampler, config, 0), CPU, 0, share, average)
 
 
 @pytest.fixture(scope="module")
 def trained(sampler):
     trainer = trainer_of(sampler)
     history = [trainer.step(step) for step in range(60)]
-    return NNiTModel.of(trainer, trainer.source), history
+    return trained_model(trainer, trainer.source), history
 
 
 @pytest.mark.parametrize("reuse", [1, 3])
@@ -56,11 +58,11 @@ def test_networks_that_are_used_again_meet_others():
 
 def test_networks_are_the_same_whenever_training_goes_on(sampler):
     config = CONFIG.model_copy(update={"reuse": 2})
-    through = AlignedDataset([sampler], config, 0)
+    through = AlignedDataset(sampler, config, 0)
     for step in range(WINDOW + 4):
         every = through.examples(step, range(10))
-    anew = AlignedDataset([sampler], config, 0).examples(step, range(10))
-    own = AlignedDataset([sampler], CONFIG, 0).examples(batch_of(step, 3, 2), range(10))[3]
+    anew = AlignedDataset(sampler, config, 0).examples(step, range(10))
+    own = AlignedDataset(sampler, CONFIG, 0).examples(batch_of(step, 3, 2), range(10))[3]
     for one, other in zip(every, anew, strict=True):
         assert one.ids == other.ids
         assert (one.x is None) == (other.x is None)
@@ -79,7 +81,7 @@ def test_training_lowers_both_losses(trained):
 
 def test_told_widths_are_those_nearby_and_the_network_heeds_them(sampler):
     config = CONFIG.model_copy(update={"condition_width_noise": 12.0, "condition_depth_noise": 1.0})
-    source = AlignedDataset([sampler], config, 0)
+    source = AlignedDataset(sampler, config, 0)
     topology, rng = sampler.topology((32, 16)), torch.Generator().manual_seed(0)
     condition = [draw_condition(topology, config, source.vocabulary, rng) for _ in range(200)]
     assert {t.dims[1] for t in condition} == set(range(20, 45))
@@ -92,11 +94,11 @@ def test_told_widths_are_those_nearby_and_the_network_heeds_them(sampler):
 
 
 def test_networks_of_training_vary_in_width_and_are_as_large_as_their_layout(sampler):
-    source = AlignedDataset([replace(sampler, variation=3)], CONFIG, 0)
+    source = AlignedDataset(changed_distribution(sampler, variation=3), CONFIG, 0)
     widths = set()
     for example in source.examples(0, range(8)) + source.examples(1, range(8)):
         hidden = example.layout.topology.hidden
-        same_depth = [seen for seen in sampler.seen if len(seen) == len(hidden)]
+        same_depth = [seen for seen in sampler.distribution.seen if len(seen) == len(hidden)]
         moves = [np.abs(np.subtract(seen, hidden)).max() for seen in same_depth]
         assert min(moves) <= 3
         assert example.condition.dims[1:-1] == tuple(max(8, w) for w in hidden)
@@ -107,9 +109,9 @@ def test_networks_of_training_vary_in_width_and_are_as_large_as_their_layout(sam
 
 
 def test_half_of_the_examples_are_after_the_best_and_all_carry_their_success(sampler):
-    source = AlignedDataset([replace(sampler, max_teachers_per_mix=2)], CONFIG, 0)
+    source = AlignedDataset(replace(sampler, max_teachers_per_mix=2), CONFIG, 0)
     drawn = [one for step in range(40) for one in source.drawn(step, range(8))]
-    mixed = [one for one in drawn if one.mix[sampler.best].any()]
+    mixed = [one for one in drawn if one.teacher_weights[sampler.current.best].any()]
     assert 0.4 < len(mixed) / len(drawn) < 0.6
     assert all((one.mix > 0).tolist() == [True, True, False] for one in mixed)
     examples = source.examples(0, range(24))

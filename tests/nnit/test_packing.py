@@ -91,7 +91,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_padded_computation(sampler, 
     from nnit_dist.nnit.trainer import Trainer
 
     config = NNiTConfig(transformer=TransformerConfig(32, 2, 2), bf16=False)
-    trainer = Trainer(config, AlignedDataset([sampler], config, 0), torch.device("cpu"), 0)
+    trainer = Trainer(config, AlignedDataset(sampler, config, 0), torch.device("cpu"), 0)
     for step in range(5):
         trainer.step(step)
     batch = trainer.corrupted(5, range(64))

@@ -13,7 +13,7 @@ from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.task import DEFAULT_CONTROL_MODE, TaskInfo
 from nnit_dist.core.zoo import Member
 from nnit_dist.hypernet.config import AlignConfig
-from nnit_dist.hypernet.dagger import BAR, Rounds, noised
+from nnit_dist.hypernet.dagger import BAR, DistillationRounds, with_noise
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.rollout.actors import Simulators
 from nnit_dist.rollout.recording import record
@@ -21,6 +21,7 @@ from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.stages.align import Alignment
 from nnit_dist.stages.config import RunConfig
 from nnit_dist.training.config import Placement
+from nnit_dist.training.sampling import TrainingDistribution
 
 TRIALS = {"a": [0.1, 0.5, 0.7, 0.95, 0.6], "b": [0.3, 0.92], "c": [0.2, 0.8]}
 
@@ -69,8 +70,7 @@ def test_a_training_with_stops_writes_what_the_stage_writes(ray_local, tmp_path)
     condition = (
         [task],
         [teacher_set.teachers],
-        seen,
-        1,
+        TrainingDistribution(seen, 1),
         AlignDirectory(whole),
         AlignDirectory(pieces),
         place,
@@ -78,7 +78,7 @@ def test_a_training_with_stops_writes_what_the_stage_writes(ray_local, tmp_path)
     )
     simulators = Simulators(TASK, DEFAULT_CONTROL_MODE)
     for until in (2, 4, 6):  # the first round ends after 3
-        rounds = Rounds(config.ghn, config.distill, *condition, stops=[2, 4])
+        rounds = DistillationRounds(config.ghn, config.distill, *condition, stops=[2, 4])
         with StageProgress("") as view:
             view.add(BAR, 6)
             rounds.train(until, lambda _, jobs, __: record(simulators, 1, jobs), view)
@@ -88,7 +88,7 @@ def test_a_training_with_stops_writes_what_the_stage_writes(ray_local, tmp_path)
         ]
     visited = [directory / f"states-{TASK}-1.safetensors" for directory in (whole, pieces)]
     assert visited[0].read_bytes() == visited[1].read_bytes()
-    (sampler,), known = rounds.samplers(), HypernetModel.load(AlignDirectory(whole).hypernet)
+    sampler, known = rounds.model(), HypernetModel.load(AlignDirectory(whole).hypernet)
     for (name, one), other in zip(
         sampler.ghn.state_dict().items(), known.ghn.state_dict().values(), strict=True
     ):
@@ -115,17 +115,17 @@ def test_of_the_best_those_teach_that_can_be_mixed_with_their_trials_snapshots(s
     assert [policy.id for policy in some.policies] == ["b1", "b0"]
 
 
-def test_noise_is_in_proportion_to_the_weights_for_whitened_inputs(sampler):
+def test_noise_is_in_proportion_to_the_weights_for_whitened_inputs():
     norm = ObservationNormalizer(
         np.zeros(35, np.float32), np.geomspace(0.01, 10, 35).astype(np.float32)
     )
     policy = random_policy((16, 8))
-    shaken = noised(policy, norm, 0.1, torch.Generator().manual_seed(0))
+    shaken = with_noise(policy, norm, 0.1, torch.Generator().manual_seed(0))
     for old, new in zip(norm.unfold(policy.layers), norm.unfold(shaken.layers), strict=True):
         for before, after in zip(old, new, strict=True):
             moved = np.sqrt(np.mean((after - before) ** 2) / np.mean(before**2))
             assert moved == pytest.approx(0.1, rel=0.5 if before.size < 20 else 0.15)
-    assert noised(policy, norm, 0.0, torch.Generator()).flat() == pytest.approx(policy.flat())
+    assert with_noise(policy, norm, 0.0, torch.Generator()).flat() == pytest.approx(policy.flat())
 
 
 def test_a_population_without_a_good_trial_is_refused(sampler, tmp_path):

@@ -156,7 +156,7 @@ def test_a_task_is_added_to_a_finished_run(disturbed, tmp_path):
     known = NNiTModel.load(before / "train" / "nnit.safetensors")
     grown = NNiTModel.load(tmp_path / "train" / "nnit.safetensors")
     assert grown.vocabulary.tasks == [*known.vocabulary.tasks, "PullCube-v1"]
-    assert len(grown.token_normalizers) == 3
+    assert len(grown.tasks) == 3
     first, last = (read_metrics(run / "align" / "metrics.jsonl") for run in (before, tmp_path))
     assert last[0]["action_mse"] < first[0]["action_mse"]
     (policy,) = grown.for_task("PullCube-v1").generate((16, 8), 1)

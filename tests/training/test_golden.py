@@ -29,7 +29,7 @@ def nnit_curve(sampler) -> list[dict[str, float]]:
         lr=3e-3,
         bf16=False,
     )
-    trainer = Trainer(config, AlignedDataset([sampler], config, 0), torch.device("cpu"), 0)
+    trainer = Trainer(config, AlignedDataset(sampler, config, 0), torch.device("cpu"), 0)
     return [trainer.step(step) for step in range(STEPS)]
 
 

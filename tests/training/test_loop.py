@@ -75,7 +75,7 @@ def test_batches_come_in_order_whoever_prepares_them(loaders, sampler):
     config = NNiTConfig(
         topologies_per_step=2, networks_per_topology=2, architectures=3, accumulate=2
     )
-    trainer = Trainer(config, AlignedDataset([sampler], config, 0), torch.device("cpu"), 0)
+    trainer = Trainer(config, AlignedDataset(sampler, config, 0), torch.device("cpu"), 0)
     steps = range(5, 12)
     for step, batch in zip(steps, batches_ahead(trainer.sample_batch, steps, loaders), strict=True):
         for one, other in zip(batch, trainer.sample_batch(step), strict=True):

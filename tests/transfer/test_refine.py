@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.networks import TASK, random_policy
+from support.networks import TASK, changed_task, random_policy
 from typer.testing import CliRunner
 
 from nnit_dist.artifacts.run_directory import RunDirectory
@@ -23,7 +23,7 @@ def distillation_data(sampler):
     rng = np.random.default_rng(0)
     obs = [rng.normal(size=(500, 35)).astype(np.float32) for _ in range(3)]
     return DistillationData.of(
-        sampler.norm, obs, [random_policy((16, 16), seed) for seed in range(3)]
+        sampler.current.normalizer, obs, [random_policy((16, 16), seed) for seed in range(3)]
     )
 
 
@@ -70,7 +70,7 @@ def test_actions_of_a_mix_are_its_teachers_averaged(distillation_data):
 def test_only_the_best_teachers_are_kept(sampler, distillation_data, tmp_path):
     teachers = [Teacher(name, name == "a") for name in "abc"]
     run = RunDirectory(tmp_path)
-    best = replace(sampler, teachers=teachers)
+    best = changed_task(sampler, teachers=teachers)
     keep_for_refining(best, distillation_data, run.distillation_data(TASK))
     kept = load_distillation_data(run, TASK)
     assert len(kept.teachers) == 1
