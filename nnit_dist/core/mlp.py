@@ -10,15 +10,18 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from nnit_dist.core.normalizer import ObservationNormalizer
-from nnit_dist.core.policy import Policy
 from nnit_dist.core.task import TaskInfo
 from nnit_dist.core.topology import Topology
+
+if TYPE_CHECKING:
+    from nnit_dist.core.policy import Policy
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -109,7 +112,7 @@ class MLPBatch:
 
     @classmethod
     def from_policies(
-        cls, policies: Sequence[Policy], normalizer: ObservationNormalizer | None = None
+        cls, policies: Sequence["Policy"], normalizer: ObservationNormalizer | None = None
     ) -> "MLPBatch":
         """Policies for raw observations; with a normalizer, for normalized ones instead."""
         layers = [normalizer.unfold(p.layers) if normalizer else p.layers for p in policies]
@@ -183,11 +186,13 @@ class MLPBatch:
         ids: Sequence[str],
         normalizer: ObservationNormalizer | None = None,
         metadata: Sequence[dict[str, str]] | None = None,
-    ) -> list[Policy]:
+    ) -> list["Policy"]:
         """A policy of each network, with these ids, for raw observations.
 
         With a normalizer the networks are for normalized observations, and it is folded in.
         """
+        from nnit_dist.core.policy import Policy  # reads files: training steps need torch alone
+
         policies = []
         for network, name in enumerate(ids):
             own = [(w.numpy(force=True), b.numpy(force=True)) for w, b in self.layers(network)]

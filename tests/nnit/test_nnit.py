@@ -40,7 +40,7 @@ def trainer_of(sampler, config=CONFIG, share=(0, 1), average=lambda parameters: 
 def trained(sampler):
     trainer = trainer_of(sampler)
     history = [trainer.step(step) for step in range(60)]
-    return trained_model(trainer, trainer.source), history
+    return trained_model(trainer, trainer.dataset), history
 
 
 @pytest.mark.parametrize("reuse", [1, 3])
@@ -113,7 +113,7 @@ def test_half_of_the_examples_are_after_the_best_and_all_carry_their_success(sam
     drawn = [one for step in range(40) for one in source.drawn(step, range(8))]
     mixed = [one for one in drawn if one.teacher_weights[sampler.current.best].any()]
     assert 0.4 < len(mixed) / len(drawn) < 0.6
-    assert all((one.mix > 0).tolist() == [True, True, False] for one in mixed)
+    assert all((one.teacher_weights > 0).tolist() == [True, True, False] for one in mixed)
     examples = source.examples(0, range(24))
     assert {round(example.success, 4) for example in examples} == {0.9, 0.4}
     assert source.best_success == pytest.approx([0.9])

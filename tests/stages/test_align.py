@@ -156,6 +156,6 @@ def test_networks_after_the_best_count_alike_and_the_others_by_themselves(
     success = stage._measure(sampler)  # two of the best, and another
     assert torch.allclose(success, torch.tensor([0.9, 0.9, 0.4]))
     teacher_weights = [
-        policy.metadata["mix"] for policy in heard if policy.id.startswith("after_2")
+        policy.metadata["teacher_weights"] for policy in heard if policy.id.startswith("after_2")
     ]
     assert teacher_weights == ['{"c": 1.0}'] * 2
