@@ -4,6 +4,7 @@ import contextlib
 import os
 import platform
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class StageManifest:
             spent = earlier["spent"] + _last_write(self.directory) - earlier["started"]
         write_json(path, {"key": self.key, "started": time.time(), "spent": spent})
 
-    def finish(self, figures: dict[str, Any]) -> dict[str, Any]:
+    def finish(self, figures: Mapping[str, object]) -> dict[str, Any]:
         """Write the manifest; from now on the stage counts as done."""
         begun = read_json(self.directory / _KEY)
         manifest = {

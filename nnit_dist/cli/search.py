@@ -2,17 +2,23 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
 
 from nnit_dist.cli.options import PLACE, Debug
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.formatting import count, decimal, percent, points_interval
 from nnit_dist.core.storage import beside, runs
 from nnit_dist.runtime.progress import console, quiet_libraries
+from nnit_dist.search.config import Scheduler, SearchConfig
 
-Scheduler = Literal["asha", "pbt"]
+if TYPE_CHECKING:
+    from nnit_dist.search.records import FinalFigures, SearchFigures, TrialRecord
+    from nnit_dist.search.run import Search
+
+BEST = 5  # trials that are shown
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -45,14 +51,14 @@ def tune(
 ) -> None:
     """Search hyperparameters against success on topologies of validation; resumes."""
     from nnit_dist.artifacts.run_directory import RunDirectory
-    from nnit_dist.search.run import Search, SearchConfig
+    from nnit_dist.search.run import Search
     from nnit_dist.search.space import load_space
     from nnit_dist.stages.config import load_config
 
     loaded = load_config(config, set_)
     base = RunDirectory(run or runs() / loaded.name)
-    what = load_space(space, loaded)
-    place = out or base.path / "tune" / what.name
+    searched = load_space(space, loaded)
+    directory = out or base.path / "tune" / searched.name
     settings = SearchConfig(
         trials=trials,
         budget_s=seconds_of(budget),
@@ -60,8 +66,8 @@ def tune(
         episodes=episodes,
         scheduler=scheduler,
     )
-    search = Search(what, loaded, base, place, settings)
-    with quiet_libraries(beside(place, "logs") / "tune.log"):
+    search = Search(searched, loaded, base, directory, settings)
+    with quiet_libraries(beside(directory, "logs") / "tune.log"):
         figures = search.go()
     _show(figures, search)
 
@@ -84,60 +90,72 @@ def seconds_of(text: str | None) -> float | None:
     """`90m` -> 5400; NnitError if it is no time."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if not found or float(found[1]) == 0:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not match or float(match[1]) == 0:
         raise NnitError(f"cannot read the time {text!r}; write it as 30s, 90m or 3h.")
-    return float(found[1]) * UNITS[found[2]]
+    return float(match[1]) * UNITS[match[2]]
 
 
-def _show(figures: dict[str, Any], search: Any) -> None:
+def _show(figures: "SearchFigures", search: "Search") -> None:
     from nnit_dist.core.files import read_json
     from nnit_dist.search.results import POOL, as_overrides, read_trials
     from nnit_dist.search.trial import trial_name
 
-    default = trial_name(search.space.defaults(search.config))
     trials = read_trials(search.out)
-    whole = [trial for trial in trials if trial["whole"]]
-    whole.sort(key=lambda trial: -trial["success"])
-    table = Table(
-        Column("trial", no_wrap=True), "success", "loss", "parameters", title="best trials"
-    )
-    for trial in whole[:5] + [t for t in whole[5:] if t["name"] == default]:
-        last = trial["rungs"][-1]
-        name = trial["name"] + (" (defaults)" if trial["name"] == default else "")
-        loss = "–" if last["loss"] is None else f"{last['loss']:.4f}"
-        table.add_row(name, f"{last['success']:.3f}", loss, f"{last['parameters']:,}")
-    console.print(table)
-    begun = sum(not trial["taken_over"] for trial in trials)
+    default = trial_name(search.space.defaults(search.config))
+    console.print(_best_trials(trials, default))
+    begun = sum(not trial["inherited"] for trial in trials)
     left = f"{figures['stopped']} stopped early"
     if search.settings.scheduler == "pbt":
         left = f"{len(trials) - begun} times a worse one took over from a better"
     console.print(f"{begun} trials: {figures['whole']} whole, {left}, {figures['failed']} failed")
-    spent = figures["seconds"]
-    named = {"start": "waiting for a place and starting"}
-    shares = ", ".join(
-        f"{named.get(name, name)} {share / sum(spent.values()):.0%}"
-        for name, share in spent.items()
-    )
-    console.print(f"trials spent {sum(spent.values()) / 60:.0f} minutes: {shares}")
+    console.print(_spent(figures["seconds"]))
     if (search.out / POOL).exists() and (driver := read_json(search.out / POOL).get("driver")):
         console.print(f"the search's own process was busy {driver:.0%} of the time")
-    if found := figures["loss_and_success"][-1]:
+    if correlation := figures["loss_and_success"][-1]:
         console.print(
-            f"loss and success, rank correlation of {found['trials']} trials: "
-            f"{found['rank_correlation']:+.2f} (p {found['p']:.2g})"
+            f"loss and success, rank correlation of {correlation['trials']} trials: "
+            f"{correlation['rank_correlation']:+.2f} (p {correlation['p']:.2g})"
         )
-    if test := figures["test"]:
-        said = ", ".join(
-            f"{name} {100 * test[name]['success']:.1f}%"
-            for name in ("best", "defaults")
-            if name in test
-        )
-        if "difference" in test:
-            apart, low, high = (100 * test["difference"][key] for key in ("mean", "low", "high"))
-            said += f", difference {apart:+.1f} points [{low:+.1f}, {high:+.1f}]"
-        console.print(f"on the topologies kept for the test: {said}")
+    if final := figures.get("test"):
+        console.print(f"on the topologies kept for the test: {_compared(final)}")
     for segment in figures["best"]["schedule"]:
         after = f", from rung {segment['after'] + 1}" if segment["after"] else ""
         console.print(f"best{after}: {as_overrides(segment['values'])}")
     console.print(f"search: {search.out}  (its page: nnit dashboard {search.out})")
+
+
+def _best_trials(trials: "list[TrialRecord]", default: str) -> Table:
+    """The best trials of all rungs, and that of the defaults, whose name is `default`."""
+    from nnit_dist.search.results import last_success
+
+    complete = [trial for trial in trials if trial["whole"]]
+    complete.sort(key=last_success, reverse=True)
+    table = Table(
+        Column("trial", no_wrap=True), "success", "loss", "parameters", title="best trials"
+    )
+    for trial in complete[:BEST] + [t for t in complete[BEST:] if t["name"] == default]:
+        last = trial["rungs"][-1]
+        name = trial["name"] + (" (defaults)" if trial["name"] == default else "")
+        loss = decimal(last["loss"], 4, missing="–")
+        table.add_row(name, f"{last['success']:.3f}", loss, count(last["parameters"]))
+    return table
+
+
+def _spent(seconds: dict[str, float]) -> str:
+    """What trials spent their time on."""
+    named = {"start": "waiting for a place and starting"}
+    total = sum(seconds.values())
+    shares = ", ".join(
+        f"{named.get(name, name)} {share / total:.0%}" for name, share in seconds.items()
+    )
+    return f"trials spent {total / 60:.0f} minutes: {shares}"
+
+
+def _compared(final: "FinalFigures") -> str:
+    """The best trial's success beside the defaults', and their difference."""
+    groups = {"best": final.get("best"), "defaults": final.get("defaults")}
+    parts = [f"{name} {percent(group['success'])}%" for name, group in groups.items() if group]
+    if pair := final.get("difference"):
+        parts.append(f"difference {points_interval(pair['mean'], pair['low'], pair['high'])}")
+    return ", ".join(parts)

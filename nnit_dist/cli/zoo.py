@@ -2,15 +2,19 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
 
 from nnit_dist.cli.options import PLACE, Debug
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.formatting import count, decimal, share_range
 from nnit_dist.core.storage import beside
 from nnit_dist.runtime.progress import console, quiet_libraries
+
+if TYPE_CHECKING:
+    from nnit_dist.core.zoo import Zoo as ZooFiles
 
 zoo_app = typer.Typer(help="Look into a population.", no_args_is_help=True)
 
@@ -30,7 +34,7 @@ def zoo_ls(path: Zoo, debug: Debug = False) -> None:
         table.add_row(
             row["id"],
             hidden_name(row["hidden"]),
-            f"{row['env_steps']:,}",
+            count(row["env_steps"]),
             f"{row['success_once']:.2f}",
             f"{row['success_at_end']:.2f}",
             f"{row['return']:.1f}",
@@ -57,7 +61,7 @@ def zoo_stats(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """How diverse a population is: architectures, qualities, behaviour."""
+    """How diverse a population is: architectures, qualities, behavior."""
     from nnit_dist.core.files import write_atomic
     from nnit_dist.population.diversity import picture, population_stats
 
@@ -66,23 +70,20 @@ def zoo_stats(
         with quiet_libraries(beside(target, "stats.log")):
             stats = population_stats([m for m in members if m.policy.task == task])
         write_atomic(target / f"{task}.png", partial(picture(task, stats).savefig, dpi=110))
-        least, *_, most = stats["success"]
         console.print(
-            f"[bold]{task}[/]: {stats['members']} snapshots of {stats['trials']} trials, "
-            f"{stats['architectures']} architectures, {stats['seeds']} seed"
-            f"{'s' * (stats['seeds'] > 1)}, "
-            f"{stats['env_steps']:,} env steps"
+            f"[bold]{task}[/]: {stats.members} snapshots of {stats.trials} trials, "
+            f"{stats.architectures} architectures, {stats.seeds} seed{'s' * (stats.seeds > 1)}, "
+            f"{count(stats.env_steps)} env steps"
+        )
+        least, *quartiles, most = stats.success
+        console.print(
+            f"  success_once {share_range(least, most, 2)}, quartiles "
+            f"{', '.join(decimal(value, 2) for value in quartiles)}; the best of every "
+            f"trial {stats.best_success:.3f} on average"
         )
         console.print(
-            f"  success_once {least:.2f} to {most:.2f}, quartiles "
-            f"{', '.join(f'{value:.2f}' for value in stats['success'][1:4])}; the best of every "
-            f"trial {stats['best_success']:.3f} on average"
-        )
-        apart = [stats["between_trials"], stats["between_snapshots"]]
-        trials, snapshots = ("-" if value is None else f"{value:.3f}" for value in apart)
-        console.print(
-            f"  difference of actions: {trials} between the best of trials, {snapshots} between "
-            "snapshots of one trial"
+            f"  difference of actions: {decimal(stats.between_trials, 3)} between the best of "
+            f"trials, {decimal(stats.between_snapshots, 3)} between snapshots of one trial"
         )
     console.print(f"pictures in {target}")
 
@@ -106,7 +107,7 @@ def zoo_compact(path: Zoo, debug: Debug = False) -> None:
     """
     zoo = _zoo(path)
     files = len(zoo.files())
-    console.print(f"{path}: {zoo.compact():,} policies, in one file instead of {files:,}")
+    console.print(f"{path}: {count(zoo.compact())} policies, in one file instead of {count(files)}")
 
 
 @zoo_app.command("export")
@@ -126,7 +127,7 @@ def zoo_export(
     console.print(f"wrote {len(members)} policies to {out}")
 
 
-def _zoo(path: Path):
+def _zoo(path: Path) -> "ZooFiles":
     from nnit_dist.core.zoo import Zoo
 
     zoo = Zoo(path)

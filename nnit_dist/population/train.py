@@ -1,6 +1,6 @@
 """Training the population: PPO trials under Ray Tune, whose snapshots fill the zoo."""
 
-from typing import Any
+from typing import TypedDict
 
 from ray import tune
 
@@ -9,9 +9,26 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import copy, read_json
 from nnit_dist.core.storage import beside
 from nnit_dist.population.config import PopulationConfig
-from nnit_dist.population.trial import TrialSpec, read_progress, train_trial
+from nnit_dist.population.trial import SnapshotResult, TrialSpec, read_progress, train_trial
 from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.runtime.ray_session import AWAY_FROM_TRAINING
+
+
+class TrialFigures(TypedDict):
+    """What a trial of PPO came to; `success_once` is that of its best snapshot."""
+
+    env_steps: int
+    seconds: float
+    success_once: float
+    history: list[SnapshotResult]
+
+
+class PopulationFigures(TypedDict):
+    """What the population stage came to: its trials by id, and totals."""
+
+    trials: dict[str, TrialFigures]
+    env_steps: int
+    snapshots: int
 
 
 def trial_specs(config: PopulationConfig, tasks: list[str], control_mode: str) -> list[TrialSpec]:
@@ -31,7 +48,7 @@ def run_population(
     out: PopulationDirectory,
     *,
     continue_from: PopulationDirectory | None = None,
-) -> dict[str, Any]:
+) -> PopulationFigures:
     """Train every unfinished trial; returns the stage's figures.
 
     Reads nothing but `out`, and the population whose finished trials are copied, if any. Writes the
@@ -117,7 +134,7 @@ class _Watch(tune.Callback):
     ) -> None:
         self.view = view
         progress = {spec.id: read_progress(out.progress(spec.id)) for spec in specs}
-        self.steps = {name: found.env_steps if found else 0 for name, found in progress.items()}
+        self.steps = {name: known.env_steps if known else 0 for name, known in progress.items()}
         self.totals = {spec.id: config.recipe_of(spec.task).env_steps for spec in specs}
         view.add(self.ALL, sum(self.totals.values()), sum(self.steps.values()))
         self.running: set[str] = set()
@@ -143,8 +160,8 @@ class _Watch(tune.Callback):
             self.view.resize(self.ALL, sum(self.totals.values()))
 
 
-def _figures(out: PopulationDirectory, specs: list[TrialSpec]) -> dict[str, Any]:
-    trials = {}
+def _figures(out: PopulationDirectory, specs: list[TrialSpec]) -> PopulationFigures:
+    trials: dict[str, TrialFigures] = {}
     for spec in specs:
         progress = read_progress(out.progress(spec.id))
         assert progress is not None

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import ray
@@ -44,6 +44,24 @@ class TrialSpec:
         return f"{self.task}_{hidden_name(self.hidden)}_s{self.seed}"
 
 
+SnapshotResult = TypedDict(
+    "SnapshotResult", {"env_steps": int, "success_once": float, "return": float}
+)
+SnapshotResult.__doc__ = """What a snapshot was measured at: its env steps, success and return."""
+
+TrialReport = TypedDict("TrialReport", {"env_steps": int, "success": float, "return": float})
+TrialReport.__doc__ = """What a trial tells Tune after an iteration: its env steps, the success of
+its last snapshot, and the mean return of its rollouts."""
+
+
+class _TrialConfig(TypedDict):
+    """What Tune gives a trial: fields of its `TrialSpec` and `Recipe`, and where it works."""
+
+    trial: dict[str, dict[str, Any]]
+    out: str
+    gpu: bool
+
+
 @dataclass
 class Progress:
     """How far a trial is, in how many seconds. `history` holds one entry per measured snapshot."""
@@ -52,7 +70,7 @@ class Progress:
     success_once: float
     done: bool
     checkpoint: str
-    history: list[dict[str, float]]
+    history: list[SnapshotResult]
     seconds: float = 0.0
 
 
@@ -61,14 +79,14 @@ def read_progress(path: Path) -> Progress | None:
     return Progress(**read_json(path)) if path.exists() else None
 
 
-def train_trial(config: dict[str, Any]) -> None:
+def train_trial(config: _TrialConfig) -> None:
     """Ray Tune function trainable: train until the success bar or the end of the budget."""
     import torch
     from ray import tune
 
     torch.set_num_threads(1)
-    about = config["trial"]["spec"]
-    spec = TrialSpec(**{**about, "hidden": tuple(about["hidden"])})
+    fields = config["trial"]["spec"]
+    spec = TrialSpec(**{**fields, "hidden": tuple(fields["hidden"])})
     recipe = Recipe(**config["trial"]["recipe"])
     trial = Trial(spec, recipe, PopulationDirectory(path_of(config["out"])), config["gpu"])
     try:
@@ -91,13 +109,14 @@ class Trial:
         recipe: Recipe,
         out: PopulationDirectory,
         gpu: bool = False,
+        *,
         make_env: Callable[[int], BatchEnv] | None = None,
     ) -> None:
         self.spec, self.recipe = spec, recipe
         self.zoo, self.directory = out.zoo, out.trial(spec.id)
         self.progress_file = out.progress(spec.id)
         task = spec.task, spec.control_mode
-        self.server = RemoteEvaluator(*task) if gpu or make_env else LocalEvaluator(*task)
+        self.evaluator = RemoteEvaluator(*task) if gpu or make_env else LocalEvaluator(*task)
         self.algo = ppo_config(recipe, spec.hidden, *task, spec.seed, make_env, gpu).build_algo()
         self.progress = read_progress(self.progress_file) or Progress(0, 0.0, False, "", [])
         if self.progress.checkpoint:
@@ -106,7 +125,7 @@ class Trial:
         self._since = time.monotonic()
         self._reseed()
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> TrialReport:
         """One PPO iteration; every `eval_every` env steps also a measured, saved snapshot."""
         result = self.algo.train()
         self.iterations += 1
@@ -120,15 +139,16 @@ class Trial:
         }
 
     def close(self) -> None:
+        """End its processes."""
         self.algo.stop()
-        self.server.close()
+        self.evaluator.close()
 
     def _snapshot(self, env_steps: int) -> None:
         member = self._measure(env_steps)
         self.zoo.append([member])
         name = f"checkpoint-{env_steps:09d}"
         self.algo.save_to_path(str((self.directory / name).absolute()))
-        entry = {
+        entry: SnapshotResult = {
             "env_steps": env_steps,
             "success_once": member.success_once,
             "return": member.mean_return,
@@ -174,7 +194,7 @@ class Trial:
             f"{self.spec.id}_{env_steps:09d}",
         )
         seeds = range(VALIDATION_SEED, VALIDATION_SEED + self.recipe.eval_episodes)
-        success = self.server.examine(Part(policy, tuple(seeds))).means()
+        success = self.evaluator.run(Part(policy, tuple(seeds))).means()
         return Member(policy, self.spec.id, self.spec.seed, env_steps, *success)
 
 
@@ -184,7 +204,8 @@ class LocalEvaluator:
     def __init__(self, task: str, control_mode: str) -> None:
         self._env = SimEnv(task, control_mode)
 
-    def examine(self, part: Part) -> Rollouts:
+    def run(self, part: Part) -> Rollouts:
+        """Run the episodes of `part`."""
         return run_part(self._env, part)
 
     def close(self) -> None:
@@ -199,7 +220,8 @@ class RemoteEvaluator:
         self._simulator = actor.remote(task, control_mode, True)
         ray.get(self._simulator.ready.remote())
 
-    def examine(self, part: Part) -> Rollouts:
+    def run(self, part: Part) -> Rollouts:
+        """Run the episodes of `part`."""
         part = replace(part, policy=ray.put(part.policy))
         return ray.get(self._simulator.rollout.remote([part]))[0]
 

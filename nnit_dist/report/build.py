@@ -5,7 +5,7 @@ import html
 from functools import partial
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TypedDict
 
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
@@ -15,6 +15,7 @@ from nnit_dist.core.files import copy, write_atomic
 from nnit_dist.core.storage import local_file
 from nnit_dist.report import plots, tables
 from nnit_dist.report.film import film_unseen
+from nnit_dist.rollout.results import NetworkResult, TaskFigures
 from nnit_dist.rollout.summaries import headline
 
 STUDIES = """<h3>Sampler steps, and success asked for</h3>
@@ -24,7 +25,14 @@ $sampler
 TEMPLATE, TASK = (Path(__file__).with_name(name) for name in ("template.html", "task.html"))
 
 
-def build_report(run: RunDirectory, name: str, out: ReportDirectory) -> dict[str, Any]:
+class ReportFigures(TypedDict):
+    """The name of the page in its directory, and its characters."""
+
+    report: str
+    bytes: int
+
+
+def build_report(run: RunDirectory, name: str, out: ReportDirectory) -> ReportFigures:
     """Write the page, its tables in Markdown, copies of the results, and the pictures.
 
     Reads the manifests and artifacts of every earlier stage. Pictures of a task lie in `out/TASK`.
@@ -32,7 +40,7 @@ def build_report(run: RunDirectory, name: str, out: ReportDirectory) -> dict[str
     for results in (run.evaluate.summaries, run.evaluate.networks):
         copy(results, out.path / results.name)
     with local_file(run.evaluate.networks) as file:
-        rows = pq.read_table(file).to_pylist()
+        rows: list[NetworkResult] = pq.read_table(file).to_pylist()
     pictures = {
         "population": plots.population_curves(run),
         "training": plots.training_curves(run),
@@ -54,9 +62,9 @@ def build_report(run: RunDirectory, name: str, out: ReportDirectory) -> dict[str
     return {"report": out.page.name, "bytes": len(page)}
 
 
-def _task_section(run: RunDirectory, task: str, rows: list[dict[str, Any]], out: Path) -> str:
+def _task_section(run: RunDirectory, task: str, rows: list[NetworkResult], out: Path) -> str:
     """What a task's networks can do, as HTML."""
-    figures = run.figures("evaluate")["tasks"][task]
+    figures: TaskFigures = run.figures("evaluate")["tasks"][task]
     pictures = {
         "success": plots.success_by_topology(rows),
         "matrices": plots.weight_matrices(run, task),

@@ -1,44 +1,50 @@
 """The pictures of the report."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.core.splits import UNSEEN_KINDS
+from nnit_dist.core.topology import Hidden
+from nnit_dist.rollout.results import NetworkResult, Studies, StudySummary, hidden_of
 from nnit_dist.training.state import read_metrics
 
-COLOURS = {"NNiT": "#0969da", "direct GHN query": "#bf8700", "teachers": "#57606a"}
+if TYPE_CHECKING:
+    from nnit_dist.population.train import TrialFigures
+
+COLORS = {"NNiT": "#0969da", "direct GHN query": "#bf8700", "teachers": "#57606a"}
 
 
-def success_by_topology(rows: list[dict[str, Any]]) -> Figure:
+def success_by_topology(rows: list[NetworkResult]) -> Figure:
     """One dot a topology and method (mean over samples), seen and unseen kinds apart."""
     kinds = [kind for kind in ("seen", *UNSEEN_KINDS) if any(row["kind"] == kind for row in rows)]
     figure, axes = plt.subplots(figsize=(9, 3.6))
     teachers = [row["success_once"] for row in rows if row["kind"] == "teacher"]
     axes.axhline(
-        np.mean(teachers), color=COLOURS["teachers"], ls="--", lw=1, label="teachers' mean"
+        float(np.mean(teachers)), color=COLORS["teachers"], ls="--", lw=1, label="teachers' mean"
     )
     rng = np.random.default_rng(0)
     for offset, method in ((-0.18, "direct GHN query"), (0.18, "NNiT")):
         for place, kind in enumerate(kinds):
-            groups: dict[tuple, list[float]] = {}
+            groups: dict[Hidden, list[float]] = {}
             for row in rows:
                 if row["kind"] == kind and row["method"] == method:
-                    groups.setdefault(tuple(row["hidden"]), []).append(row["success_once"])
+                    groups.setdefault(hidden_of(row), []).append(row["success_once"])
             means = [float(np.mean(values)) for values in groups.values()]
             x = place + offset + rng.uniform(-0.09, 0.09, len(means))
             label = method if place == 0 else None
-            axes.scatter(x, means, s=22, alpha=0.7, color=COLOURS[method], label=label, lw=0)
+            axes.scatter(x, means, s=22, alpha=0.7, color=COLORS[method], label=label, lw=0)
             axes.plot(
                 [place + offset - 0.13, place + offset + 0.13],
                 [np.mean(means)] * 2,
-                color=COLOURS[method],
+                color=COLORS[method],
                 lw=2.5,
             )
     axes.set_xticks(range(len(kinds)), [k if k == "seen" else f"unseen: {k}" for k in kinds])
@@ -48,21 +54,11 @@ def success_by_topology(rows: list[dict[str, Any]]) -> Figure:
     return _finish(figure)
 
 
-def sampler_studies(studies: dict[str, Any]) -> Figure:
+def sampler_studies(studies: Studies) -> Figure:
     """Success against sampler steps, and measured success against the success asked for."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
-    for axes, study, label in (
-        (left, "steps", "sampler steps"),
-        (right, "asked", "success asked for"),
-    ):
-        rows = sorted(studies[study], key=lambda row: float(row["setting"]))
-        x = [float(row["setting"]) for row in rows]
-        means = np.array([row["success_once"] for row in rows])
-        low, high = (np.array([row[end] for row in rows]) for end in ("low", "high"))
-        spread = np.maximum([means - low, high - means], 0)  # rounding may fall below
-        axes.errorbar(x, means, spread, color=COLOURS["NNiT"], marker="o", ms=4, capsize=3)
-        axes.set_xlabel(label)
-        axes.set_ylabel("success once")
+    _draw_study(left, studies["steps"], "sampler steps")
+    _draw_study(right, studies["asked"], "success asked for")
     left.set_xscale("log", base=2)
     left.set_xticks(
         [float(row["setting"]) for row in studies["steps"]],
@@ -74,14 +70,27 @@ def sampler_studies(studies: dict[str, Any]) -> Figure:
     return _finish(figure)
 
 
+def _draw_study(axes: Axes, summaries: list[StudySummary], label: str) -> None:
+    """Mean success and its interval against the setting."""
+    rows = sorted(summaries, key=lambda row: float(row["setting"]))
+    x = [float(row["setting"]) for row in rows]
+    means = np.array([row["success_once"] for row in rows])
+    low, high = np.array([row["low"] for row in rows]), np.array([row["high"] for row in rows])
+    spread = np.maximum([means - low, high - means], 0)  # rounding may fall below
+    axes.errorbar(x, means, spread, color=COLORS["NNiT"], marker="o", ms=4, capsize=3)
+    axes.set_xlabel(label)
+    axes.set_ylabel("success once")
+
+
 def population_curves(run: RunDirectory) -> Figure:
     """Deterministic success of every trial against env steps, a panel a task."""
-    trials, tasks = run.figures("population")["trials"], run.tasks()
+    trials: dict[str, TrialFigures] = run.figures("population")["trials"]
+    tasks = run.tasks()
     figure, panels = plt.subplots(len(tasks), figsize=(9, 3 * len(tasks)), squeeze=False)
     for task, axes in zip(tasks, panels[:, 0], strict=True):
         for name, trial in trials.items():
-            own, label = name.split("_", 1)
-            if own == task:
+            trained_on, label = name.split("_", 1)
+            if trained_on == task:
                 steps = [h["env_steps"] / 1e3 for h in trial["history"]]
                 success = [h["success_once"] for h in trial["history"]]
                 axes.plot(steps, success, marker="o", ms=3, label=label)
@@ -131,7 +140,8 @@ def weight_matrices(run: RunDirectory, task: str) -> Figure:
     return _finish(figure)
 
 
-def show_matrix(axes, weight: np.ndarray, title: str) -> None:
+def show_matrix(axes: Axes, weight: np.ndarray, title: str) -> None:
+    """A weight matrix [out, in] as a picture, its colors up to the 99% quantile of magnitudes."""
     limit = np.quantile(np.abs(weight), 0.99)
     axes.imshow(weight, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     axes.set_title(title, fontsize=9)

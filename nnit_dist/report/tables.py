@@ -2,11 +2,24 @@
 
 import html
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nnit_dist.artifacts.run_directory import RunDirectory
-from nnit_dist.rollout.summaries import ALL_UNSEEN
+from nnit_dist.core.formatting import count, decimal, percent_interval, share_range
+from nnit_dist.core.topology import hidden_name
+from nnit_dist.rollout.results import (
+    MethodSummary,
+    NetworkResult,
+    Summary,
+    TaskFigures,
+    hidden_of,
+)
+from nnit_dist.rollout.summaries import ALL_UNSEEN, METHODS
 
+if TYPE_CHECKING:
+    from nnit_dist.population.train import TrialFigures
+
+NNIT = METHODS["nnit"]
 WORK = {
     "population": "{env_steps:,} env steps",
     "align": "{steps:,} steps, action MSE {action_mse:.4f}",
@@ -24,6 +37,7 @@ class Table:
     rows: list[list[str]]
 
     def html(self) -> str:
+        """The table as HTML."""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.header)
         body = (
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
@@ -32,11 +46,12 @@ class Table:
         return f"<table><tr>{head}</tr>{''.join(body)}</table>"
 
     def markdown(self) -> str:
+        """The table as Markdown."""
         lines = [self.header, ["---"] * len(self.header), *self.rows]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def summary_table(summaries: list[dict[str, Any]]) -> Table:
+def summary_table(summaries: list[MethodSummary]) -> Table:
     """Every method on every kind of topology of one task."""
     header = [
         "method",
@@ -52,10 +67,10 @@ def summary_table(summaries: list[dict[str, Any]]) -> Table:
             row["method"],
             row["kind"],
             f"{row['success_once']:.3f}",
-            f"{row['low']:.3f} to {row['high']:.3f}",
+            share_range(row["low"], row["high"], 3),
             f"{row['success_at_end']:.3f}",
             str(row["networks"]),
-            f"{row['episodes']:,}",
+            count(row["episodes"]),
         ]
         for row in summaries
     ]
@@ -64,16 +79,17 @@ def summary_table(summaries: list[dict[str, Any]]) -> Table:
 
 def task_table(run: RunDirectory) -> Table:
     """Tasks under each other: teachers, then NNiT by kind of topology; success once in %."""
-    figures = run.figures("evaluate")["tasks"]
-    found = {
-        task: {(row["method"], row["kind"]): row for row in figures[task]["summaries"]}
+    figures: dict[str, TaskFigures] = run.figures("evaluate")["tasks"]
+    by_kind: dict[str, dict[str, Summary]] = {
+        task: {row["kind"]: row for row in figures[task]["summaries"] if row["method"] == NNIT}
         for task in run.tasks()
     }
-    kinds = list(dict.fromkeys(k for own in found.values() for m, k in own if m == "NNiT"))
+    kinds = list(dict.fromkeys(kind for summaries in by_kind.values() for kind in summaries))
     rows = []
-    for task, own in found.items():
-        cells = [_percent(own.get(("NNiT", kind))) for kind in kinds]
-        rows.append([task, _percent(own.get(("teachers", "teacher"))), *cells])
+    for task, summaries in by_kind.items():
+        teachers = [row for row in figures[task]["summaries"] if row["kind"] == "teacher"]
+        cells = [_percent(summaries.get(kind)) for kind in kinds]
+        rows.append([task, _percent(teachers[0] if teachers else None), *cells])
     names = [kind if kind in ("seen", ALL_UNSEEN) else f"unseen: {kind}" for kind in kinds]
     return Table(["task", "teachers", *names], rows)
 
@@ -90,48 +106,49 @@ def stage_table(run: RunDirectory) -> Table:
 
 def trial_table(run: RunDirectory) -> Table:
     """What the teachers of each task cost."""
-    rows, trials = [], run.figures("population")["trials"]
+    trials: dict[str, TrialFigures] = run.figures("population")["trials"]
+    rows = []
     for task in run.tasks():
-        own = [trial for name, trial in trials.items() if name.split("_", 1)[0] == task]
-        best = [trial["success_once"] for trial in own]
-        seconds = sum(trial["seconds"] for trial in own)
+        taught = [trial for name, trial in trials.items() if name.split("_", 1)[0] == task]
+        best = [trial["success_once"] for trial in taught]
+        seconds = sum(trial["seconds"] for trial in taught)
         rows.append(
             [
                 task,
-                str(len(own)),
-                f"{sum(trial['env_steps'] for trial in own):,}",
+                str(len(taught)),
+                count(sum(trial["env_steps"] for trial in taught)),
                 f"{seconds / 60:.1f}" if seconds else "-",
-                f"{min(best):.2f} to {max(best):.2f}",
+                share_range(min(best), max(best), 2),
             ]
         )
     header = ["task", "trials", "env steps", "minutes of all trials", "validation success"]
     return Table(header, rows)
 
 
-def topology_table(rows: list[dict[str, Any]]) -> Table:
+def topology_table(results: list[NetworkResult]) -> Table:
     """Mean success on every topology of one task."""
-    cells: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for row in rows:
-        if row["kind"] == "teacher":
+    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for result in results:
+        if result["kind"] == "teacher":
             continue
-        key = (row["kind"], "x".join(map(str, row["hidden"])))
-        cells.setdefault(key, {}).setdefault(row["method"], []).append(row["success_once"])
-    methods = ["direct GHN query", "NNiT"]
+        key = (result["kind"], hidden_name(hidden_of(result)))
+        by_method = groups.setdefault(key, {})
+        by_method.setdefault(result["method"], []).append(result["success_once"])
+    methods = [METHODS["ghn"], METHODS["nnit"]]
     return Table(
         ["kind", "hidden", *methods],
         [
-            [kind, hidden, *(_mean(found.get(method, [])) for method in methods)]
-            for (kind, hidden), found in sorted(cells.items())
+            [kind, hidden, *(_mean(by_method.get(method, [])) for method in methods)]
+            for (kind, hidden), by_method in sorted(groups.items())
         ],
     )
 
 
 def _mean(values: list[float]) -> str:
-    return f"{sum(values) / len(values):.2f}" if values else "-"
+    return decimal(sum(values) / len(values) if values else None, 2)
 
 
-def _percent(row: dict[str, Any] | None) -> str:
-    if row is None:
+def _percent(summary: Summary | None) -> str:
+    if summary is None:
         return "-"
-    once, low, high = (100 * row[key] for key in ("success_once", "low", "high"))
-    return f"{once:.1f} ({low:.1f}-{high:.1f})"
+    return percent_interval(summary["success_once"], summary["low"], summary["high"])

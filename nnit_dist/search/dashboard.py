@@ -11,7 +11,7 @@ import webbrowser
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from aiohttp import web
 
@@ -19,6 +19,7 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import read_json
 from nnit_dist.runtime.progress import console
 from nnit_dist.runtime.ray_session import cluster_token
+from nnit_dist.search.records import NetworkSuccess, PoolFigures, SearchDescription, TrialRecord
 from nnit_dist.search.results import POOL, SEARCH, importance, leading, read_trials
 
 PAGE = Path(__file__).with_name("page.html")
@@ -68,9 +69,24 @@ def application(out: Path, key: str, cluster: str | None = None) -> web.Applicat
     return app
 
 
-def page_data(out: Path) -> dict[str, Any]:
-    """What the page shows: the trials, and of the one that leads the figures of each network."""
-    search, trials, pool = read_json(out / SEARCH), read_trials(out), out / POOL
+class PageData(TypedDict):
+    """What the page shows: the search, its trials without their networks, and those of the leading
+    one; which values matter; what the pool does; and the names of pictures.
+    """
+
+    search: SearchDescription
+    trials: list[TrialRecord]
+    leading: str | None
+    networks: list[NetworkSuccess]
+    importance: dict[str, float]
+    pool: PoolFigures | None
+    pictures: list[str]
+
+
+def page_data(out: Path) -> PageData:
+    """What the page shows of the search in `out`."""
+    search: SearchDescription = read_json(out / SEARCH)
+    trials, pool = read_trials(out), out / POOL
     best = leading(trials)
     networks = best["rungs"][-1]["networks"] if best else []
     for trial in trials:
@@ -79,7 +95,7 @@ def page_data(out: Path) -> dict[str, Any]:
     return {
         "search": search,
         "trials": trials,
-        "leading": best and best["name"],
+        "leading": best["name"] if best else None,
         "networks": networks,
         "importance": importance(trials, search["distributions"]),
         "pool": read_json(pool) if pool.exists() else None,
@@ -102,13 +118,13 @@ def _guard(key: str, cluster: str | None) -> Any:
         # Cookies are the host's, whatever the port: each page has one of its own.
         cookie = f"nnit_token_{request.url.port}"
         brought = [request.query.get("token", ""), request.cookies.get(cookie, ""), bearer]
-        known = any(_same(one, key) for one in brought) or (cluster and _same(bearer, cluster))
+        known = any(_same(token, key) for token in brought) or (cluster and _same(bearer, cluster))
         if not known:
             raise web.HTTPUnauthorized(text="It wants the token that `nnit dashboard` shows.")
         if "token" in request.query:  # keep it out of the address bar and the history
-            found = web.HTTPSeeOther(request.path)
-            found.set_cookie(cookie, key, httponly=True, samesite="Strict")
-            return found
+            redirect = web.HTTPSeeOther(request.path)
+            redirect.set_cookie(cookie, key, httponly=True, samesite="Strict")
+            return redirect
         response = await handler(request)
         response.headers.setdefault("Cache-Control", "no-store")
         return response

@@ -2,7 +2,6 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 
@@ -16,33 +15,36 @@ from nnit_dist.report.film import Clip, film
 from nnit_dist.report.plots import show_matrix
 from nnit_dist.rollout.evaluation import Evaluator
 from nnit_dist.rollout.statistics import cluster_bootstrap, paired_bootstrap
+from nnit_dist.search.records import FinalFigures, GroupName
 
 SAMPLES, EPISODES, SHOWN = 2, 100, 6
 
 
 def measure(
-    policies: dict[str, list[Policy]], out: Path, actors: int | None, sim_backend: Any
-) -> dict[str, Any]:
+    policies: dict[GroupName, list[Policy]], out: Path, evaluator: Evaluator
+) -> FinalFigures:
     """success_once of each group's networks over test start states, and the first less the second.
 
     Both have `SAMPLES` networks of the same topologies. Every episode is kept in `out`.
+
+    Raises:
+        NnitError: a network could not be measured.
     """
-    groups = list(policies)
-    for name in groups:
-        for policy in policies[name]:
+    for name, group in policies.items():
+        for policy in group:
             policy.id = f"{name}_{policy.id}"
-    every = [policy for name in groups for policy in policies[name]]
-    result = Evaluator(actors, sim_backend, title="test").evaluate(every, EPISODES, out)
+    networks = [policy for group in policies.values() for policy in group]
+    result = evaluator.evaluate(networks, EPISODES, out)
     if result.failures:
         raise NnitError(f"measuring failed: {next(iter(result.failures.values()))}.")
     success = {row["policy_id"]: row["success_once"] for row in result.rows()}
-    by_topology = {name: _by_topology(policies[name], success) for name in groups}
-    figures: dict[str, Any] = {}
+    by_topology = {name: _by_topology(group, success) for name, group in policies.items()}
+    figures: FinalFigures = {}
     for name, values in by_topology.items():
         low, high = cluster_bootstrap(values)
         mean = sum(map(sum, values)) / sum(map(len, values))
         figures[name] = {"success": mean, "low": low, "high": high}
-    if len(groups) == 2:
+    if len(by_topology) == 2:
         first, second = by_topology.values()
         difference, low, high = paired_bootstrap(first, second)
         figures["difference"] = {"mean": difference, "low": low, "high": high}
@@ -50,21 +52,21 @@ def measure(
 
 
 def _by_topology(policies: list[Policy], success: dict[str, float]) -> list[list[float]]:
-    found: dict[Hidden, list[float]] = {}
+    groups: dict[Hidden, list[float]] = {}
     for policy in policies:
-        found.setdefault(policy.topology.hidden, []).append(success[policy.id])
-    return list(found.values())
+        groups.setdefault(policy.topology.hidden, []).append(success[policy.id])
+    return list(groups.values())
 
 
 def show(policies: list[Policy], out: Path) -> None:
     """A film of some networks at work, and a picture of their matrices."""
-    some = spread(policies, SHOWN)
-    clips = [Clip(p, TEST_SEED + i, p.topology.name) for i, p in enumerate(some)]
+    shown = spread(policies, SHOWN)
+    clips = [Clip(p, TEST_SEED + i, p.topology.name) for i, p in enumerate(shown)]
     film(clips, out / "policies.mp4")
     figure, axes = plt.subplots(2, SHOWN // 2, figsize=(9, 6), squeeze=False)
-    for place in axes.flat[len(some) :]:
+    for place in axes.flat[len(shown) :]:
         place.axis("off")
-    for place, policy in zip(axes.flat, some, strict=False):
+    for place, policy in zip(axes.flat, shown, strict=False):
         middle = policy.layers[len(policy.layers) // 2][0]
         show_matrix(place, middle, policy.topology.name)
     figure.tight_layout()

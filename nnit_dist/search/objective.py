@@ -7,10 +7,10 @@ own training allows: a network of twice the size takes half as many.
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from nnit_dist.artifacts.run_directory import (
     AlignDirectory,
@@ -20,25 +20,44 @@ from nnit_dist.artifacts.run_directory import (
 )
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.policy import Policy
-from nnit_dist.core.topology import Hidden, Topology
+from nnit_dist.core.topology import Hidden
 from nnit_dist.core.zoo import best_of_trials
 from nnit_dist.hypernet.config import GHNConfig
 from nnit_dist.hypernet.dagger import DistillationRounds, Record
 from nnit_dist.hypernet.model import HypernetModel, build_ghn
 from nnit_dist.nnit.config import NNiTConfig
 from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.nnit.tokens import token_layout
 from nnit_dist.nnit.train import BAR, NNiTTraining, TrainSegment
 from nnit_dist.population.train import trial_specs
 from nnit_dist.population.trial import Trial
 from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.search.results import state_file
-from nnit_dist.stages import align as align
 from nnit_dist.stages.config import RunConfig
 from nnit_dist.training.state import read_metrics
 
 
+@dataclass(frozen=True)
+class TrainedRung:
+    """What training a rung came to.
+
+    Attributes:
+        step: the step that it trained to.
+        loss: the last one that was logged.
+        seconds: those that the steps took, without what there was to start.
+    """
+
+    step: int
+    loss: float
+    seconds: float
+
+
 class Objective(Protocol):
-    """What a trial trains, and the policies that judge it. `rungs` are shares of its steps."""
+    """What a trial trains, and the policies that judge it.
+
+    `config` is the trial's, `base` that of the search, `run` the run that trials begin with, `out`
+    the trial's directory, and `rungs` are shares of its steps.
+    """
 
     def __init__(
         self,
@@ -46,14 +65,18 @@ class Objective(Protocol):
         base: RunConfig,
         run: RunDirectory,
         out: Path,
+        *,
         rungs: Sequence[float],
     ) -> None: ...
 
-    def train(self, rung: int, record: Record) -> dict[str, float]: ...
+    def train(self, rung: int, record: Record) -> TrainedRung:
+        """Train up to a rung, what was trained before not again."""
 
-    def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]: ...
+    def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
+        """Policies of what is trained so far."""
 
-    def figures(self) -> dict[str, Any]: ...
+    def parameters(self) -> int:
+        """How many parameters what is trained has."""
 
 
 class PopulationObjective:
@@ -70,6 +93,7 @@ class PopulationObjective:
         base: RunConfig,
         run: RunDirectory,
         out: Path,
+        *,
         rungs: Sequence[float],
     ) -> None:
         self.config, self.task = config.population, config.tasks[0]
@@ -78,7 +102,7 @@ class PopulationObjective:
         self.until = rung_steps(self.recipe.env_steps, rungs)
         self.specs = trial_specs(self.config, [self.task], config.control_mode)
 
-    def train(self, rung: int, record: Record) -> dict[str, float]:
+    def train(self, rung: int, record: Record) -> TrainedRung:
         """As `NNiTObjective.train`; the loss is what the best snapshots return, its sign turned."""
         began, until = time.monotonic(), self.until[rung]
         for spec in self.specs:
@@ -90,16 +114,17 @@ class PopulationObjective:
                 trial.close()
         returns = [member.mean_return for member in best_of_trials(self.out.zoo.members())]
         loss = -sum(returns) / len(returns)
-        return {"step": until, "loss": loss, "seconds": time.monotonic() - began}
+        return TrainedRung(until, loss, time.monotonic() - began)
 
     def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
         """The best snapshot of each trial so far."""
-        found = [member.policy for member in best_of_trials(self.out.zoo.members())]
-        return sorted(found, key=lambda policy: policy.topology.hidden)
+        best = [member.policy for member in best_of_trials(self.out.zoo.members())]
+        return sorted(best, key=lambda policy: policy.topology.hidden)
 
-    def figures(self) -> dict[str, Any]:
+    def parameters(self) -> int:
+        """The mean of the policies."""
         sizes = [policy.topology.num_params for policy in self.policies([], 0)]
-        return {"parameters": round(sum(sizes) / len(sizes))}
+        return round(sum(sizes) / len(sizes))
 
 
 class NNiTObjective:
@@ -113,6 +138,7 @@ class NNiTObjective:
         base: RunConfig,
         run: RunDirectory,
         out: Path,
+        *,
         rungs: Sequence[float],
     ) -> None:
         self.config, self.out, self.ghn = config, TrainDirectory(out), run.hypernet()
@@ -120,17 +146,11 @@ class NNiTObjective:
         sampler = HypernetModel.load(self.ghn, task)
         share = work(base.nnit, sampler) / work(config.nnit, sampler)
         steps = max(len(rungs), round(base.nnit.steps * share))
-        self.nnit, self.until = (
-            config.nnit.model_copy(update={"steps": steps}),
-            rung_steps(steps, rungs),
-        )
+        self.nnit = config.nnit.model_copy(update={"steps": steps})
+        self.until = rung_steps(steps, rungs)
 
-    def train(self, rung: int, record: Record) -> dict[str, float]:
-        """Train up to a rung, what was trained before not again.
-
-        Returns the step, the last losses, and the seconds that the steps took, without what there
-        was to start.
-        """
+    def train(self, rung: int, record: Record) -> TrainedRung:
+        """Train up to a rung, what was trained before not again."""
         until = self.until[rung]
         with StageProgress("steps") as view:
             view.add(BAR, self.nnit.steps)
@@ -147,17 +167,18 @@ class NNiTObjective:
     def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
         """Networks of the model as it is now."""
         model = NNiTModel.load(self.out.nnit).for_task(self.config.tasks[0])
-        how, seed = self.config.generate, self.config.seed
+        settings, seed = self.config.generate, self.config.seed
         return [
             policy
             for hidden in hiddens
             for policy in model.generate(
-                hidden, samples, seed, how.sampler_steps, guidance=how.guidance
+                hidden, samples, seed, settings.sampler_steps, guidance=settings.guidance
             )
         ]
 
-    def figures(self) -> dict[str, Any]:
-        return {"parameters": NNiTModel.load(self.out.nnit).parameters}
+    def parameters(self) -> int:
+        """Those of the transformer."""
+        return NNiTModel.load(self.out.nnit).parameters
 
 
 class GHNObjective:
@@ -175,6 +196,7 @@ class GHNObjective:
         base: RunConfig,
         run: RunDirectory,
         out: Path,
+        *,
         rungs: Sequence[float],
     ) -> None:
         self.config, self.out = config, AlignDirectory(out)
@@ -200,7 +222,7 @@ class GHNObjective:
             stops=self.until,
         )
 
-    def train(self, rung: int, record: Record) -> dict[str, float]:
+    def train(self, rung: int, record: Record) -> TrainedRung:
         """As `NNiTObjective.train`; `record` rolls out the networks of DAgger."""
         until = self.until[rung]
         with StageProgress("steps") as view:
@@ -214,8 +236,9 @@ class GHNObjective:
         model, seed = self.rounds.model(), self.config.seed
         return [p for hidden in hiddens for p in model.policies(hidden, samples, seed)]
 
-    def figures(self) -> dict[str, Any]:
-        return {"parameters": self.rounds.model().parameters}
+    def parameters(self) -> int:
+        """Those of the hypernetwork."""
+        return self.rounds.model().parameters
 
 
 def rung_steps(steps: int, rungs: Sequence[float]) -> list[int]:
@@ -223,13 +246,13 @@ def rung_steps(steps: int, rungs: Sequence[float]) -> list[int]:
     return [math.ceil(share * steps) for share in rungs]
 
 
-def last_of(metrics: Path, loss: str, until: Sequence[int], rung: int) -> dict[str, float]:
-    """What was logged last of a rung; `seconds` are those that its steps took."""
+def last_of(metrics: Path, loss: str, until: Sequence[int], rung: int) -> TrainedRung:
+    """What was logged last of a rung."""
     first, step = until[rung - 1] if rung else 0, until[rung]
     rows = [row for row in read_metrics(metrics) if first < row["step"] <= step]
     # They count from zero whenever training goes on.
     ends = [a["seconds"] for a, b in pairwise(rows) if b["seconds"] < a["seconds"]]
-    return {"step": step, "loss": rows[-1][loss], "seconds": sum(ends) + rows[-1]["seconds"]}
+    return TrainedRung(step, rows[-1][loss], sum(ends) + rows[-1]["seconds"])
 
 
 def decoding(config: GHNConfig, sampler: HypernetModel) -> float:
@@ -245,16 +268,8 @@ def work(config: NNiTConfig, sampler: HypernetModel) -> float:
     """Multiplications of a step of NNiT, to a common factor: linear layers and attention."""
     t = config.transformer
     seen = sampler.distribution.seen
-    tokens = [patches(sampler.topology(hidden), config.patch) for hidden in seen]
+    tokens = [token_layout(sampler.topology(hidden), config.patch).length for hidden in seen]
     mean = sum(tokens) / len(tokens)
     square = sum(count**2 for count in tokens) / len(tokens)
     a_network = t.depth * (12 * mean * t.width**2 + 2 * square * t.width)
     return config.topologies_per_step * config.networks_per_topology * a_network
-
-
-def patches(topology: Topology, patch: int) -> int:
-    """Tokens of a topology's weights and biases."""
-    across = [
-        (math.ceil(out / patch), math.ceil(fan_in / patch)) for out, fan_in in topology.shapes
-    ]
-    return sum(rows * (columns + 1) for rows, columns in across)

@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.distributions import (
@@ -15,6 +14,15 @@ from scipy.stats import spearmanr
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import read_json
+from nnit_dist.search.records import (
+    RankCorrelation,
+    RungRecord,
+    SearchFigures,
+    Segment,
+    TrialFile,
+    TrialRecord,
+    Values,
+)
 
 RUNGS = {  # by scheduler: shares of a trial's steps, after each of which it is measured
     "asha": (0.25, 0.5, 1.0),
@@ -36,111 +44,118 @@ def state_file(directory: Path, rung: int) -> Path:
     return directory / f"rung-{rung}.pt"
 
 
-def read_trials(out: Path) -> list[dict[str, Any]]:
-    """Every trial of a search: its values, rungs and state, by name.
-
-    `state` is done (all rungs, or `stopped` as worse than others), failed, or open; `success` that
-    of the last rung, None before the first; `taken_over` how many rungs are those of another, the
-    `donor`, with whose weights it began.
-    """
+def read_trials(out: Path) -> list[TrialRecord]:
+    """Every trial of the search in `out`, by name."""
     if not (out / SEARCH).exists():
         return []
-    count, trials = len(read_json(out / SEARCH)["rungs"]), []
-    for file in sorted(out.glob(f"*/{TRIAL}")):
-        rungs: list[dict[str, Any]] = []
-        while len(rungs) < count and (path := rung_file(file.parent, len(rungs))).exists():
-            rungs.append(read_json(path))
-        stopped = (file.parent / STOPPED).exists()
-        whole = len(rungs) == count
-        failed, about = (file.parent / ERROR).exists(), read_json(file)
-        trials.append(
-            {
-                "name": file.parent.name,
-                "values": about["values"],
-                "taken_over": about.get("taken_over", 0),
-                "donor": about.get("donor"),
-                "state": "done" if whole or stopped else "failed" if failed else "open",
-                "stopped": stopped,
-                "whole": whole,
-                "rungs": rungs,
-                "success": rungs[-1]["success"] if rungs else None,
-            }
-        )
-    return trials
+    count = len(read_json(out / SEARCH)["rungs"])
+    return [_read_trial(file.parent, count) for file in sorted(out.glob(f"*/{TRIAL}"))]
 
 
-def leading(trials: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _read_trial(directory: Path, count: int) -> TrialRecord:
+    """A trial of a search that has `count` rungs."""
+    rungs: list[RungRecord] = []
+    while len(rungs) < count and (path := rung_file(directory, len(rungs))).exists():
+        rungs.append(read_json(path))
+    trial: TrialFile = read_json(directory / TRIAL)
+    stopped, complete = (directory / STOPPED).exists(), len(rungs) == count
+    failed = (directory / ERROR).exists()
+    return {
+        "name": directory.name,
+        "values": trial["values"],
+        "inherited": trial.get("inherited", trial.get("taken_over", 0)),
+        "donor": trial.get("donor"),
+        "state": "done" if complete or stopped else "failed" if failed else "open",
+        "stopped": stopped,
+        "whole": complete,
+        "rungs": rungs,
+        "success": rungs[-1]["success"] if rungs else None,
+    }
+
+
+def last_success(trial: TrialRecord) -> float:
+    """Success at the last rung that a trial has reached."""
+    return trial["rungs"][-1]["success"]
+
+
+def leading(trials: list[TrialRecord]) -> TrialRecord | None:
     """The trial that came furthest, and of those the most successful; None before any rung."""
-    ranked = [(len(trial["rungs"]), trial["success"], trial) for trial in trials if trial["rungs"]]
-    return max(ranked, key=lambda row: row[:2])[2] if ranked else None
+    begun = [trial for trial in trials if trial["rungs"]]
+    return max(begun, key=lambda trial: (len(trial["rungs"]), last_success(trial)), default=None)
 
 
-def summarize_search(trials: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize_search(trials: list[TrialRecord]) -> SearchFigures:
     """What a search found: the best trial of all rungs, and how well loss foretells success.
 
     Raises:
         NnitError: no trial came through.
     """
-    whole = [trial for trial in trials if trial["whole"]]
-    if not whole:
+    complete = [trial for trial in trials if trial["whole"]]
+    if not complete:
         raise NnitError(
             "no trial of the search came through all its steps: give it more time, or see the "
             f"trials' {ERROR}."
         )
-    best = max(whole, key=lambda trial: trial["success"])
+    best = max(complete, key=last_success)
     return {
         "trials": len(trials),
-        "whole": len(whole),
+        "whole": len(complete),
         "stopped": sum(trial["stopped"] for trial in trials),
         "failed": sum(trial["state"] == "failed" for trial in trials),
-        "best": {key: best[key] for key in ("name", "values", "success")}
-        | {"schedule": schedule(trials, best)},
+        "best": {
+            "name": best["name"],
+            "values": best["values"],
+            "success": last_success(best),
+            "schedule": schedule(trials, best),
+        },
         "seconds": seconds_of(trials),
         "loss_and_success": [_rank_correlation(trials, k) for k in range(len(best["rungs"]))],
     }
 
 
-def schedule(trials: list[dict[str, Any]], trial: dict[str, Any]) -> list[dict[str, Any]]:
-    """By which values what became a trial was trained: those of each leg, after how many rungs."""
-    named, segments = {other["name"]: other for other in trials}, []
-    while trial:
-        segments.append({"after": trial["taken_over"], "values": trial["values"]})
-        trial = named.get(trial["donor"], {})
+def schedule(trials: list[TrialRecord], trial: TrialRecord) -> list[Segment]:
+    """The segments in which what became a trial was trained, those of its donors first."""
+    by_name = {other["name"]: other for other in trials}
+    segments: list[Segment] = []
+    ancestor: TrialRecord | None = trial
+    while ancestor:
+        segments.append({"after": ancestor["inherited"], "values": ancestor["values"]})
+        ancestor = by_name.get(ancestor["donor"]) if ancestor["donor"] else None
     return segments[::-1]
 
 
-def seconds_of(trials: list[dict[str, Any]]) -> dict[str, float]:
-    """What trials spent, by what for."""
+def seconds_of(trials: list[TrialRecord]) -> dict[str, float]:
+    """Seconds that trials spent, by what for."""
     spent: dict[str, float] = {}
-    for rung in (rung for trial in trials for rung in trial["rungs"][trial["taken_over"] :]):
+    for rung in (rung for trial in trials for rung in trial["rungs"][trial["inherited"] :]):
         for name, seconds in rung["seconds"].items():
             spent[name] = spent.get(name, 0.0) + seconds
     return spent
 
 
-def _rank_correlation(trials: list[dict[str, Any]], rung: int) -> dict[str, float] | None:
+def _rank_correlation(trials: list[TrialRecord], rung: int) -> RankCorrelation | None:
     """Spearman's, of loss and success at a rung; None where it says nothing."""
-    own = [trial for trial in trials if trial["taken_over"] <= rung < len(trial["rungs"])]
-    rows = [trial["rungs"][rung] for trial in own]
+    trained = [trial for trial in trials if trial["inherited"] <= rung < len(trial["rungs"])]
+    rows = [trial["rungs"][rung] for trial in trained]
     pairs = [(row["loss"], row["success"]) for row in rows if row["loss"] is not None]
     if len(pairs) < 3:
         return None
-    found = spearmanr(*zip(*pairs, strict=True))
-    if not math.isfinite(found.statistic):
+    result = spearmanr(*zip(*pairs, strict=True))
+    if not math.isfinite(result.statistic):
         return None
-    correlation, p = float(found.statistic), float(found.pvalue)
+    correlation, p = float(result.statistic), float(result.pvalue)
     return {"rank_correlation": correlation, "p": p, "trials": len(pairs)}
 
 
-def importance(trials: list[dict[str, Any]], distributions: dict[str, str]) -> dict[str, float]:
+def importance(trials: list[TrialRecord], distributions: dict[str, str]) -> dict[str, float]:
     """How much each searched value decides whether a trial is a good one, adding up to 1.
 
-    PED-ANOVA (arXiv 2304.10255) on success at the first rung, which all trials have that took
-    nothing over; the best quarter is good. Nothing is said of few trials. `distributions` are JSON
+    PED-ANOVA (arXiv 2304.10255) on success at the first rung, which all trials have that inherited
+    none; the best quarter is good. Nothing is said of few trials. `distributions` are JSON
     of Optuna's.
     """
     domains = {k: _hashable(json_to_distribution(v)) for k, v in distributions.items()}
-    known = [trial for trial in trials if trial["rungs"] and not trial["taken_over"]]
+    known = [trial for trial in trials if trial["rungs"] and not trial["inherited"]]
     first = [trial["rungs"][0]["success"] for trial in known]
     if len(known) < ENOUGH or len(set(first)) < 2:
         return {}
@@ -172,6 +187,6 @@ def _hashable(domain: BaseDistribution) -> BaseDistribution:
     return domain
 
 
-def as_overrides(values: dict[str, Any]) -> str:
+def as_overrides(values: Values) -> str:
     """Values as the command line takes them."""
     return " ".join(f"--set {key}={json.dumps(value)}" for key, value in values.items())

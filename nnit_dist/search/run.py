@@ -1,92 +1,54 @@
 """The search: trials under Ray Tune, judged by one pool of simulators that they share."""
 
 import os
-import random
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray
 from optuna.distributions import distribution_to_json
-from pydantic import BaseModel, ConfigDict, Field
 from ray import tune
 
 from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import content_hash, read_json, write_json
-from nnit_dist.core.splits import TopologySplit, is_bottleneck
+from nnit_dist.core.policy import Policy
+from nnit_dist.core.splits import TopologySplit
 from nnit_dist.core.storage import beside
 from nnit_dist.core.task import TaskInfo
-from nnit_dist.core.topology import Hidden
 from nnit_dist.population.train import trial_resources
 from nnit_dist.rollout.actors import Simulators
+from nnit_dist.rollout.evaluation import Evaluator
 from nnit_dist.rollout.queue import Job
 from nnit_dist.rollout.recording import record
 from nnit_dist.runtime.progress import StageProgress, console
 from nnit_dist.runtime.ray_session import may_grow, ray_session
 from nnit_dist.search import final
+from nnit_dist.search.config import SearchConfig
 from nnit_dist.search.objective import Objective
+from nnit_dist.search.records import (
+    BestTrial,
+    FinalFigures,
+    GroupName,
+    PoolFigures,
+    SearchDescription,
+    SearchFigures,
+    SearchIdentity,
+    TrialRecord,
+    Values,
+)
 from nnit_dist.search.results import POOL, RUNGS, SEARCH, read_trials, rung_file, summarize_search
 from nnit_dist.search.schedule import Population, asha, check_pbt, first_ones, fresh_search
 from nnit_dist.search.server import evaluation_server
 from nnit_dist.search.space import Space
-from nnit_dist.search.trial import OBJECTIVES, run_trial, trial_name
+from nnit_dist.search.trial import OBJECTIVES, SearchContext, run_trial, trial_name
+from nnit_dist.search.validation import validation_topologies
 from nnit_dist.search.watch import RETRIES, Watch
 from nnit_dist.stages.config import RunConfig, with_values
 from nnit_dist.training.config import Placement
-
-Scheduler = Literal["asha", "pbt"]
-
-
-class SearchConfig(BaseModel):
-    """How much is tried, and how it is judged: by many networks, a few episodes each.
-
-    A generator fails by whole networks: few of them can all be good by luck.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    trials: int = Field(24, gt=0)
-    budget_s: float | None = Field(None, gt=0, description="wall time that trials have")
-    topologies: int = Field(48, gt=0, description="of validation, that a trial is judged by")
-    samples: int = Field(1, gt=0, description="networks a topology")
-    episodes: int = Field(10, gt=0, description="episodes a network")
-    seed: int = 0
-    scheduler: Scheduler = "asha"
-
-
-def validation_topologies(
-    split: TopologySplit, widths: list[int], count: int, seed: int
-) -> list[Hidden]:
-    """Topologies that are neither on the training grid nor kept for the test.
-
-    Like those of the grid, and so as often deep as they, at least one width between two of its.
-    (Training varies widths, so that some lie near networks that it had.)
-
-    Raises:
-        NnitError: there are not as many.
-    """
-    taken = {w for held in split.unseen.values() for hidden in held for w in hidden} | set(widths)
-    between = [w for w in range(min(widths), max(widths)) if w not in taken]
-    middle = (min(widths) + max(widths)) / 2
-    rng, found = random.Random(seed), set[Hidden]()
-    for _ in range(100 * count):
-        if len(found) == count or not between:
-            break
-        others = [rng.choice([*widths, *between]) for _ in rng.choice(split.seen)[1:]]
-        hidden = (*others, rng.choice(between))
-        if not ("bottleneck" in split.unseen and is_bottleneck(hidden, middle)):
-            found.add(hidden)
-    if len(found) < count:
-        raise NnitError(
-            f"widths {sorted(widths)} leave {len(found)} topologies of validation between them, "
-            f"and {count} are wanted: train on widths further apart, or ask for fewer with "
-            "--topologies."
-        )
-    return sorted(found, key=lambda hidden: (len(hidden), hidden))
 
 
 @dataclass(frozen=True)
@@ -103,7 +65,7 @@ class Search:
     out: Path
     settings: SearchConfig
 
-    def go(self) -> dict[str, Any]:
+    def go(self) -> SearchFigures:
         """Run what is left of the search; returns its figures.
 
         Raises:
@@ -120,8 +82,8 @@ class Search:
         if self.settings.scheduler == "pbt":
             check_pbt(self.space, self.settings.trials)
             first_ones(self.space, self.config, self.settings.trials, self.settings.seed)
-        about = self._about()
-        write_json(self.out / SEARCH, about)
+        description = self._description()
+        write_json(self.out / SEARCH, description)
         known = read_trials(self.out)
         left = self._left(known)
         where = self.config.ray
@@ -131,16 +93,16 @@ class Search:
                 # (Trials of PBT report again what they have done.)
                 self._search([] if self.settings.scheduler == "pbt" else known, left)
         figures = summarize_search(read_trials(self.out))
-        write_json(self.out / SEARCH, about | figures)
+        write_json(self.out / SEARCH, {**description, **figures})
         with ray_of():  # another job: what trials that were stopped held is free
             figures["test"] = self._test(figures["best"])
-        write_json(self.out / SEARCH, about | figures)
+        write_json(self.out / SEARCH, {**description, **figures})
         return figures
 
-    def _about(self) -> dict[str, Any]:
+    def _description(self) -> SearchDescription:
         """What the search is, and is shown with; NnitError if `out` holds another one."""
         judged = self.settings.model_dump(exclude={"trials", "budget_s", "seed", "scheduler"})
-        about = {
+        identity: SearchIdentity = {
             "distributions": {k: distribution_to_json(d) for k, d in self.space.domains.items()},
             "stage": self.space.stage,
             "scheduler": self.settings.scheduler,
@@ -154,54 +116,55 @@ class Search:
         }
         path = self.out / SEARCH
         if path.exists():
-            before = read_json(path)
-            if changed := [key for key, value in about.items() if before.get(key) != value]:
+            known = read_json(path)
+            if changed := [key for key, value in identity.items() if known.get(key) != value]:
                 raise NnitError(
                     f"{self.out} holds another search: its {changed[0]} is another. Name another "
                     "directory with --out."
                 )
-        return about | {
+        return {
+            **identity,
             "settings": self.settings.model_dump(),
             "run": str(self.run),
             "defaults": self.space.defaults(self.config),
         }
 
-    def _search(self, known: list[dict[str, Any]], left: int) -> None:
+    def _search(self, known: list[TrialRecord], left: int) -> None:
         settings = self.settings
         simulators, actors = self._simulators()
         resources, placement, room = self._room(0 if simulators.on_gpu else actors)
-        about = self._common(placement)
+        context = self._context(placement)
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # an interruption ends the command
         began, worked = time.monotonic(), time.process_time()
         with (
             evaluation_server(simulators, actors, may_grow()) as server,
             StageProgress("trials") as view,
         ):
-            about |= {"examiner": server}
-            trainable = tune.with_resources(tune.with_parameters(run_trial, about=about), resources)
-            watch = Watch(view, self.out, settings.trials, known, len(self._rungs), server)
+            trainable = tune.with_parameters(run_trial, context=context, server=server)
+            watch = Watch(
+                view,
+                self.out,
+                total=settings.trials,
+                known=known,
+                rungs=len(self._rungs),
+                server=server,
+            )
             tune.Tuner(
-                trainable,
+                tune.with_resources(trainable, resources),
                 param_space=self.space.given if settings.scheduler == "pbt" else None,
-                tune_config=tune.TuneConfig(
-                    metric="success",
-                    mode="max",
-                    num_samples=left,
-                    time_budget_s=settings.budget_s,
-                    **self._schedule(known, room),
-                ),
+                tune_config=self._tune_config(known, left, room),
                 run_config=tune.RunConfig(
                     name="tune",
                     storage_path=str(self.out.absolute()),
                     failure_config=tune.FailureConfig(max_failures=RETRIES),
-                    stop={"training_iteration": len(self._rungs)},  # none takes over after the last
+                    stop={"training_iteration": len(self._rungs)},  # none inherits after the last
                     verbose=0,
                     callbacks=[watch, *self._loggers()],
                 ),
             ).fit()
             driver = (time.process_time() - worked) / (time.monotonic() - began)
-            pool = ray.get(server.figures.remote())
-        write_json(self.out / POOL, pool | {"driver": round(driver, 3)})
+            pool: PoolFigures = ray.get(server.figures.remote())
+        write_json(self.out / POOL, {**pool, "driver": round(driver, 3)})
 
     def _simulators(self) -> tuple[Simulators, int]:
         """What measures, and how many of it: on CPUs half of those that do not train."""
@@ -243,27 +206,27 @@ class Search:
             room = min(room, max(1, gpus // placement.workers))
         return resources, placement, room
 
-    def _common(self, placement: Placement) -> dict[str, Any]:
+    def _context(self, placement: Placement) -> SearchContext:
         """What all trials are told."""
         config = self.config.model_dump(mode="json", exclude_unset=True)
-        return {
-            "config": config | {"training": placement.model_dump()},
-            "stage": self.space.stage,
-            "rungs": self._rungs,
-            "run": str(self.run.path.absolute()),
-            "out": str(self.out.absolute()),
-            "topologies": validation_topologies(
+        return SearchContext(
+            config=RunConfig.model_validate(config | {"training": placement.model_dump()}),
+            stage=self.space.stage,
+            rungs=self._rungs,
+            run=str(self.run.path.absolute()),
+            out=str(self.out.absolute()),
+            topologies=validation_topologies(
                 self._split(), self.config.topologies.widths, self.settings.topologies, 1
             ),
-            "samples": self.settings.samples,
-            "episodes": self.settings.episodes,
-        }
+            samples=self.settings.samples,
+            episodes=self.settings.episodes,
+        )
 
     @property
     def _rungs(self) -> tuple[float, ...]:
         return RUNGS[self.settings.scheduler]
 
-    def _left(self, known: list[dict[str, Any]]) -> int:
+    def _left(self, known: list[TrialRecord]) -> int:
         """How many trials are still to be begun, or gone on with.
 
         Those of PBT depend on one another: all go on, and report at once what they have done.
@@ -273,19 +236,27 @@ class Search:
             return 0 if done >= self.settings.trials else self.settings.trials
         return self.settings.trials - sum(trial["state"] != "open" for trial in known)
 
-    def _schedule(self, known: list[dict[str, Any]], room: int) -> dict[str, Any]:
-        seed = self.settings.seed
-        if self.settings.scheduler == "pbt":
-            return {
-                "search_alg": first_ones(self.space, self.config, self.settings.trials, seed),
-                "scheduler": Population(self.space, seed),
-            }
-        return {
-            "search_alg": fresh_search(self.space, self.config, known, seed),
-            "scheduler": asha(known, self.out),
+    def _tune_config(self, known: list[TrialRecord], left: int, room: int) -> tune.TuneConfig:
+        """How Tune goes on: `left` trials are left, and `room` of them fit at once."""
+        settings, seed = self.settings, self.settings.seed
+        make = partial(
+            tune.TuneConfig,
+            metric="success",
+            mode="max",
+            num_samples=left,
+            time_budget_s=settings.budget_s,
+        )
+        if settings.scheduler == "pbt":
+            return make(
+                search_alg=first_ones(self.space, self.config, settings.trials, seed),
+                scheduler=Population(self.space, seed),
+            )
+        return make(
+            search_alg=fresh_search(self.space, self.config, known, seed),
+            scheduler=asha(known, self.out),
             # One more than fit: while one is measured, another trains.
-            "max_concurrent_trials": room + 1,
-        }
+            max_concurrent_trials=room + 1,
+        )
 
     def _split(self) -> TopologySplit:
         """Of the run; where populations are searched for there need not be one yet."""
@@ -330,16 +301,16 @@ class Search:
             )
         return loggers
 
-    def _test(self, best: dict[str, Any]) -> dict[str, Any]:
+    def _test(self, best: BestTrial) -> FinalFigures:
         """The best trial and the defaults on the run's unseen topologies; pictures of the best."""
         unseen, defaults = self._split().unseen, self.space.defaults(self.config)
         hiddens = [hidden for kind in ("combination", "width") for hidden in unseen.get(kind, [])]
         if not hiddens:
             return {}
-        compared = {"best": (best["name"], best["values"])}
+        compared: dict[GroupName, tuple[str, Values]] = {"best": (best["name"], best["values"])}
         if (name := trial_name(defaults)) != best["name"]:
             compared["defaults"] = (name, defaults)
-        written = {}
+        written: dict[GroupName, list[Policy]] = {}
         for group, trial in compared.items():
             try:
                 written[group] = self._finished(*trial).policies(hiddens, final.SAMPLES)
@@ -347,13 +318,13 @@ class Search:
                 if group == "best":
                     raise
                 console.print(f"not compared with the defaults, which do not train: {error}")
-        found = final.measure(
-            written, self.out / "test", self.config.ray.actors, self.config.ray.sim_backend
-        )
+        where = self.config.ray
+        evaluator = Evaluator(where.actors, where.sim_backend, title="test")
+        figures = final.measure(written, self.out / "test", evaluator)
         final.show(written["best"], self.out / "best")
-        return found
+        return figures
 
-    def _finished(self, name: str, values: dict[str, Any]) -> Objective:
+    def _finished(self, name: str, values: Values) -> Objective:
         """What a trial has trained; one that was stopped early goes on first."""
         directory = self.out / name
         objective = self._objective(with_values(self.config, values, "the search"), directory)
@@ -366,4 +337,6 @@ class Search:
         return record(self._simulators()[0], self.config.ray.actors, jobs)
 
     def _objective(self, config: RunConfig, directory: Path) -> Objective:
-        return OBJECTIVES[self.space.stage](config, self.config, self.run, directory, self._rungs)
+        return OBJECTIVES[self.space.stage](
+            config, self.config, self.run, directory, rungs=self._rungs
+        )

@@ -14,13 +14,14 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.searcher import Searcher
 
 from nnit_dist.core.errors import NnitError
-from nnit_dist.search.results import RUNGS, rung_file
+from nnit_dist.search.records import TrialRecord, Values
+from nnit_dist.search.results import RUNGS, last_success, rung_file
 from nnit_dist.search.space import Space
 from nnit_dist.search.trial import TAKEOVER, trial_name
 from nnit_dist.stages.config import RunConfig
 
 ATTEMPTS = 50  # to suggest values that were not tried yet
-# What weights that are taken over fit, what comes along with them, and what a step costs.
+# What inherited weights fit, what comes along with them, and what a step costs.
 FIXED = (
     "nnit.transformer.",
     "nnit.patch",
@@ -52,7 +53,7 @@ class FreshSearch(OptunaSearch):
 
 
 def fresh_search(
-    space: Space, config: RunConfig, known: list[dict[str, Any]], seed: int
+    space: Space, config: RunConfig, known: list[TrialRecord], seed: int
 ) -> FreshSearch:
     """Optuna's sampler, told what is known. The defaults come first, and what is unfinished."""
     defaults = space.defaults(config)
@@ -69,7 +70,7 @@ def fresh_search(
     for trial in known:
         searcher.tried.add(trial["name"])
         if trial["state"] == "done":
-            searcher.add_evaluated_point(trial["values"], trial["success"])
+            searcher.add_evaluated_point(trial["values"], last_success(trial))
     searcher.tried -= {trial_name(values) for values in first}
     return searcher
 
@@ -90,14 +91,14 @@ class Halving(tune.schedulers.AsyncHyperBandScheduler):
         )
         self.out = out
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> str:
         decision = super().on_trial_result(tune_controller, trial, result)
         directory, following = self.out / result["directory"], result["rung"] + 1
         began = rung_file(directory, following), directory / f"rung-{following}"
         return self.CONTINUE if any(path.exists() for path in began) else decision
 
 
-def asha(known: list[dict[str, Any]], out: Path) -> Halving:
+def asha(known: list[TrialRecord], out: Path) -> Halving:
     """ASHA of a search in `out`; it remembers what is known."""
     scheduler = Halving(out)
     for milestone, recorded in scheduler._brackets[0]._rungs:
@@ -110,9 +111,10 @@ def asha(known: list[dict[str, Any]], out: Path) -> Halving:
 
 
 def check_pbt(space: Space, trials: int) -> None:
-    """
+    """Refuse what PBT cannot search.
+
     Raises:
-        NnitError: PBT cannot search this space, or not with so few trials.
+        NnitError: it cannot search this space, or not with so few trials.
     """
     if space.stage != "train":
         raise NnitError(
@@ -173,7 +175,7 @@ class Population(tune.schedulers.PopulationBasedTraining):
         )
         self.space, self.seed, self.decision = space, seed, ""
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> str:
         for failed in (t for t in tune_controller.get_trials() if t.status == t.ERROR):
             state: Any = self._trial_state[failed]
             state.last_train_time = self._next_perturbation_sync
@@ -197,7 +199,7 @@ class Population(tune.schedulers.PopulationBasedTraining):
         np.random.seed(key)
         super()._checkpoint_or_exploit(trial, *args)
 
-    def _explored(self, config: dict[str, Any]) -> dict[str, Any]:
+    def _explored(self, config: Values) -> Values:
         within = {k: _within(domain, config[k]) for k, domain in self.space.domains.items()}
         return config | within | {TAKEOVER: self.decision}
 

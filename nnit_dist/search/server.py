@@ -21,6 +21,7 @@ from nnit_dist.rollout.episodes import Rollouts
 from nnit_dist.rollout.pool import SimulatorPool
 from nnit_dist.rollout.queue import Failure, Job
 from nnit_dist.rollout.recording import visited
+from nnit_dist.search.records import PoolFigures
 
 TURN_S = 4  # of simulating for one trial, about, before it is another's turn
 FIRST_TURN = 160  # episodes, when it is not known how long one takes
@@ -100,7 +101,7 @@ class EvaluationServer:
             raise request.error
         return request.outcomes
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> PoolFigures:
         """What the pool has done so far; raises what it gave up for."""
         with self._changed:
             if self._error:
@@ -158,10 +159,10 @@ class EvaluationServer:
                 self._requests.append(request)
         else:
             request.finished.set()
-        now = self.figures()
-        self._queued.set(now["waiting"])
-        self._alive.set(now["simulators"])
-        self._lost.set(now["replaced"])
+        figures = self.figures()
+        self._queued.set(figures["waiting"])
+        self._alive.set(figures["simulators"])
+        self._lost.set(figures["replaced"])
 
 
 @contextmanager
@@ -185,7 +186,7 @@ def evaluation_server(simulators: Simulators, actors: int, grows: bool) -> Itera
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """What the examiner raises, without the traces of where."""
+    """Raise what the server raises, without the traces of where."""
     try:
         yield
     except RayTaskError as error:

@@ -9,16 +9,17 @@ Keys are those of a configuration, values domains of Ray Tune.
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 from optuna.distributions import BaseDistribution
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 
 from nnit_dist.core.errors import NnitError
+from nnit_dist.search.config import Stage
+from nnit_dist.search.records import Values
 from nnit_dist.stages.config import RunConfig, value_of, with_values
 
-Stage = Literal["population", "align", "train"]
 TRIED = 8  # values of a domain that the configuration must take
 # What a trial's training reads of a configuration, and what of that the search sets itself.
 READ: dict[str, tuple[str, ...]] = {
@@ -41,10 +42,10 @@ class Space:
     domains: dict[str, BaseDistribution]
     given: dict[str, Domain]
 
-    def defaults(self, config: RunConfig) -> dict[str, Any]:
+    def defaults(self, config: RunConfig) -> Values:
         """The configuration's own values of what is searched, as a search writes them."""
         return {
-            key: domain.to_external_repr(domain.to_internal_repr(_own(config, key)))
+            key: domain.to_external_repr(domain.to_internal_repr(_default(config, key)))
             for key, domain in self.domains.items()
         }
 
@@ -73,16 +74,16 @@ def load_space(path: Path, config: RunConfig) -> Space:
         raise NnitError(f"{path} has no SPACE, a dictionary of configuration keys and domains.")
     domains = {key: _domain(path, key, domain) for key, domain in space.items()}
     for key, domain in domains.items():
-        own = _own(config, key)
+        default = _default(config, key)
         _check_read(path, stage, key, config)
-        if not _holds(domain, own):
-            raise NnitError(f"{path}: SPACE leaves out {key}={own!r}, the configuration's own.")
+        if not _holds(domain, default):
+            raise NnitError(f"{path}: SPACE leaves out {key}={default!r}, the configuration's own.")
         for _ in range(TRIED):
             with_values(config, {key: space[key].sample()}, f"{path}: SPACE")
     return Space(path.stem, cast(Stage, stage), domains, space)
 
 
-def _own(config: RunConfig, key: str) -> Any:
+def _default(config: RunConfig, key: str) -> Any:
     """The configuration's own value; of a recipe what the task's has, whoever says it."""
     value = value_of(config, key)
     if key.startswith(RECIPE):
@@ -103,11 +104,11 @@ def _check_read(path: Path, stage: str, key: str, config: RunConfig) -> None:
         )
     if key.startswith("population.recipes.") and key.split(".")[2] != task:
         raise NnitError(f"{path}: the search is on {task}, whose trials do not read {key}.")
-    own = config.population.recipes.get(task)
+    recipe = config.population.recipes.get(task)
     if (
         key.startswith(RECIPE)
-        and own
-        and (name := key.removeprefix(RECIPE)) in own.model_fields_set
+        and recipe
+        and (name := key.removeprefix(RECIPE)) in recipe.model_fields_set
     ):
         raise NnitError(
             f"{path}: population.recipes.{task} has a {name} of its own; search that, not {key}."

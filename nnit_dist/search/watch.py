@@ -10,7 +10,8 @@ from ray.util import metrics
 
 from nnit_dist.core.files import write_json
 from nnit_dist.runtime.progress import StageProgress
-from nnit_dist.search.results import ERROR, POOL, STOPPED, rung_file
+from nnit_dist.search.records import TrialRecord
+from nnit_dist.search.results import ERROR, POOL, STOPPED, last_success, rung_file
 from nnit_dist.search.server import plainly
 from nnit_dist.search.trial import place_of
 
@@ -25,15 +26,16 @@ class Watch(tune.Callback):
         self,
         view: StageProgress,
         out: Path,
+        *,
         total: int,
-        known: list[dict[str, Any]],
+        known: list[TrialRecord],
         rungs: int,
         server: Any,
     ) -> None:
         self.view, self.out, self.rungs, self.server = view, out, rungs, server
         self.places: dict[str, str] = {}  # of the last results, by trial
         self.done = sum(trial["state"] != "open" for trial in known)
-        self.best = max((trial["success"] for trial in known if trial["rungs"]), default=0.0)
+        self.best = max((last_success(trial) for trial in known if trial["rungs"]), default=0.0)
         self.looked, self.answer = 0.0, None
         self._done = metrics.Gauge("nnit_search_done", "Trials that are done.")
         self._best = metrics.Gauge("nnit_search_success", "Success of the best trial.")
@@ -54,9 +56,9 @@ class Watch(tune.Callback):
             release_orphans()
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
-        place, before = result["directory"], self.places.get(trial.trial_id)
-        if before and before != place:  # it took over what another had trained
-            write_json(self.out / before / STOPPED, {"after": result["rung"] - 1})
+        place, previous = result["directory"], self.places.get(trial.trial_id)
+        if previous and previous != place:  # it inherited what another had trained
+            write_json(self.out / previous / STOPPED, {"after": result["rung"] - 1})
         self.places[trial.trial_id] = place
         self.best = max(self.best, result["success"])
         self._show(f"rung {result['rung'] + 1} of {self.rungs}: {result['success']:.3f}")

@@ -54,7 +54,7 @@ def _generate(context: RunContext, out: GenerateDirectory) -> Figures:
         )
         if config.generate.studies:
             studied += _generate_studies(context, task_model, out.studies / task)
-    return total.figures() | ({"studied": studied} if studied else {})
+    return {**total.figures(), **({"studied": studied} if studied else {})}
 
 
 def _generate_studies(context: RunContext, model: NNiTModel, out: Path) -> int:

@@ -1,6 +1,6 @@
 """What a stage is: what it reads, what it does, and what of it makes it another run's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.splits import TopologySplit
 from nnit_dist.stages.config import RunConfig
 
-Figures = dict[str, Any]  # what a stage came to, as its manifest keeps it
+Figures = Mapping[str, object]  # what a stage came to, as its manifest keeps it
 
 
 @dataclass(frozen=True)

@@ -49,13 +49,13 @@ def test_points_in_a_plane_are_mapped_as_far_apart_as_they_are():
 
 def test_a_population_is_counted_and_compared(tmp_path):
     stats = population_stats(MEMBERS)
-    assert (stats["members"], stats["trials"], stats["architectures"]) == (4, 3, 3)
-    assert stats["env_steps"] == 200 + 100 + 300
-    assert stats["widths"] == {"1/8": 1, "2/16": 3, "2/8": 1}  # of trials, not of snapshots
-    assert stats["success"] == pytest.approx([0.2, 0.35, 0.5, 0.675, 0.9])
-    assert stats["best_success"] == pytest.approx((0.6 + 0.4 + 0.9) / 3)
-    assert stats["between_snapshots"] == pytest.approx(0, abs=1e-6)
-    assert stats["between_trials"] > 0.1
+    assert (stats.members, stats.trials, stats.architectures) == (4, 3, 3)
+    assert stats.env_steps == 200 + 100 + 300
+    assert stats.widths == {(1, 8): 1, (2, 16): 3, (2, 8): 1}  # of trials, not of snapshots
+    assert stats.success == pytest.approx([0.2, 0.35, 0.5, 0.675, 0.9])
+    assert stats.best_success == pytest.approx((0.6 + 0.4 + 0.9) / 3)
+    assert stats.between_snapshots == pytest.approx(0, abs=1e-6)
+    assert stats.between_trials > 0.1
     path = tmp_path / "stats.png"
     picture(TASK, stats).savefig(path)
     assert path.stat().st_size > 10_000
@@ -63,5 +63,5 @@ def test_a_population_is_counted_and_compared(tmp_path):
 
 def test_a_single_member_has_nothing_to_be_compared_with():
     stats = population_stats(MEMBERS[3:])
-    assert stats["between_trials"] is stats["between_snapshots"] is None
+    assert stats.between_trials is stats.between_snapshots is None
     picture(TASK, stats)

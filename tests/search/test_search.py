@@ -34,6 +34,7 @@ from nnit_dist.hypernet.data import DistillationData
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.rollout.actors import Simulators
 from nnit_dist.runtime.progress import StageProgress
+from nnit_dist.search.config import SearchConfig
 from nnit_dist.search.dashboard import page_key
 from nnit_dist.search.objective import NNiTObjective, work
 from nnit_dist.search.results import (
@@ -46,10 +47,11 @@ from nnit_dist.search.results import (
     schedule,
     summarize_search,
 )
-from nnit_dist.search.run import Search, SearchConfig, validation_topologies
+from nnit_dist.search.run import Search
 from nnit_dist.search.schedule import Halving, Population, asha, check_pbt, first_ones
 from nnit_dist.search.server import evaluation_server
 from nnit_dist.search.space import load_space
+from nnit_dist.search.validation import validation_topologies
 from nnit_dist.search.watch import Watch
 from nnit_dist.stages.config import load_config, with_values
 
@@ -184,8 +186,8 @@ def test_a_larger_network_trains_fewer_steps(tmp_path):
     deeper = with_values(base, {"nnit.transformer.depth": 8}, "")
     assert work(deeper.nnit, sampler) == pytest.approx(2 * work(base.nnit, sampler))
     rungs = RUNGS["asha"]
-    assert NNiTObjective(deeper, base, run, tmp_path, rungs).until[-1] == base.nnit.steps // 2
-    assert NNiTObjective(base, base, run, tmp_path, rungs).until[-1] == base.nnit.steps
+    assert NNiTObjective(deeper, base, run, tmp_path, rungs=rungs).until[-1] == base.nnit.steps // 2
+    assert NNiTObjective(base, base, run, tmp_path, rungs=rungs).until[-1] == base.nnit.steps
 
 
 def test_trials_have_their_turns_and_failing_networks_count_as_zero(ray_local, tmp_path):
@@ -193,7 +195,7 @@ def test_trials_have_their_turns_and_failing_networks_count_as_zero(ray_local, t
     with evaluation_server(simulators, 1, False) as server:
         _take_turns(server)
         with StageProgress("trials") as view:
-            watch = Watch(view, tmp_path, 1, [], 1, server)
+            watch = Watch(view, tmp_path, total=1, known=[], rungs=1, server=server)
             ray.kill(server)
             with pytest.raises(NnitError, match="the pool of simulators died"):
                 while True:  # before trials fail for it
@@ -498,7 +500,7 @@ def test_of_a_population_the_worse_take_over_the_better(tmp_path, monkeypatch):
     found = search.go()
     trials = {trial["name"]: trial for trial in read_trials(search.out)}
     assert (found["trials"], found["whole"], found["stopped"]) == (3, 2, 1)
-    (child,) = [trial for trial in trials.values() if trial["taken_over"]]
+    (child,) = [trial for trial in trials.values() if trial["inherited"]]
     donor = trials[read_json(search.out / child["name"] / TRIAL)["donor"]]
     assert donor["whole"] and child["whole"]
     assert child["rungs"][0] == donor["rungs"][0]
@@ -573,12 +575,12 @@ def test_what_a_search_came_to(tmp_path):
 def test_lists_are_choices_too(tmp_path):
     domains = OptunaSearch.convert_search_space({"x": tune.choice([[1], [2, 3]])})
     known = [
-        {"rungs": [{"success": 0.1 * k}], "taken_over": 0, "values": {"x": [[1], [2, 3]][k % 2]}}
+        {"rungs": [{"success": 0.1 * k}], "inherited": 0, "values": {"x": [[1], [2, 3]][k % 2]}}
         for k in range(ENOUGH)
     ]
     text = {key: distribution_to_json(domain) for key, domain in domains.items()}
     assert importance(known, text) == {"x": pytest.approx(1)}
-    known[0]["taken_over"] = 1  # its first rung is another's
+    known[0]["inherited"] = 1  # its first rung is another's
     assert importance(known, text) == {}
 
 

@@ -1,0 +1,38 @@
+"""Topologies that judge the trials of a search."""
+
+import random
+
+from nnit_dist.core.errors import NnitError
+from nnit_dist.core.splits import TopologySplit, is_bottleneck
+from nnit_dist.core.topology import Hidden
+
+
+def validation_topologies(
+    split: TopologySplit, widths: list[int], count: int, seed: int
+) -> list[Hidden]:
+    """Topologies that are neither on the training grid nor kept for the test.
+
+    Like those of the grid, and so as often deep as they, at least one width between two of its.
+    (Training varies widths, so that some lie near networks that it had.)
+
+    Raises:
+        NnitError: there are not as many.
+    """
+    taken = {w for held in split.unseen.values() for hidden in held for w in hidden} | set(widths)
+    between = [w for w in range(min(widths), max(widths)) if w not in taken]
+    middle = (min(widths) + max(widths)) / 2
+    rng, drawn = random.Random(seed), set[Hidden]()
+    for _ in range(100 * count):
+        if len(drawn) == count or not between:
+            break
+        others = [rng.choice([*widths, *between]) for _ in rng.choice(split.seen)[1:]]
+        hidden = (*others, rng.choice(between))
+        if not ("bottleneck" in split.unseen and is_bottleneck(hidden, middle)):
+            drawn.add(hidden)
+    if len(drawn) < count:
+        raise NnitError(
+            f"widths {sorted(widths)} leave {len(drawn)} topologies of validation between them, "
+            f"and {count} are wanted: train on widths further apart, or ask for fewer with "
+            "--topologies."
+        )
+    return sorted(drawn, key=lambda hidden: (len(hidden), hidden))
