@@ -182,7 +182,7 @@ def test_topologies_of_validation_are_neither_seen_nor_tested():
 
 def test_a_larger_network_trains_fewer_steps(tmp_path):
     base, run = load_config(CONFIG), shipped(TASK)
-    sampler = HypernetModel.load(run / "align" / "ghn.safetensors")
+    sampler = HypernetModel.load(run.hypernet())
     deeper = with_values(base, {"nnit.transformer.depth": 8}, "")
     assert work(deeper.nnit, sampler) == pytest.approx(2 * work(base.nnit, sampler))
     rungs = RUNGS["asha"]
