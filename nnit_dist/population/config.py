@@ -1,6 +1,6 @@
 """The configuration of the population: which policies PPO trains, and how."""
 
-from typing import Any, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -64,7 +64,7 @@ class Recipe(BaseModel):
 
 
 # What differs from the defaults, by task: lifting and picking take longer than pushing.
-RECIPES: dict[str, dict[str, Any]] = {
+RECIPES: dict[str, dict[str, int]] = {
     "LiftPegUpright-v1": {"env_steps": 1_000_000},
     "PickCube-v1": {"env_steps": 1_000_000},
 }

@@ -54,7 +54,7 @@ class RolloutLearner(PPOTorchLearner):
         self,
         *,
         training_data: Any,
-        timesteps: dict[str, Any],
+        timesteps: Any,
         num_epochs: int,
         minibatch_size: int,
         **kwargs: Any,

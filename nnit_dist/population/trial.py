@@ -54,10 +54,22 @@ TrialReport.__doc__ = """What a trial tells Tune after an iteration: its env ste
 its last snapshot, and the mean return of its rollouts."""
 
 
+class _SpecFields(TypedDict):
+    task: str
+    control_mode: str
+    hidden: list[int]
+    seed: int
+
+
+class _TrialFields(TypedDict):
+    spec: _SpecFields
+    recipe: dict[str, object]
+
+
 class _TrialConfig(TypedDict):
     """What Tune gives a trial: fields of its `TrialSpec` and `Recipe`, and where it works."""
 
-    trial: dict[str, dict[str, Any]]
+    trial: _TrialFields
     out: str
     gpu: bool
 
@@ -86,8 +98,9 @@ def train_trial(config: _TrialConfig) -> None:
 
     torch.set_num_threads(1)
     fields = config["trial"]["spec"]
-    spec = TrialSpec(**{**fields, "hidden": tuple(fields["hidden"])})
-    recipe = Recipe(**config["trial"]["recipe"])
+    hidden = tuple(fields["hidden"])
+    spec = TrialSpec(fields["task"], fields["control_mode"], hidden, fields["seed"])
+    recipe = Recipe.model_validate(config["trial"]["recipe"])
     trial = Trial(spec, recipe, PopulationDirectory(path_of(config["out"])), config["gpu"])
     try:
         while not trial.progress.done:
