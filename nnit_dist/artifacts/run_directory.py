@@ -254,8 +254,8 @@ class RunDirectory:
         return split_topologies(
             grid["widths"],
             grid["depths"],
-            grid["unseen_widths"],
-            grid["unseen"],
+            unseen_widths=grid["unseen_widths"],
+            counts=grid["unseen"],
             seed=settings["seed"],
             trained=trained,
         )

@@ -1,7 +1,7 @@
-"""What hypernetwork and transformer are conditioned on: a shape that may differ from the true one.
+"""The shape that the hypernetwork and the transformer are conditioned on.
 
-In training it is jittered (`training.sampling.jitter_condition`); what goes beyond the sizes of
-training is conditioned on the largest that training had.
+It may differ from the true shape. Training jitters it (`training.sampling.jitter_condition`). A
+network larger than all training networks is conditioned on the largest sizes of training.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from nnit_dist.core.topology import Topology
 
 @dataclass(frozen=True)
 class ConditioningShape:
-    """Sizes from input to output, and how many hidden layers the network counts as; all real."""
+    """Layer sizes from input to output, and the number of hidden layers; neither need be whole."""
 
     dims: tuple[float, ...]
     depth: float
@@ -23,6 +23,6 @@ class ConditioningShape:
 
     @property
     def layer_positions(self) -> list[float]:
-        """Where each layer lies: 0 for the first, `depth` for the output, evenly between."""
+        """Position of each layer, evenly spaced from 0 (first layer) to `depth` (output layer)."""
         layers = len(self.dims) - 1
         return [i * self.depth / (layers - 1) for i in range(layers)]

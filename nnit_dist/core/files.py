@@ -1,4 +1,4 @@
-"""Artefacts on disk: files that are whole or absent, and the manifest that vouches for a stage."""
+"""Reading and writing artifacts. A file is written completely or not at all."""
 
 import contextlib
 import hashlib
@@ -7,17 +7,20 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.storage import on_disk, upload
 
+# A JSON object whose fields only its reader knows: sections of a configuration, figures of a stage.
+JsonObject: TypeAlias = dict[str, Any]
+
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
-    """Call `write(temporary path)`, then put what it wrote at `path`, whole or not at all.
+    """Call `write(temporary_path)`, then move the finished file to `path`, which is returned.
 
     Raises:
-        NnitError: it cannot be written; what was at `path` before is still there.
+        NnitError: the file cannot be written; an earlier file at `path` is unchanged.
     """
     if not on_disk(path):
         return _upload(path, write)
@@ -40,26 +43,31 @@ def _upload(path: Path, write: Callable[[Path], object]) -> Path:
         write(partial)
         try:
             upload(partial, path)
-        except Exception as error:  # of whatever library the store is reached by
+        except Exception as error:  # each object store's library has its own errors
             raise NnitError(f"cannot write {path}: {error}.") from error
     return path
 
 
 def copy(source: Path, target: Path) -> Path:
-    """Copy a file, from and to wherever."""
+    """Copy a file; either path may be in an object store."""
     return write_atomic(target, lambda partial: partial.write_bytes(source.read_bytes()))
 
 
 def write_json(path: Path, value: Any) -> Path:
+    """Write `value` as indented JSON with sorted keys.
+
+    Raises:
+        NnitError: the file cannot be written.
+    """
     text = json.dumps(value, indent=2, sort_keys=True) + "\n"
     return write_atomic(path, lambda partial: partial.write_text(text))
 
 
 def canonical_safetensors(data: bytes) -> bytes:
-    """The same safetensors file with its header in sorted order.
+    """The same safetensors file with a sorted header.
 
-    The library writes metadata in an order that differs from process to process, and equal
-    models would have files of different hashes.
+    The library's order of metadata differs from process to process, so without this equal models
+    would have files of different hashes.
     """
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
@@ -69,6 +77,11 @@ def canonical_safetensors(data: bytes) -> bytes:
 
 
 def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        NnitError: the file is missing or damaged.
+    """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -78,13 +91,13 @@ def read_json(path: Path) -> Any:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 over a file, or over the names and contents below a directory.
+    """SHA-256 of a file, or of all names and contents below a directory.
 
-    Files whose names begin with a dot are none: a killed process began them.
+    Files whose names begin with a dot do not count: killed processes leave them unfinished.
     """
     digest = hashlib.sha256()
-    inside = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-    files = [path] if path.is_file() else sorted(inside)
+    visible = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    files = [path] if path.is_file() else sorted(visible)
     for file in files:
         digest.update(str(file.relative_to(path)).encode() + b"\0")
         digest.update(hashlib.sha256(file.read_bytes()).digest())

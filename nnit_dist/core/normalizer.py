@@ -1,16 +1,18 @@
-"""Whitening of a policy's inputs, folded into its first layer.
+"""The normalizer of observations, which can be folded into a policy's first layer.
 
-Observations mix metres, radians and quaternions. Networks that are written for
-whitened observations are easier to fit and to generate; folding turns them into
-ordinary policies that take raw observations, and unfolding is its exact inverse.
+Observations mix meters, radians and quaternions. Networks for normalized observations are easier to
+fit and to generate. Folding turns them into policies that take raw observations; unfolding is its
+inverse.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-# Nearly constant inputs keep a gain that cannot blow up off the training states.
+# Bounds the gain of nearly constant inputs, which may vary more outside the training states.
 MIN_STD = 0.02
+
+Layers = list[tuple[np.ndarray, np.ndarray]]  # (weight [out, in], bias [out]) of each layer
 
 
 @dataclass(frozen=True)
@@ -22,20 +24,21 @@ class ObservationNormalizer:
 
     @classmethod
     def fit(cls, observations: np.ndarray) -> "ObservationNormalizer":
-        """From observations [N, obs_dim]."""
+        """The normalizer of observations [N, obs_dim]."""
         std = np.maximum(observations.std(0), MIN_STD)
         return cls(observations.mean(0).astype(np.float32), std.astype(np.float32))
 
     def apply(self, observations: np.ndarray) -> np.ndarray:
+        """Normalized observations [..., obs_dim]."""
         return (observations - self.mean) / self.std
 
-    def fold(self, layers: list[tuple[np.ndarray, np.ndarray]]) -> list:
-        """Layers for whitened inputs -> the same function of raw inputs."""
+    def fold(self, layers: Layers) -> Layers:
+        """Turn layers that take normalized observations into ones that take raw observations."""
         weight, bias = layers[0]
         raw = weight / self.std
         return [(raw, bias - raw @ self.mean), *layers[1:]]
 
-    def unfold(self, layers: list[tuple[np.ndarray, np.ndarray]]) -> list:
-        """Inverse of `fold`."""
+    def unfold(self, layers: Layers) -> Layers:
+        """The inverse of `fold`."""
         weight, bias = layers[0]
         return [(weight * self.std, bias + weight @ self.mean), *layers[1:]]

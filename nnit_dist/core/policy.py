@@ -1,8 +1,8 @@
-"""A policy: a topology and its weights. The unit that every part exchanges.
+"""A policy: a topology with its weights, and the file that holds it.
 
-On disk: one safetensors file with `layers.{i}.weight` [out, in] and
-`layers.{i}.bias` [out] in float32, and string metadata (format, task,
-control_mode, hidden, activation, source, and provenance).
+The file is in safetensors format. It holds `layers.{i}.weight` [out, in] and `layers.{i}.bias`
+[out] in float32, and metadata: format, task, control_mode, hidden, activation, source, and where
+the policy comes from.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ class Policy:
         return np.minimum(np.maximum(self.forward(obs), -1.0), 1.0)
 
     def forward(self, obs: np.ndarray) -> np.ndarray:
-        """Output before clipping, [..., act_dim], for observations [..., obs_dim]."""
+        """Outputs before clipping, [..., act_dim], for observations [..., obs_dim]."""
         hidden = obs
         for weight, bias in self.layers[:-1]:
             hidden = np.tanh(hidden @ weight.T + bias)
@@ -61,16 +61,16 @@ class Policy:
         return hidden @ weight.T + bias
 
     def flat(self) -> np.ndarray:
-        """All weights in layer order, weight (row-major) before bias, float32 [num_params]."""
-        return np.concatenate([part.ravel() for layer in self.layers for part in layer])
+        """All parameters, layer by layer, weight (row-major) before bias, float32 [num_params]."""
+        return np.concatenate([array.ravel() for layer in self.layers for array in layer])
 
     def fingerprint(self) -> str:
-        """Short hash of topology and weights: what a measurement of this policy belongs to."""
+        """Short hash of topology and weights, under which measurements of the policy are kept."""
         digest = hashlib.sha256(repr(self.topology.dims).encode() + self.flat().tobytes())
         return digest.hexdigest()[:16]
 
     def check_finite(self, name: str = "") -> None:
-        """Raise NnitError if any weight is NaN or infinite."""
+        """Raise NnitError if any weight is NaN or infinite; `name` replaces the id in it."""
         for i, (weight, bias) in enumerate(self.layers):
             if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
                 raise NnitError(
@@ -84,7 +84,11 @@ def _float32(array: np.ndarray) -> np.ndarray:
 
 
 def unflatten(flat: np.ndarray, topology: Topology) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Inverse of `Policy.flat`."""
+    """The inverse of `Policy.flat`: (weight, bias) of each layer, as views of `flat`.
+
+    Raises:
+        NnitError: `flat` has another number of parameters than the topology.
+    """
     if flat.size != topology.num_params:
         raise NnitError(
             f"{flat.size} weights do not fit topology {topology.dims}, "
@@ -100,7 +104,11 @@ def unflatten(flat: np.ndarray, topology: Topology) -> list[tuple[np.ndarray, np
 
 
 def save_policy(policy: Policy, path: Path) -> Path:
-    """Write one policy file, whole or not at all."""
+    """Write a policy file and return its path.
+
+    Raises:
+        NnitError: the file cannot be written.
+    """
     tensors = {}
     for i, (weight, bias) in enumerate(policy.layers):
         tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"] = weight, bias
@@ -121,8 +129,8 @@ def load_policy(path: Path) -> Policy:
     """Read a policy file.
 
     Raises:
-        NnitError: the file is missing, truncated, of another format, or holds wrong
-            shapes or non-finite weights.
+        NnitError: the file is missing, truncated, of another format, or has wrong shapes or
+            weights that are NaN or infinite.
     """
     try:
         with local_file(path) as local, safe_open(str(local), framework="numpy") as file:
@@ -176,7 +184,11 @@ def _policy_from(tensors: dict, metadata: dict[str, str], path: Path) -> Policy:
 
 
 def load_policies(directory: Path) -> list[Policy]:
-    """Every policy file below `directory`, sorted by path; ids must differ."""
+    """All policies of the files below `directory`, sorted by path; a file gives its policy.
+
+    Raises:
+        NnitError: there is no file, one cannot be read, or two policies have the same id.
+    """
     if directory.is_file():
         return [load_policy(directory)]
     paths = sorted(directory.rglob(f"[!.]*{SUFFIX}"))
@@ -187,8 +199,8 @@ def load_policies(directory: Path) -> list[Policy]:
     for policy, path in zip(policies, paths, strict=True):
         if policy.id in seen:
             raise NnitError(
-                f"{seen[policy.id]} and {path} both carry the id {policy.id!r}. Ids key the "
-                "results; give each file its own."
+                f"{seen[policy.id]} and {path} both carry the id {policy.id!r}. Results are kept by "
+                "id; give each file its own."
             )
         seen[policy.id] = path
     return policies

@@ -1,4 +1,4 @@
-"""Which topologies training may use, and which are kept unseen, by kind."""
+"""The split of topologies into those that training may use and those kept unseen, by kind."""
 
 import itertools
 import random
@@ -10,25 +10,16 @@ from nnit_dist.core.errors import NnitError, nearest
 from nnit_dist.core.topology import Hidden
 
 UnseenKind = Literal["combination", "bottleneck", "width", "deeper", "wider"]
-
-
 UNSEEN_KINDS: tuple[UnseenKind, ...] = ("combination", "bottleneck", "width", "deeper", "wider")
-
-
 WITHIN: tuple[UnseenKind, ...] = ("combination", "bottleneck", "width")  # the sizes of training
-
-
 BEYOND: tuple[UnseenKind, ...] = ("deeper", "wider")
-
-
-DEEPER = 2  # layers that `deeper` topologies have at most beyond those of training
-
+DEEPER = 2  # `deeper` topologies have up to this many layers more than the deepest of training
 
 T = TypeVar("T")
 
 
 def unseen_kind(text: str) -> UnseenKind:
-    """`text` as a kind of unseen topologies; NnitError if it is none."""
+    """`text` as a kind of unseen topologies; NnitError if there is no such kind."""
     for kind in UNSEEN_KINDS:
         if text == kind:
             return kind
@@ -39,45 +30,51 @@ def unseen_kind(text: str) -> UnseenKind:
 
 @dataclass(frozen=True)
 class TopologySplit:
-    """Hidden widths that training may use, and those kept for evaluation, by kind."""
+    """Topologies that training may use, and by kind those kept for evaluation."""
 
     seen: list[Hidden]
     unseen: dict[UnseenKind, list[Hidden]] = field(default_factory=dict)
 
     def kind_of(self, hidden: Hidden) -> str:
-        """`seen`, one of the unseen kinds, or `other` for a topology that is in neither."""
+        """`seen`, an unseen kind, or `other` for a topology outside the split."""
         if hidden in self.seen:
             return "seen"
-        return next((kind for kind, held in self.unseen.items() if hidden in held), "other")
+        kinds = (kind for kind, topologies in self.unseen.items() if hidden in topologies)
+        return next(kinds, "other")
 
 
 def grid(widths: list[int], depths: list[int]) -> list[Hidden]:
-    """Every tuple of `widths` at every depth of `depths`, sorted by depth, then widths."""
+    """All tuples of `widths` with the lengths `depths`, sorted by depth, then widths."""
     return [h for depth in sorted(depths) for h in itertools.product(sorted(widths), repeat=depth)]
 
 
 def split_topologies(
     widths: list[int],
     depths: list[int],
+    *,
     unseen_widths: list[int],
     counts: dict[UnseenKind, int],
     seed: int,
     trained: Collection[Hidden] = (),
 ) -> TopologySplit:
-    """Split a grid by seed. The same arguments always give the same split.
+    """Split the grid of `widths` and `depths`. The same arguments always give the same split.
 
-    What the policies of a population are, `trained`, is left out of the unseen: there may then be
-    fewer of a kind than are asked for.
+    The unseen kinds:
+        combination: tuples of training widths, held out of the grid.
+        bottleneck: a narrow layer between two wide ones, of training widths or those between. If
+            any are asked for, training has no bottleneck at all.
+        width: tuples with a width that no training network has, within the range of the grid.
+        deeper: tuples of training widths with one or two layers more than any training network.
+        wider: tuples with a width above the grid's maximum; by default twice the maximum.
 
-    combination: tuples of the training widths, held out of the grid.
-    bottleneck: a narrow layer between two wide ones, of training widths and those between. If any
-        are asked for, training has none at all: a whole region of shapes is held out.
-    width: tuples with at least one width that no training network has, within the grid's range.
-    deeper: training widths, one and two layers more than any training network.
-    wider: tuples with at least one width above the grid's maximum (twice it by default).
+    Args:
+        unseen_widths: the widths of `width` and `wider`.
+        counts: how many topologies of each kind to keep unseen.
+        trained: topologies of the population. They are never unseen, so there may be fewer of a
+            kind than `counts` says.
 
     Raises:
-        NnitError: the grid has fewer topologies of a kind than are asked for.
+        NnitError: the grid has fewer topologies of a kind than `counts` says.
     """
     rng = random.Random(seed)
     no_bottlenecks = counts.get("bottleneck", 0) > 0
@@ -98,8 +95,8 @@ def split_topologies(
         ],
         "deeper": [
             hidden
-            for more in range(1, DEEPER + 1)  # as many of either depth
-            for hidden in _some(grid(widths, [max(depths) + more]), counts.get("deeper", 0), rng)
+            for extra in range(1, DEEPER + 1)  # as many of either depth
+            for hidden in _some(grid(widths, [max(depths) + extra]), counts.get("deeper", 0), rng)
         ],
         "wider": [h for h in grid(widths + outer, depths) if set(h) & set(outer)],
     }
@@ -115,13 +112,15 @@ def split_topologies(
             unseen[kind] = sorted(rng.sample(pool, wanted), key=lambda h: (len(h), h))
     held = set(unseen.get("combination", []))
     seen = [hidden for hidden in full if hidden not in held]
-    return TopologySplit(
-        seen, {kind: [h for h in found if h not in trained] for kind, found in unseen.items()}
-    )
+    untrained = {
+        kind: [hidden for hidden in topologies if hidden not in trained]
+        for kind, topologies in unseen.items()
+    }
+    return TopologySplit(seen, untrained)
 
 
 def is_bottleneck(hidden: Hidden, middle: float) -> bool:
-    """Whether a layer below `middle` stands between two above it."""
+    """Whether a layer narrower than `middle` lies between two wider than it."""
     triples = zip(hidden, hidden[1:], hidden[2:], strict=False)
     return any(inner < middle < min(before, after) for before, inner, after in triples)
 
@@ -130,7 +129,7 @@ def _some(pool: list[Hidden], count: int, rng: random.Random) -> list[Hidden]:
     return rng.sample(pool, min(count, len(pool)))
 
 
-def spread(things: list[T], count: int) -> list[T]:
-    """At most `count` of them, evenly spread over the list."""
-    chosen = min(count, len(things))
-    return [things[i * len(things) // chosen] for i in range(chosen)]
+def spread(items: list[T], count: int) -> list[T]:
+    """At most `count` of `items`, evenly spaced and in order."""
+    chosen = min(count, len(items))
+    return [items[i * len(items) // chosen] for i in range(chosen)]

@@ -1,7 +1,8 @@
-"""Where artefacts lie: on a disk, of this machine or shared, or in an object store.
+"""Storage of artifacts: a local or shared disk, or an object store.
 
-A path is a `pathlib.Path`, or for an address such as `s3://bucket/runs` one of universal_pathlib
-with the same methods (`path_of`). What pathlib has no word for is here.
+`path_of` turns an address into a path: a `pathlib.Path`, or for an address such as
+`s3://bucket/runs` a path of universal_pathlib with the same methods. The other functions here do
+what pathlib cannot.
 """
 
 import contextlib
@@ -14,16 +15,16 @@ from typing import Any, cast
 
 from nnit_dist.core.errors import NnitError
 
-DEFAULT = "NNIT_STORAGE"  # names where runs go that are not told
-IN_JOB = "NNIT_JOB"  # is set in a job, whose current directory Ray deletes
+DEFAULT = "NNIT_STORAGE"  # the environment variable with the default directory of runs
+IN_JOB = "NNIT_JOB"  # set in a job of Ray, whose current directory Ray deletes
 _EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs"}
 
 
 def path_of(address: str | Path) -> Path:
-    """The path of an address: of a disk, or of an object store (`s3://`, `gs://`).
+    """The path of an address on a disk or in an object store (`s3://`, `gs://`).
 
     Raises:
-        NnitError: nothing is installed that reads such addresses.
+        NnitError: no installed library reads such addresses.
     """
     text = str(address)
     scheme, separator, _ = text.partition("://")
@@ -32,7 +33,7 @@ def path_of(address: str | Path) -> Path:
     from upath import UPath
 
     try:
-        # Listings must not be remembered: other processes write there.
+        # Listings are not cached, since other processes write there too.
         path = UPath(text, use_listings_cache=False)
         _ = path.fs
     except (ImportError, ValueError) as error:
@@ -42,30 +43,30 @@ def path_of(address: str | Path) -> Path:
 
 
 def runs() -> Path:
-    """Where runs go: what NNIT_STORAGE names, else `runs` in the current directory.
+    """The directory of runs: NNIT_STORAGE, else `runs` in the current directory.
 
     Raises:
-        NnitError: it names nothing, and this is a job.
+        NnitError: this is a job of Ray, and NNIT_STORAGE is not set.
     """
     if IN_JOB in os.environ and DEFAULT not in os.environ:
         raise NnitError(
-            f"the nodes have no {DEFAULT}, which says where runs go. Set it where Ray is started, "
-            "or name a place with --out."
+            f"{DEFAULT}, the directory of runs, is not set on the nodes. Set it where Ray is "
+            "started, or name a directory with --out."
         )
     return path_of(os.environ.get(DEFAULT, "runs"))
 
 
 def on_disk(path: Path) -> bool:
-    """Whether it is a path of this machine's file system."""
+    """Whether `path` is on this machine's file system, not in an object store."""
     return isinstance(path, PurePath)
 
 
 @contextlib.contextmanager
 def local_file(path: Path) -> Iterator[Path]:
-    """The file on this machine's disk: itself, or a copy for as long as the block lasts.
+    """The file on this machine's disk: `path` itself, or a copy that lasts as long as the block.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file is in an object store and does not exist.
     """
     if on_disk(path):
         yield path
@@ -77,13 +78,13 @@ def local_file(path: Path) -> Iterator[Path]:
 
 
 def upload(source: Path, path: Path) -> None:
-    """Put a file of this disk into an object store, whole or not at all."""
+    """Copy a file from this disk into an object store, completely or not at all."""
     stored: Any = path
     stored.fs.put_file(str(source), stored.path)
 
 
 def append(path: Path, text: str) -> None:
-    """Add text to a file that one process writes; in an object store it is written anew."""
+    """Add text to a file that no other process writes; an object store gets the file anew."""
     if on_disk(path):
         with path.open("a") as file:
             file.write(text)
@@ -92,7 +93,7 @@ def append(path: Path, text: str) -> None:
 
 
 def remove(directory: Path) -> None:
-    """Delete a directory and all in it, as far as that is possible."""
+    """Delete a directory with its contents; what cannot be deleted stays."""
     if on_disk(directory):
         shutil.rmtree(directory, ignore_errors=True)
         return
@@ -102,9 +103,9 @@ def remove(directory: Path) -> None:
 
 
 def beside(run: Path, name: str) -> Path:
-    """A place on this machine's disk for what need not outlive it: logs and the like.
+    """A path on this machine's disk for files such as logs, which a run does not need later.
 
-    In the run's directory, or in the machine's temporary one if the run lies in an object store.
+    It is in the run's directory, or in the temporary directory if the run is in an object store.
     """
     if on_disk(run):
         return run / name

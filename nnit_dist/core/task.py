@@ -1,4 +1,4 @@
-"""What a policy must fit: a task of ManiSkill3, and the sizes of its observations and actions."""
+"""Tasks of ManiSkill3, as far as a policy has to fit them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ DEFAULT_CONTROL_MODE = "pd_joint_delta_pos"
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What a policy for a task must fit: sizes of observation and action, and episode length."""
+    """A task: sizes of its observations and actions, and episode length in env steps."""
 
     name: str
     control_mode: str

@@ -1,8 +1,4 @@
-"""Topologies: what an MLP policy looks like before it has weights.
-
-Also the grid of topologies that a run trains on, and its split into seen and
-unseen ones (kinds: combination, bottleneck, width, deeper, wider).
-"""
+"""The topology of an MLP policy: its layer sizes and activation."""
 
 import itertools
 from dataclasses import dataclass
@@ -15,7 +11,11 @@ Hidden = tuple[int, ...]
 
 @dataclass(frozen=True, order=True)
 class Topology:
-    """An MLP: `obs_dim` inputs, tanh layers of the `hidden` widths, `act_dim` linear outputs."""
+    """An MLP: `obs_dim` inputs, tanh layers of the `hidden` widths, `act_dim` linear outputs.
+
+    Raises:
+        NnitError: a size is not positive, there is no hidden layer, or the activation is not tanh.
+    """
 
     obs_dim: int
     hidden: Hidden
@@ -26,19 +26,21 @@ class Topology:
         if self.activation != "tanh":
             raise NnitError(f"activation {self.activation!r} is not supported; use 'tanh'.")
         if not self.hidden or min(self.hidden) < 1 or self.obs_dim < 1 or self.act_dim < 1:
-            raise NnitError(f"a topology needs at least one layer and positive sizes; got {self}.")
+            raise NnitError(f"a topology needs a hidden layer and positive sizes; got {self}.")
 
     @property
     def dims(self) -> tuple[int, ...]:
+        """Layer sizes from input to output."""
         return (self.obs_dim, *self.hidden, self.act_dim)
 
     @property
     def depth(self) -> int:
+        """Number of hidden layers."""
         return len(self.hidden)
 
     @property
     def num_layers(self) -> int:
-        """Weight matrices: hidden layers plus the output layer."""
+        """Number of weight matrices: hidden layers and the output layer."""
         return self.depth + 1
 
     @property
@@ -47,15 +49,17 @@ class Topology:
         return [(out, fan_in) for fan_in, out in itertools.pairwise(self.dims)]
 
     def layer_kind(self, layer: int) -> int:
-        """INPUT, HIDDEN or OUTPUT."""
+        """INPUT for the first weight matrix, OUTPUT for the last, HIDDEN for those between."""
         return INPUT if layer == 0 else OUTPUT if layer == self.depth else HIDDEN
 
     @property
     def num_params(self) -> int:
+        """Number of weights and biases."""
         return sum(out * fan_in + out for out, fan_in in self.shapes)
 
     @property
     def name(self) -> str:
+        """The hidden widths as text, such as `40x56`."""
         return hidden_name(self.hidden)
 
 
@@ -65,7 +69,11 @@ def hidden_name(hidden: Hidden) -> str:
 
 
 def parse_hidden(text: str) -> Hidden:
-    """`40x56` -> `(40, 56)`."""
+    """`40x56` -> `(40, 56)`.
+
+    Raises:
+        NnitError: the text has another form, or a width is not positive.
+    """
     try:
         hidden = tuple(int(width) for width in text.lower().split("x"))
     except ValueError:

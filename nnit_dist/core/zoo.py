@@ -1,7 +1,7 @@
-"""The zoo: a Parquet dataset of policies with their measured success.
+"""The zoo: a Parquet dataset of policies with their measured success, one policy a row.
 
-One row a policy. Writers append a file each, renamed into place, so any number
-of trials can write at once and a reader never sees half a file.
+Every write adds a file, which appears under its name only when it is complete. So any number of
+trials can write at once, and readers never see half a file.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -41,14 +41,39 @@ SCHEMA = pa.schema(
         ("weights", pa.list_(pa.float32())),
     ]
 )
-GROUP_BYTES = 16 << 20  # of weights in a row group, which is what a reader holds at once
+GROUP_BYTES = 16 << 20  # of weights in a row group; a reader holds one row group in memory
 _NO_WEIGHTS = [name for name in SCHEMA.names if name != "weights"]
 _RENAMED = {"parent": "trial"}  # columns of older files
 
 
+ZooRow = TypedDict(  # the columns of SCHEMA; `return` is no name for a field of a class
+    "ZooRow",
+    {
+        "id": str,
+        "task": str,
+        "control_mode": str,
+        "obs_dim": int,
+        "act_dim": int,
+        "hidden": list[int],
+        "activation": str,
+        "source": str,
+        "trial": str,
+        "seed": int,
+        "env_steps": int,
+        "success_once": float,
+        "success_at_end": float,
+        "return": float,
+        "weights": NotRequired[Sequence[float] | np.ndarray],
+    },
+)
+
+
 @dataclass
 class Member:
-    """One row of the zoo: a policy, where it comes from, and what it reached."""
+    """A policy of the zoo, where it comes from, and its measured success.
+
+    `env_steps` is how long it was trained, `mean_return` the mean return of an episode.
+    """
 
     policy: Policy
     trial: str
@@ -58,7 +83,8 @@ class Member:
     success_at_end: float
     mean_return: float
 
-    def row(self) -> dict:
+    def row(self) -> ZooRow:
+        """The member as a row, with its weights float32 [num_params]."""
         topology = self.policy.topology
         return {
             "id": self.policy.id,
@@ -79,7 +105,12 @@ class Member:
         }
 
     @classmethod
-    def from_row(cls, row: dict) -> "Member":
+    def from_row(cls, row: ZooRow) -> "Member":
+        """The member of a row that has weights.
+
+        Raises:
+            NnitError: the weights do not fit the topology.
+        """
         topology = Topology(row["obs_dim"], tuple(row["hidden"]), row["act_dim"], row["activation"])
         weights = unflatten(np.asarray(row["weights"], dtype=np.float32), topology)
         policy = Policy(
@@ -103,24 +134,25 @@ class Zoo:
         self.path = path_of(path)
 
     def append(self, members: list[Member]) -> Path:
-        """Write `members` as one new file. The same members always get the same file name."""
+        """Write `members` to a new file and return its path, which only their ids determine."""
         key = _key(m.policy.id for m in members)
         table = pa.Table.from_pylist([member.row() for member in members], schema=SCHEMA)
         return self._write(key, [table])
 
     def _write(self, key: str, tables: Iterable[pa.Table]) -> Path:
-        """Write one file, whole or not at all, in row groups of up to some megabytes."""
+        """Write a file in row groups of up to `GROUP_BYTES` of weights."""
 
         def write(partial: Path) -> None:
             with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
                 for table in tables:
-                    most = max(map(len, table["weights"].to_numpy()))
-                    writer.write_table(table, row_group_size=max(1, GROUP_BYTES // (4 * most)))
+                    largest = max(map(len, table["weights"].to_numpy()))
+                    writer.write_table(table, row_group_size=max(1, GROUP_BYTES // (4 * largest)))
 
         return write_atomic(self.path / f"part-{key}.parquet", write)
 
     def files(self) -> list[Path]:
-        return sorted(self.path.glob("[!.]*.parquet"))  # none that is still being written
+        """The Parquet files, without those that are still being written."""
+        return sorted(self.path.glob("[!.]*.parquet"))
 
     def scan(
         self,
@@ -132,14 +164,17 @@ class Zoo:
         share: tuple[int, int] = (0, 1),
         weights: bool = True,
     ) -> Iterator[pa.Table]:
-        """Rows of these tasks, hidden widths, ids and success_once, one row group at a time.
+        """Matching rows, one row group at a time.
 
-        Only one row group is in memory, and its weights only if a row of it is wanted. `share` is
-        (rank, workers): every row group goes to one of the workers, so that together they read
-        each row once.
+        Only one row group is in memory, and its weights only if one of its rows matches.
+
+        Args:
+            success: lowest and highest `success_once`.
+            share: (rank, workers). Each row group goes to one of the workers.
+            weights: whether the tables have the column `weights`.
 
         Raises:
-            NnitError: a file is damaged or no zoo file.
+            NnitError: a file is damaged or is not a zoo file.
         """
         names = None if hidden is None else [hidden_name(widths) for widths in hidden]
         wanted = {"task": tasks, "id": ids, "hidden": names}
@@ -160,13 +195,13 @@ class Zoo:
                             table = _read_group(file, group)
                     yield table.filter(keep)
 
-    def rows(self, **wanted: Any) -> list[dict]:
-        """Rows without their weights, as dicts, sorted by id; `wanted` as in `scan`."""
+    def rows(self, **wanted: Any) -> list[ZooRow]:
+        """Rows without weights, sorted by id; `wanted` as in `scan`."""
         tables = self.scan(weights=False, **wanted)
         return sorted((row for t in tables for row in t.to_pylist()), key=lambda row: row["id"])
 
     def topologies(self) -> set[Hidden]:
-        """Hidden widths of all its policies."""
+        """Hidden widths of all policies."""
         return {tuple(row["hidden"]) for row in self.rows()}
 
     def members(self, **wanted: Any) -> Iterator[Member]:
@@ -176,16 +211,16 @@ class Zoo:
                 yield from map(Member.from_row, batch.to_pylist())
 
     def get(self, policy_id: str) -> Member:
-        """The member with this id; NnitError if there is none."""
+        """The member with an id; NnitError if there is none."""
         for member in self.members(ids=[policy_id]):
             return member
         raise NnitError(f"the zoo {self.path} has no policy {policy_id!r}; see `nnit zoo ls`.")
 
     def compact(self) -> int:
-        """Put all files into one, each policy once; returns how many policies there are.
+        """Merge all files into a single one without duplicates; returns the number of policies.
 
-        Not while others write. Killed in between it leaves policies twice, never none; a second
-        try mends that.
+        No other process may write meanwhile. If it is killed, some policies may be there twice but
+        none is lost; the next call removes the duplicates.
         """
         sources, seen = self.files(), set[str]()
 
@@ -197,7 +232,8 @@ class Zoo:
                 if any(fresh):
                     yield table.filter(pa.array(fresh))
 
-        ids = sorted({row for t in self.scan(weights=False) for row in t["id"].to_pylist()})
+        tables = self.scan(weights=False)
+        ids = sorted({policy_id for table in tables for policy_id in table["id"].to_pylist()})
         target = self._write(_key(ids), distinct())
         for path in sources:
             if path != target:
@@ -205,7 +241,7 @@ class Zoo:
         return len(seen)
 
     def verify(self) -> list[str]:
-        """Problems found, one line each: unreadable files, wrong shapes, NaN, doubled ids."""
+        """Problems, a line each: unreadable files, wrong shapes, NaN, duplicate ids."""
         problems: list[str] = []
         owner: dict[str, str] = {}
         if not self.files():
@@ -223,7 +259,7 @@ class Zoo:
 
 
 def best_of_trials(members: Iterable[Member]) -> list[Member]:
-    """The best snapshot of every trial, by success, then return; sorted by trial."""
+    """The best snapshot of each trial, by success, then return; sorted by trial."""
     best: dict[str, Member] = {}
     for member in members:
         current = best.get(member.trial)
@@ -244,9 +280,9 @@ def _matches(
     table: pa.Table, wanted: dict[str, Sequence[str] | None], success: tuple[float, float]
 ) -> pa.ChunkedArray:
     """Which rows are wanted, bool [rows]."""
-    least, most = success
-    once = table["success_once"]
-    keep = pc.and_(pc.greater_equal(once, least), pc.less_equal(once, most))
+    lowest, highest = success
+    column = table["success_once"]
+    keep = pc.and_(pc.greater_equal(column, lowest), pc.less_equal(column, highest))
     for name, values in wanted.items():
         if values is None:
             continue
@@ -264,7 +300,7 @@ def _readable(path: Path) -> Iterator[None]:
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError, ValueError) as error:
         raise NnitError(
             f"{path} is damaged or not a zoo file ({str(error).splitlines()[0]}). The other "
-            "files are untouched; move this one away and run `nnit population` again to refill it."
+            "files are intact; move this one away and run `nnit population` again to refill it."
         ) from None
 
 
@@ -280,8 +316,8 @@ def _open(path: Path) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def _read_group(file: pq.ParquetFile, group: int, weights: bool = True) -> pa.Table:
-    """A row group under today's names, with or without its weights."""
+def _read_group(file: pq.ParquetFile, group: int, *, weights: bool = True) -> pa.Table:
+    """A row group with the current names of columns, with or without weights."""
     names = [name for name in file.schema_arrow.names if weights or name != "weights"]
     table = file.read_row_group(group, names)
     table = table.rename_columns(_current_names(table.column_names))
@@ -292,7 +328,7 @@ def _current_names(names: list[str]) -> list[str]:
     return [_RENAMED.get(name, name) for name in names]
 
 
-def _rows_of(path: Path) -> Iterator[dict]:
+def _rows_of(path: Path) -> Iterator[ZooRow]:
     with _open(path) as file:
         for group in range(file.num_row_groups):
             with _readable(path):
@@ -300,13 +336,14 @@ def _rows_of(path: Path) -> Iterator[dict]:
             yield from table.to_pylist()
 
 
-def _row_problems(row: dict) -> list[str]:
+def _row_problems(row: ZooRow) -> list[str]:
     try:
         Member.from_row(row).policy.check_finite(row["id"])
     except (NnitError, TypeError) as error:
         return [str(error)]
     problems = []
-    for name in ("success_once", "success_at_end"):
-        if not 0.0 <= row[name] <= 1.0:
-            problems.append(f"{name} is {row[name]}, not within 0 and 1")
+    success = {"success_once": row["success_once"], "success_at_end": row["success_at_end"]}
+    for name, value in success.items():
+        if not 0.0 <= value <= 1.0:
+            problems.append(f"{name} is {value}, not within 0 and 1")
     return problems

@@ -133,8 +133,15 @@ class RunConfig(_Model):
 
     def split(self, trained: Collection[Hidden] = ()) -> TopologySplit:
         """Seen and unseen topologies; none of the population's, `trained`, counts as unseen."""
-        t = self.topologies
-        return split_topologies(t.widths, t.depths, t.unseen_widths, t.unseen, self.seed, trained)
+        grid = self.topologies
+        return split_topologies(
+            grid.widths,
+            grid.depths,
+            unseen_widths=grid.unseen_widths,
+            counts=grid.unseen,
+            seed=self.seed,
+            trained=trained,
+        )
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
