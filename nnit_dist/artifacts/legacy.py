@@ -1,14 +1,16 @@
-"""What the first design called otherwise: the only place that knows its names.
+"""Former names of keys: the only place that knows them.
 
-A configuration with an old key is refused with the new name; manifests and figures of finished
-runs are read under the new names.
+A configuration with a former key is refused with advice. Manifests and results of finished runs are
+read with their keys renamed.
 """
 
 import copy
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
-_RENAMED = {  # by section; `*` is any name
+from nnit_dist.core.files import JsonObject
+
+_RENAMED = {  # by section; `*` stands for any name
     "align": {"mix_loss": "max_average_drop"},
     "align.distill": {
         "meta_batch": "topologies_per_step",
@@ -53,7 +55,7 @@ T = TypeVar("T")
 
 
 def advice(key: str) -> str | None:
-    """What to write instead of an old key, such as `nnit.time_mean`; None if it is none."""
+    """What to write instead of a former key such as `nnit.time_mean`; None for other keys."""
     section, _, name = key.rpartition(".")
     for pattern, names in _RENAMED.items():
         if name in names and _matches(section, pattern):
@@ -65,8 +67,8 @@ def advice(key: str) -> str | None:
     return None
 
 
-def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration in a manifest under today's names; one that has them comes back equal."""
+def upgrade_config(config: JsonObject) -> JsonObject:
+    """A copy of the configuration in a manifest, with former keys renamed or removed."""
     config = copy.deepcopy(config)
     evaluate = config.get("evaluate", {})
     if moved := {name: evaluate.pop(name) for name in _MOVED & evaluate.keys()}:
@@ -75,9 +77,9 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
         for section in _sections(config, pattern.split(".")):
             for old in names.keys() & section.keys():
                 section[names[old]] = section.pop(old)
-    for pattern, gone in _REMOVED.items():
+    for pattern, removed in _REMOVED.items():
         for section in _sections(config, pattern.split(".")):
-            for name in gone.keys() & section.keys():
+            for name in removed.keys() & section.keys():
                 del section[name]
     return config
 
@@ -92,19 +94,19 @@ def upgrade_model(
     return tensors, {"variation": "0"} | metadata
 
 
-def _sections(config: dict[str, Any], path: list[str]) -> Iterator[dict[str, Any]]:
-    """The sections of a configuration that a path names."""
+def _sections(config: JsonObject, path: list[str]) -> Iterator[JsonObject]:
+    """The sections of a configuration at a path, whose names may be `*`."""
     if not path:
         yield config
         return
     names = list(config) if path[0] == "*" else [path[0]]
     for name in names:
-        if isinstance(below := config.get(name), dict):
-            yield from _sections(below, path[1:])
+        if isinstance(section := config.get(name), dict):
+            yield from _sections(section, path[1:])
 
 
 def _matches(section: str, pattern: str) -> bool:
-    names, wanted = section.split("."), pattern.split(".")
-    return len(names) == len(wanted) and all(
-        b in ("*", a) for a, b in zip(names, wanted, strict=True)
+    names, patterns = section.split("."), pattern.split(".")
+    return len(names) == len(patterns) and all(
+        pattern in ("*", name) for name, pattern in zip(names, patterns, strict=True)
     )

@@ -1,24 +1,24 @@
-"""A run's directory: the only place that knows the names of the files in it.
+"""The directory of a run, and the names of all files in it, which no other module knows.
 
-One subdirectory a stage. What a stage leaves has a class of its own here, since searches and
-baselines keep the same files in directories of their own.
+Each stage has a subdirectory and a class for it here. Searches and baselines use the same classes,
+as they keep the same files elsewhere.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from nnit_dist.artifacts.legacy import KINDS, upgrade_config
+from nnit_dist.artifacts.records import Manifest
 from nnit_dist.core.errors import NnitError
-from nnit_dist.core.files import read_json
+from nnit_dist.core.files import JsonObject, read_json
 from nnit_dist.core.splits import TopologySplit, split_topologies
 from nnit_dist.core.storage import path_of
 from nnit_dist.core.zoo import Member, Zoo, best_of_trials
 
 MANIFEST = "manifest.json"
-_COMMANDS = ("population", "align", "train", "report")  # that do one stage of a configuration
-METRICS = "metrics.jsonl"  # of a training: one row every few steps
+METRICS = "metrics.jsonl"  # losses of a training, a row every few steps
+_COMMANDS = ("population", "align", "train", "report")  # commands that run a single stage
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class PopulationDirectory:
 
     @property
     def zoo(self) -> Zoo:
-        """All snapshots."""
+        """All snapshots of all trials."""
         return Zoo(self.path / "zoo")
 
     def trial(self, name: str) -> Path:
-        """A trial's directory: its progress and its checkpoint."""
+        """The directory of a trial, with its progress and its checkpoint."""
         return self.path / "trials" / name
 
     def progress(self, trial: str) -> Path:
-        """How far a trial is."""
+        """How far a trial has come (JSON)."""
         return self.trial(trial) / "progress.json"
 
     def trials(self) -> list[str]:
@@ -47,7 +47,7 @@ class PopulationDirectory:
 
 @dataclass(frozen=True)
 class AlignDirectory:
-    """The hypernetwork, and what it learns on."""
+    """The hypernetwork, and the data that it is trained on."""
 
     path: Path
 
@@ -62,38 +62,37 @@ class AlignDirectory:
         return self.path / METRICS
 
     def averages(self, task: str) -> Path:
-        """Episodes of averages of two teachers."""
+        """Episodes of networks whose actions are the average of two teachers'."""
         return self.path / "averages" / task
 
     def success(self, task: str) -> Path:
-        """Episodes of the networks that imitate each teacher."""
+        """Episodes of networks that the hypernetwork wrote for each teacher."""
         return self.path / "success" / task
 
     def states(self, task: str, round_number: int) -> Path:
-        """The distillation data that a round of training reads."""
+        """The distillation data of a round of training."""
         return self.path / f"states-{task}-{round_number}.safetensors"
 
     def last_states(self, task: str) -> Path:
         """The distillation data of the last round.
 
         Raises:
-            NnitError: there is none.
+            NnitError: there is no distillation data of this task.
         """
         rounds = {_round_number(path): path for path in self.path.glob(f"states-{task}-*")}
         if not rounds:
             raise NnitError(
-                f"{self.path.parent} lacks align/states-{task}-*.safetensors, which the "
-                "hypernetwork learnt on. "
-                "Name the directory of a finished run (`nnit run`) of this task."
+                f"{self.path.parent} lacks align/states-{task}-*.safetensors, the hypernetwork's "
+                "training data. Name the directory of a finished run (`nnit run`) of this task."
             )
         return rounds[max(rounds)]
 
     def trainer_state(self, segment: str) -> Path:
-        """What training goes on from after a segment."""
+        """The state from which training is resumed after a segment."""
         return self.path / f"{segment}.pt"
 
     def distillation_data(self, task: str) -> Path:
-        """The best teachers of a task and some of the states to act in, kept for refining."""
+        """The best teachers of a task and some states, kept for refining networks."""
         path = self.path / f"distillation-{task}.safetensors"
         older = self.path / f"lessons-{task}.safetensors"
         return older if older.exists() and not path.exists() else path
@@ -101,7 +100,7 @@ class AlignDirectory:
 
 @dataclass(frozen=True)
 class TrainDirectory:
-    """NNiT and its training."""
+    """NNiT and the metrics of its training."""
 
     path: Path
 
@@ -118,24 +117,24 @@ class TrainDirectory:
 
 @dataclass(frozen=True)
 class GenerateDirectory:
-    """Policy files."""
+    """The policies that NNiT writes, as files."""
 
     path: Path
 
     @property
     def policies(self) -> Path:
-        """What is measured, a directory a task."""
+        """The policies to evaluate, in a directory for each task."""
         return self.path / "policies"
 
     @property
     def studies(self) -> Path:
-        """What the studies ask for, a directory a task."""
+        """The policies for the studies, in a directory for each task."""
         return self.path / "studies"
 
 
 @dataclass(frozen=True)
 class EvaluateDirectory:
-    """Results, by network and in summary."""
+    """Results of all networks, and their summaries."""
 
     path: Path
 
@@ -146,21 +145,21 @@ class EvaluateDirectory:
 
     @property
     def networks(self) -> Path:
-        """One row for each network that was measured (Parquet)."""
+        """Measured success, a row for each network (Parquet)."""
         return self.path / "results.parquet"
 
     def task(self, task: str) -> Path:
-        """What was measured of one task; its episodes are in `episodes`."""
+        """The directory of a task's measurements."""
         return self.path / task
 
     def episodes(self, task: str) -> Path:
-        """One row for each episode (Parquet)."""
+        """All episodes of a task, a row for each (Parquet)."""
         return self.task(task) / "episodes"
 
 
 @dataclass(frozen=True)
 class ReportDirectory:
-    """The report: a page, its tables in Markdown, and pictures."""
+    """The report: an HTML page, its tables as Markdown, and pictures."""
 
     path: Path
 
@@ -171,12 +170,12 @@ class ReportDirectory:
 
     @property
     def text(self) -> Path:
-        """Its tables, to paste."""
+        """The tables as Markdown."""
         return self.path / "report.md"
 
 
 class RunDirectory:
-    """A run on disk or in an object store. Nothing is read before it is asked for."""
+    """A run on disk or in an object store. Making one reads no files."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = path_of(path)
@@ -195,7 +194,7 @@ class RunDirectory:
         return self.path / stage
 
     def is_finished(self, stage: str) -> bool:
-        """Whether a stage has written its manifest."""
+        """Whether a stage is finished: it has written its manifest."""
         return (self.stage(stage) / MANIFEST).exists()
 
     def require(self, stage: str) -> None:
@@ -204,34 +203,38 @@ class RunDirectory:
             return
         command = f"`nnit {stage}` with the same configuration first, or " * (stage in _COMMANDS)
         raise NnitError(
-            f"the {stage} stage of {self.path} is not finished; run {command}`nnit run` for the "
-            "whole chain."
+            f"the {stage} stage of {self.path} is not finished; run {command}`nnit run` for all "
+            "stages."
         )
 
-    def manifest(self, stage: str) -> dict[str, Any]:
-        """The manifest of a finished stage, its configuration under today's names."""
-        manifest = read_json(self.stage(stage) / MANIFEST)
-        key = manifest["key"]
-        return manifest | {"key": key | {"config": upgrade_config(key["config"])}}
+    def manifest(self, stage: str) -> Manifest:
+        """The manifest of a finished stage, its configuration under current names.
 
-    def figures(self, stage: str) -> dict[str, Any]:
-        """What a finished stage came to."""
+        Raises:
+            NnitError: the stage is not finished, or its manifest is damaged.
+        """
+        manifest: Manifest = read_json(self.stage(stage) / MANIFEST)
+        manifest["key"]["config"] = upgrade_config(manifest["key"]["config"])
+        return manifest
+
+    def figures(self, stage: str) -> JsonObject:
+        """The results of a finished stage."""
         return self.manifest(stage)["figures"]
 
-    def settings(self, stage: str) -> dict[str, Any]:
-        """The configuration that a finished stage read, under today's names."""
+    def settings(self, stage: str) -> JsonObject:
+        """The configuration that a finished stage read, under current names."""
         return self.manifest(stage)["key"]["config"]
 
     def tasks(self) -> list[str]:
-        """The tasks of a run whose alignment is finished."""
+        """The tasks of a run whose align stage is finished."""
         return self.settings("align")["tasks"]
 
     def zoo(self) -> Zoo:
-        """The population."""
+        """The zoo of the population."""
         return self.population.zoo
 
     def teachers(self, task: str, min_success: float = 0.0) -> list[Member]:
-        """The best snapshot of every trial of a task that reaches `min_success`, by trial."""
+        """The best snapshot of each trial of a task, if it reaches `min_success`, by trial."""
         best = best_of_trials(self.zoo().members(tasks=[task]))
         return [member for member in best if member.success_once >= min_success]
 
@@ -244,7 +247,7 @@ class RunDirectory:
         return self.train.nnit
 
     def distillation_data(self, task: str) -> Path:
-        """The best teachers of a task and some of the states to act in, kept for refining."""
+        """The best teachers of a task and some states, kept for refining networks."""
         return self.align.distillation_data(task)
 
     @cached_property
@@ -261,11 +264,11 @@ class RunDirectory:
         )
 
     def split(self) -> TopologySplit:
-        """Seen and unseen topologies of a run whose alignment is finished."""
+        """Seen and unseen topologies of a run whose align stage is finished."""
         return self._split
 
-    def summaries(self) -> dict[str, Any]:
-        """Figures of the evaluation by task, kinds of topologies under today's names."""
+    def summaries(self) -> dict[str, JsonObject]:
+        """Results of the evaluate stage by task, kinds of topologies under current names."""
         tasks = read_json(self.evaluate.summaries)["tasks"]
         for figures in tasks.values():
             for row in figures["summaries"]:

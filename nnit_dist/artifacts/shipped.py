@@ -1,7 +1,7 @@
 """Trained models that ship with the package, so that generating needs no training.
 
-Each is a run directory without what only training needs: the zoo, the hypernetwork, NNiT, the
-measured results, and every stage's manifest.
+Each is a run directory without the data that only training needs. It has the zoo, the hypernetwork,
+NNiT, the results, and the manifests of all stages.
 """
 
 from pathlib import Path
@@ -19,10 +19,10 @@ _RUNS = {
 
 
 def shipped(task: str) -> RunDirectory:
-    """The run that ships for a task; NnitError if there is none."""
+    """The shipped run of a task; NnitError if none is shipped."""
     if task not in _RUNS:
         raise NnitError(
-            f"no trained model for {task} is shipped (only {', '.join(_RUNS)}). Train one "
+            f"no trained model for {task} is shipped (only for {', '.join(_RUNS)}). Train one "
             "with `nnit run`, then name its run directory."
         )
     return RunDirectory(_PRETRAINED / _RUNS[task])

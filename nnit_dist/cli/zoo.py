@@ -33,7 +33,7 @@ def zoo_ls(path: Zoo, debug: Debug = False) -> None:
     for row in _zoo(path).rows():
         table.add_row(
             row["id"],
-            hidden_name(row["hidden"]),
+            hidden_name(tuple(row["hidden"])),
             count(row["env_steps"]),
             f"{row['success_once']:.2f}",
             f"{row['success_at_end']:.2f}",
@@ -45,10 +45,11 @@ def zoo_ls(path: Zoo, debug: Debug = False) -> None:
 @zoo_app.command("show")
 def zoo_show(path: Zoo, policy_id: str, debug: Debug = False) -> None:
     """Show one policy of a zoo."""
-    row = _zoo(path).get(policy_id).row()
-    weights = row.pop("weights")
-    for name, value in row.items():
-        console.print(f"{name:>15}  {value}")
+    member = _zoo(path).get(policy_id)
+    weights = member.policy.flat()
+    for name, value in member.row().items():
+        if name != "weights":
+            console.print(f"{name:>15}  {value}")
     console.print(f"{'weights':>15}  {len(weights):,}, rms {float((weights**2).mean()) ** 0.5:.3f}")
 
 

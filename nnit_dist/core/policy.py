@@ -199,8 +199,8 @@ def load_policies(directory: Path) -> list[Policy]:
     for policy, path in zip(policies, paths, strict=True):
         if policy.id in seen:
             raise NnitError(
-                f"{seen[policy.id]} and {path} both carry the id {policy.id!r}. Results are kept by "
-                "id; give each file its own."
+                f"{seen[policy.id]} and {path} both carry the id {policy.id!r}. Results are kept "
+                "by id; give each file its own."
             )
         seen[policy.id] = path
     return policies

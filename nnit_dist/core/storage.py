@@ -50,8 +50,8 @@ def runs() -> Path:
     """
     if IN_JOB in os.environ and DEFAULT not in os.environ:
         raise NnitError(
-            f"{DEFAULT}, the directory of runs, is not set on the nodes. Set it where Ray is "
-            "started, or name a directory with --out."
+            f"the nodes have no {DEFAULT}, the directory of runs. Set it where Ray is started, or "
+            "name a directory with --out."
         )
     return path_of(os.environ.get(DEFAULT, "runs"))
 

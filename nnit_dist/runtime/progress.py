@@ -1,4 +1,4 @@
-"""What a user sees: a live view of each stage, with time left, and nothing of the libraries'."""
+"""What a user sees of a running stage: progress and time left, without output of libraries."""
 
 import contextlib
 import os
@@ -25,14 +25,14 @@ from nnit_dist.core.formatting import count, short_time
 
 # In a file or a pipe, tables are as wide as they need to be.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
-PLAIN_EVERY_S = 30.0
+PLAIN_EVERY_S = 30.0  # between two lines of progress where there is no terminal
 
 
 @contextlib.contextmanager
 def quiet_libraries(log: Path) -> Iterator[None]:
-    """Send what libraries print (Ray, SAPIEN, ManiSkill) to a log file; the console stays.
+    """Append what libraries print (Ray, SAPIEN, ManiSkill) to `log`; `console` still prints.
 
-    Works on the file descriptors: Ray's C++ and its printing threads know no `sys.stdout`.
+    This redirects file descriptors, since Ray's C++ code and its threads do not use `sys.stdout`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -47,7 +47,7 @@ def quiet_libraries(log: Path) -> Iterator[None]:
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            console.file = None  # type: ignore[assignment]  # what sys.stdout is at the time
+            console.file = None  # type: ignore[assignment]  # the current sys.stdout
             os.dup2(out, 1)
             os.dup2(err, 2)
             os.close(err)
@@ -71,7 +71,10 @@ class _LeftColumn(ProgressColumn):
 
 
 class StageProgress:
-    """Bars by name. On a pipe or in a log file: a line every half minute instead."""
+    """Progress bars by name. Where there is no terminal, a line every half minute instead.
+
+    `unit` is what the bars count, such as `steps`.
+    """
 
     def __init__(self, unit: str) -> None:
         self.unit = unit
@@ -96,10 +99,11 @@ class StageProgress:
         self._progress.start()
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._progress.stop()
 
     def add(self, name: str, total: int, completed: int = 0) -> None:
+        """Add a bar."""
         self._bars[name] = self._progress.add_task(
             name, total=total, completed=completed, note="", seconds_left=None
         )
@@ -107,7 +111,7 @@ class StageProgress:
     def update(
         self, name: str, completed: int, note: str = "", seconds_left: float | None = None
     ) -> None:
-        """`seconds_left`: where the stage knows better than the speed so far tells."""
+        """Move a bar. `seconds_left` is the stage's own estimate, if it has one."""
         self._progress.update(
             self._bars[name], completed=completed, note=note, seconds_left=seconds_left
         )
@@ -120,17 +124,17 @@ class StageProgress:
             console.print(f"  {name}  {done}  {left}  {note}")
 
     def watch(self, name: str, done: int, total: int) -> None:
-        """As `update`, of a bar that is added when it is first heard of."""
+        """Move a bar; the first call adds it."""
         if name not in self._bars:
             self.add(name, total)
         self.update(name, done)
 
     def resize(self, name: str, total: int) -> None:
-        """Change how much there is to do, where some of it turned out unnecessary."""
+        """Change the total of a bar, for instance because some of the work is not needed."""
         self._progress.update(self._bars[name], total=total)
 
     def remove(self, name: str, note: str) -> None:
-        """Leave a line in the place of a bar: of hundreds, only those at work are shown."""
+        """Replace a bar by a line, so that of hundreds only the running ones are shown."""
         console.print(f"  [green]✓[/] {name}  {note}")
         self._progress.remove_task(self._bars.pop(name))
 

@@ -1,4 +1,4 @@
-"""Starting or joining Ray, quietly and with its token authentication on."""
+"""The session of Ray: a local Ray is started, or a cluster joined, for as long as a stage runs."""
 
 import logging
 import os
@@ -13,11 +13,11 @@ from typing import Any
 from nnit_dist.core.errors import NnitError
 
 _ENVIRONMENT = {
-    # Threads of torch that wait spin briefly, then sleep. An NNiT step on two threads takes
-    # 0.53 s on idle cores and 1.0 s beside two busy processes; spinning on, as is the default,
-    # 0.45 s and up to 20 s.
+    # Waiting threads of torch spin briefly, then sleep. A step of NNiT on two threads then takes
+    # 0.53 s on idle cores and 1.0 s beside two busy processes. By default they spin on: 0.45 s and
+    # up to 20 s.
     "GOMP_SPINCOUNT": "3000",
-    # Ray's own notices go to its log directory; a user sees progress and errors only.
+    # Ray's notices go to its log directory. A user sees only progress and errors.
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -26,29 +26,27 @@ _ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
 }
 
-# A local Ray has no dashboard. Ray Train asks one whether its controller lives, and would take that
-# of whatever Ray was started last on this machine, which knows no such controller: the workers are
-# then stopped. Nothing listens at this address, and no answer changes nothing.
+# A local Ray has no dashboard. Ray Train asks a dashboard whether its controller lives. It would
+# find that of the Ray that was started last on this machine, which does not know the controller,
+# and stop the workers. Nothing listens at this address, and without an answer the workers go on.
 _NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
-# Nodes that are labelled `nnit.dev/role: training` have their cores for training: what simulates
-# on CPUs goes elsewhere. Where no node has a label, as on one machine, this means nothing.
+# Nodes labeled `nnit.dev/role: training` keep their cores for training; simulation on CPUs goes to
+# other nodes. Without labels, as on a single machine, this has no effect.
 ROLE, TRAINING = "nnit.dev/role", "training"
 AWAY_FROM_TRAINING = {ROLE: f"!{TRAINING}"}
-
-
-_CLAIM_S = 30.0  # a driver that was killed is missed by then
-_joined = False  # a cluster that is there already, and may grow
+_CLAIM_S = 30.0  # by then a cluster has noticed that a driver was killed
+_joined = False  # whether this process has joined a cluster, which may grow
 
 
 def cluster_token() -> str | None:
-    """From where Ray looks for it (`RAY_AUTH_TOKEN`, or its file); None where there is none."""
+    """The cluster's token from `RAY_AUTH_TOKEN` or Ray's token file; None if there is none."""
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
-    found = os.environ.get("RAY_AUTH_TOKEN") or (file.read_text() if file.is_file() else "")
-    return found.strip() or None
+    token = os.environ.get("RAY_AUTH_TOKEN") or (file.read_text() if file.is_file() else "")
+    return token.strip() or None
 
 
 def may_grow() -> bool:
-    """Whether nodes may come for what waits: not where this process has started Ray itself."""
+    """Whether nodes may be added for waiting work: in a cluster, but not in a local Ray."""
     return _joined
 
 
@@ -56,13 +54,16 @@ def may_grow() -> bool:
 def ray_session(
     address: str | None = None, num_cpus: int | None = None, claim: Path | None = None
 ) -> Iterator[None]:
-    """Start a local Ray (or join `address`) for the duration of a stage.
+    """Start a local Ray, or join the one at `address`, until the block ends.
 
-    `num_cpus` is the number of logical CPUs of a local Ray; all cores by default. On a cluster
-    a run's directory, its `claim`, is that of one driver at a time.
+    Nothing happens if Ray is initialized already.
+
+    Args:
+        num_cpus: logical CPUs of a local Ray; by default all cores.
+        claim: directory of a run. On a cluster only one driver at a time may claim it.
 
     Raises:
-        NnitError: Ray cannot be started or reached, or another driver has the directory.
+        NnitError: Ray cannot be started or reached, or another driver has claimed the directory.
     """
     global _joined
     for name, value in _ENVIRONMENT.items():
@@ -77,10 +78,9 @@ def ray_session(
         return
     if address:
         _check_reachable(address)
-    # Workers must find the package also when it runs from a source tree.
+    # Workers need the path if the package runs from a source tree.
     root = str(Path(__file__).resolve().parents[2])
     env_vars = {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    local: dict[str, Any] = {} if address else {"num_cpus": num_cpus, "include_dashboard": False}
     if not address:
         env_vars |= _NO_DASHBOARD
     try:
@@ -90,13 +90,14 @@ def ray_session(
             log_to_driver=False,
             configure_logging=True,
             runtime_env={"env_vars": env_vars | _ENVIRONMENT},
-            **local,
+            num_cpus=None if address else num_cpus,
+            include_dashboard=None if address else False,
         )
     except Exception as error:
         where = f"at {address}" if address else "on this machine"
         raise NnitError(
             f"Ray could not be started {where}: {str(error).splitlines()[0]} "
-            "Check `nnit doctor`; a cluster that has a token needs it in RAY_AUTH_TOKEN."
+            "Check `nnit doctor`; if the cluster has a token, set RAY_AUTH_TOKEN to it."
         ) from error
     _joined = bool(address)
     try:
@@ -108,15 +109,15 @@ def ray_session(
 
 
 class _Claim:
-    """Its name says whose a run is; it ends with the driver that made it."""
+    """An actor whose name claims a run. It ends with the driver that created it."""
 
 
 @contextmanager
 def _claimed(run: Path) -> Iterator[None]:
-    """Have a run for this driver alone.
+    """Claim a run for this driver.
 
     Raises:
-        NnitError: another driver has it.
+        NnitError: another driver has claimed it.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -125,15 +126,15 @@ def _claimed(run: Path) -> Iterator[None]:
     claim: Any = ray.remote(_Claim).options(
         name=str(run.absolute()), namespace="nnit", num_cpus=0, scheduling_strategy=here
     )
-    until, held = time.monotonic() + _CLAIM_S, None
-    while held is None:
+    deadline, actor = time.monotonic() + _CLAIM_S, None
+    while actor is None:
         try:
-            held = claim.remote()
+            actor = claim.remote()
         except ValueError:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise NnitError(
-                    f"{run} is at work already, by another driver on this cluster. Wait for it, "
-                    "or stop it (`ray job list`); then the same command goes on."
+                    f"{run} is at work already, by another driver on this cluster. Wait for it, or "
+                    "stop it (`ray job list`); then run the same command again."
                 ) from None
             time.sleep(1)
     yield  # the actor ends with the session

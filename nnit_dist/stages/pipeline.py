@@ -3,9 +3,9 @@
 import contextlib
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from nnit_dist.artifacts.manifest import StageManifest
+from nnit_dist.artifacts.records import Manifest
 from nnit_dist.artifacts.run_directory import METRICS, RunDirectory
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.formatting import short_time
@@ -28,7 +28,7 @@ class Pipeline:
         self.context = RunContext(config, self.run)
         self._session: contextlib.ExitStack | None = None  # of Ray, for several stages
 
-    def do_all(self) -> dict[str, dict[str, Any]]:
+    def do_all(self) -> dict[str, Manifest]:
         """Every stage, in one session of Ray; returns the manifests by stage.
 
         Raises:
@@ -40,7 +40,7 @@ class Pipeline:
         self._session = None
         return manifests
 
-    def do(self, stage: str) -> dict[str, Any]:
+    def do(self, stage: str) -> Manifest:
         """One stage, unless it is done; returns its manifest.
 
         Raises:
@@ -50,7 +50,7 @@ class Pipeline:
             self._check_gpus(stage)
         plan: StagePlan = import_module(f"nnit_dist.stages.{stage}").plan(self.context)
         manifest = StageManifest(
-            stage, self.run.stage(stage), plan.config, plan.inputs, plan.repeatable
+            stage, self.run.stage(stage), plan.config, plan.inputs, repeatable=plan.repeatable
         )
         if manifest.is_done():
             console.print(f"[green]✓[/] {stage:<11} already done: {manifest.directory}")

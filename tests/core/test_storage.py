@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.networks import random_policy
 
-from nnit_dist.artifacts.manifest import Stage
+from nnit_dist.artifacts.manifest import StageManifest
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import content_hash, copy, read_json, write_atomic, write_json
 from nnit_dist.core.policy import load_policies, save_policy
@@ -129,17 +129,19 @@ def test_episodes_are_kept_and_what_a_killed_process_left_is_passed_over(place):
 
 def test_a_stage_is_done_once(place):
     write_json(place / "input.json", 1)
-    stage = Stage("align", place / "align", {"seed": 0}, {"input": place / "input.json"})
+    stage = StageManifest("align", place / "align", {"seed": 0}, {"input": place / "input.json"})
     assert not stage.is_done()
     stage.begin()
     stage.begin()  # after a crash
     write_json(stage.directory / "artefact.json", 2)
     stage.finish({})
-    same = Stage("align", place / "align", {"seed": 0}, {"input": place / "input.json"})
+    same = StageManifest("align", place / "align", {"seed": 0}, {"input": place / "input.json"})
     assert same.is_done()
     assert same.key["inputs"] == {"input": content_hash(place / "input.json")}
     with pytest.raises(NnitError, match=r"config\.seed: 0, now 1"):
-        Stage("align", place / "align", {"seed": 1}, {"input": place / "input.json"}).is_done()
+        StageManifest(
+            "align", place / "align", {"seed": 1}, {"input": place / "input.json"}
+        ).is_done()
 
 
 def test_a_run_to_continue_from_may_lie_there(tmp_path, bucket):
