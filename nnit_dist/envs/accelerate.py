@@ -1,10 +1,9 @@
 """Faster classes for the bodies, controllers and gripper of a ManiSkill scene on a CPU.
 
-Every look at a pose makes two tensors and a step looks at the same pose again and again;
-an action passes through a dozen tensors of eight numbers; a grasp is found by way of two
-4x4 matrices. Here a pose is read once a step, while the step is observed and nothing can
-move, actions stay in numpy, and a grasp is decided from its forces. What cannot be done
-with the same bits is left to ManiSkill.
+ManiSkill makes two tensors each time a pose is read, and a step reads the same pose many times. An
+action passes through a dozen tensors of eight numbers, and a grasp is computed by two 4x4 matrices.
+Here a pose is read once for the observation of a step, during which nothing moves. Actions stay in
+numpy, and a grasp is decided from its forces. Whatever would give other bits is left to ManiSkill.
 """
 
 import math
@@ -28,15 +27,15 @@ from mani_skill.utils.structs.articulation import Articulation
 from mani_skill.utils.structs.link import Link
 from mani_skill.utils.structs.pose import Pose
 
-# Grasps nearer to their limits than this are decided by ManiSkill's own float32 arithmetic.
+# Grasps closer than this to a limit, relative to it, are left to ManiSkill's float32 arithmetic.
 MARGIN = 1e-3
 
 
 def accelerate(env: BaseEnv) -> Callable[[np.ndarray], None] | None:
     """Give the parts of `env` the faster classes below.
 
-    Returns what sets an action [act_dim] in numpy, or None if the controllers are not of the
-    kinds that can.
+    Returns a function that sets an action [act_dim] from numpy, or None if a controller is not of
+    a supported class.
     """
     scene, agent = env.scene, env.agent
     scene.observed_poses = None
@@ -58,19 +57,19 @@ def _become(body: Any, plain: type, fast: type) -> None:
 
 
 def _observed(body: Any, read: Callable[[], sapien.Pose]) -> Pose:
-    """The body's pose; while a step is observed, read once."""
-    seen = body.scene.observed_poses
-    pose = None if seen is None else seen.get(id(body))
+    """The body's pose, which is read once while a step is observed."""
+    cache = body.scene.observed_poses
+    pose = None if cache is None else cache.get(id(body))
     if pose is None:
-        place = read()
-        pose = _SeenPose(raw_pose=torch.from_numpy(np.concatenate((place.p, place.q))[None]))
-        if seen is not None:
-            seen[id(body)] = pose
+        raw = read()
+        pose = _ObservedPose(raw_pose=torch.from_numpy(np.concatenate((raw.p, raw.q))[None]))
+        if cache is not None:
+            cache[id(body)] = pose
     return pose
 
 
-class _SeenPose(Pose):
-    """A pose whose position is cut out once."""
+class _ObservedPose(Pose):
+    """A pose whose position is sliced once."""
 
     @cached_property
     def p(self) -> torch.Tensor:
@@ -105,7 +104,7 @@ class _DirectArticulation(Articulation):
 
 
 def _take_numpy(controller: Any) -> Callable[[np.ndarray], None] | None:
-    """Make joint position controllers take actions in numpy, if all of them can."""
+    """Make joint position controllers take actions in numpy, if all are of supported classes."""
     if type(controller) is not CombinedController:
         return None
     parts = controller.controllers
@@ -203,16 +202,19 @@ class _QuickGrasp:
 
 
 def _presses(
-    force: np.ndarray, turned: list[float], min_force: float, max_angle: float
+    force: np.ndarray, orientation: list[float], min_force: float, max_angle: float
 ) -> bool | None:
-    """Whether `force` [3] on a finger of orientation `turned` (w, x, y, z) is strong enough, and
-    within `max_angle` degrees of the way the finger opens; None where that is close to call."""
+    """Whether a force [3] in N on a finger is strong enough and along its opening direction.
+
+    The finger's orientation is a quaternion (w, x, y, z), and the angle between force and direction
+    may be up to `max_angle` degrees. None if the answer depends on rounding.
+    """
     strength = math.sqrt(force @ force)
     if abs(strength - min_force) <= MARGIN * min_force:
         return None
     if strength < min_force:
         return False
-    w, x, y, z = turned
+    w, x, y, z = orientation
     opening = (2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x))
     cosine = float(force @ opening) / strength
     angle = math.degrees(math.acos(min(1.0, max(-1.0, cosine))))

@@ -1,17 +1,15 @@
-"""Many environments of one task, stepped together: on a GPU, or stacked on one CPU core.
+"""Many environments of a task that step together, on a GPU or on a CPU core.
 
-`GpuEnv` is ManiSkill's GPU simulation. A GPU episode cannot start from a seed of its own:
-ManiSkill draws all start states of a batch from the first environment's seed. So start
-states are taken from the CPU simulator, which makes a start seed mean the same start state
-on either.
+`GpuEnv` is ManiSkill's GPU simulation. ManiSkill draws all start states of a batch from the seed of
+the first environment, so its episodes have no start seeds of their own. `GpuEnv` therefore takes
+start states from the CPU simulator, and a start seed means the same start state on both.
 
-`StackedEnv` holds as many CPU environments and does the same with plain loops: a stand-in that
-gives everything above it real physics to be tested on.
+`StackedEnv` steps several CPU environments in a loop. It has the same interface.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -21,78 +19,94 @@ from nnit_dist.core.task import TaskInfo
 from nnit_dist.envs.sim import SimEnv, make_maniskill
 from nnit_dist.envs.tasks import check_task
 
-# How far an observation of a restored start state may be from that of the original, in the
-# units of the observation (m, rad, m/s): rounding, but no other start state.
+# How far the observation of a restored start state may be from the original, in the units of the
+# observation (m, rad, m/s). This allows for rounding, but not for another start state.
 RESTORED_WITHIN = 1e-3
+
+# State of the simulation: arrays [D], in dicts by kind of body and by name.
+SimState: TypeAlias = "np.ndarray | dict[str, SimState]"
 
 
 class BatchEnv(Protocol):
-    """N environments of one task. Tensors lie on `device`, float32."""
+    """N environments of a task. Tensors are float32 on `device`."""
 
     info: TaskInfo
     num_envs: int
     device: torch.device
 
     def reset(self, seeds: Sequence[int], at: Sequence[int]) -> torch.Tensor:
-        """Start the episodes of `seeds` in the environments `at`; their observations
-        [len(at), obs_dim]. The others go on where they were."""
+        """Start the episodes of `seeds` in the environments with the indices `at`.
+
+        Returns their observations [len(at), obs_dim]. The other environments do not change.
+        """
 
     def step(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Actions [N, act_dim]: observations [N, obs_dim], rewards [N] and success [N]."""
+        """Take actions [N, act_dim]; returns observations [N, obs_dim], rewards and success [N]."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the simulators."""
 
 
 class StackedEnv:
-    """CPU environments behind the interface of a batch, one after the other."""
+    """N CPU environments that step one after the other.
 
-    def __init__(self, task: str, control_mode: str, num_envs: int, reward: bool) -> None:
+    Without `reward`, rewards are 0 and steps are faster.
+
+    Raises:
+        NnitError: the task or the control mode cannot be used here (see `check_task`).
+    """
+
+    def __init__(self, task: str, control_mode: str, num_envs: int, *, reward: bool) -> None:
         self._envs = [SimEnv(task, control_mode, reward) for _ in range(num_envs)]
         self.info, self.num_envs = self._envs[0].info, num_envs
         self.device = torch.device("cpu")
 
     def reset(self, seeds: Sequence[int], at: Sequence[int]) -> torch.Tensor:
+        """As `BatchEnv.reset`."""
         pairs = zip(seeds, at, strict=True)
         return torch.from_numpy(np.stack([self._envs[i].reset(seed=seed)[0] for seed, i in pairs]))
 
     def step(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `BatchEnv.step`."""
         results = [
             env.step(action) for env, action in zip(self._envs, actions.numpy(), strict=True)
         ]
-        obs, reward, _, _, info = zip(*results, strict=True)
-        success = torch.tensor([one["success"] for one in info])
-        return torch.from_numpy(np.stack(obs)), torch.tensor(reward), success
+        obs, rewards, _, _, infos = zip(*results, strict=True)
+        success = torch.tensor([info["success"] for info in infos])
+        return torch.from_numpy(np.stack(obs)), torch.tensor(rewards), success
 
     def close(self) -> None:
+        """Release the simulators."""
         for env in self._envs:
             env.close()
 
 
 @dataclass(frozen=True)
 class Start:
-    """The start of one episode: the simulation's state (nested dicts of [D]), and what is seen."""
+    """The start of an episode: the state of the simulation, and the observation [obs_dim]."""
 
-    state: dict[str, Any]
+    state: SimState
     obs: np.ndarray
 
 
 def record_start(env: SimEnv, seed: int) -> Start:
-    """The start state of a seed, from the CPU simulator."""
+    """Start the episode of a seed in the CPU simulator and record its start."""
     obs, _ = env.reset(seed=seed)
     return Start(_each(lambda value: value[0].numpy().copy(), env.state()), obs)
 
 
 class GpuEnv:
-    """ManiSkill's GPU simulation of one task.
+    """ManiSkill's GPU simulation of a task.
 
     Args:
-        starts: gives the CPU simulator's start states of some seeds (`record_start`), from a
-            process of its own: one that simulates on the GPU cannot rely on the CPU's. Without
-            it, ManiSkill draws them all from the first seed, as suits training.
-        sim_backend: `physx_cuda`; `physx_cpu` with one environment does the same on a CPU.
+        reward: whether steps compute the reward; 0 without.
+        starts: returns the starts of some seeds (`record_start`) from another process, since the
+            CPU simulator is not reliable in a process that simulates on a GPU. If it is None,
+            ManiSkill draws all start states from the first seed, which suffices for training.
+        sim_backend: `physx_cuda`, or `physx_cpu` with a single environment for tests.
 
     Raises:
-        NnitError: there is no GPU to simulate on.
+        NnitError: there is no GPU, or the task or control mode cannot be used here.
     """
 
     def __init__(
@@ -100,6 +114,7 @@ class GpuEnv:
         task: str,
         control_mode: str,
         num_envs: int,
+        *,
         reward: bool,
         starts: Callable[[Sequence[int]], list[Start]] | None,
         sim_backend: str = "physx_cuda",
@@ -107,7 +122,9 @@ class GpuEnv:
         steps = check_task(task)
         if sim_backend == "physx_cuda" and not torch.cuda.is_available():
             raise NnitError("physx_cuda needs a CUDA GPU; simulate with physx_cpu here.")
-        self._base = make_maniskill(task, control_mode, reward, sim_backend, num_envs)
+        self._base = make_maniskill(
+            task, control_mode, reward=reward, sim_backend=sim_backend, num_envs=num_envs
+        )
         self._starts, self.num_envs = starts, num_envs
         self.device = torch.device(self._base.device)
         obs_dim = self._base.single_observation_space.shape[0]
@@ -115,6 +132,11 @@ class GpuEnv:
         self.info = TaskInfo(task, control_mode, obs_dim, act_dim, steps)
 
     def reset(self, seeds: Sequence[int], at: Sequence[int]) -> torch.Tensor:
+        """As `BatchEnv.reset`.
+
+        Raises:
+            NnitError: a start state of the task cannot be restored from its simulation state.
+        """
         index = torch.as_tensor(list(at), device=self.device)
         if self._starts is None:
             obs, _ = self._base.reset(seed=int(seeds[0]), options={"env_idx": index})
@@ -123,32 +145,34 @@ class GpuEnv:
         states = _stack([start.state for start in starts], self.device)
         options = {"env_idx": index, "reset_to_env_states": {"env_states": states}}
         obs, _ = self._base.reset(options=options)
-        seen = obs[index]
+        restored = obs[index]
         expected = torch.from_numpy(np.stack([start.obs for start in starts])).to(self.device)
-        if (seen - expected).abs().max() > RESTORED_WITHIN:
+        if (restored - expected).abs().max() > RESTORED_WITHIN:
             raise NnitError(
                 f"a start state of {self.info.name} is more than its simulation state, so it "
-                "cannot be carried to the GPU. Simulate with physx_cpu."
+                "cannot be restored on the GPU. Simulate with physx_cpu."
             )
-        return seen
+        return restored
 
     def step(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        obs, reward, _, _, info = self._base.step(actions)
-        return obs, reward, info["success"].bool()
+        """As `BatchEnv.step`."""
+        obs, rewards, _, _, info = self._base.step(actions)
+        return obs, rewards, info["success"].bool()
 
     def close(self) -> None:
+        """Release the simulator."""
         self._base.close()
 
 
 def _each(function: Callable[[Any], Any], tree: Any) -> Any:
-    """`tree`, nested dicts, with `function` applied to its leaves."""
+    """Nested dicts with `function` applied to their leaves."""
     if isinstance(tree, dict):
         return {key: _each(function, value) for key, value in tree.items()}
     return function(tree)
 
 
 def _stack(states: list[Any], device: torch.device) -> Any:
-    """States of single environments as one of a batch, [N, D]."""
+    """States of N single environments as the state of a batch, tensors [N, D] on `device`."""
     if isinstance(states[0], dict):
         return {key: _stack([state[key] for state in states], device) for key in states[0]}
     return torch.from_numpy(np.stack(states)).to(device)

@@ -1,15 +1,14 @@
-"""ManiSkill3 physics on machines that have no Vulkan device.
+"""Physics of ManiSkill3 on machines without a Vulkan device.
 
-SAPIEN starts its renderer as soon as a material is constructed, even with
-`render_backend="none"`, and a machine without a Vulkan device fails there
-("failed to find a rendering device"). `install_stand_ins` replaces the
-materials and textures by inert objects and makes every `add_*_visual*` call of
-the actor builder a no-op. Collision shapes, masses and joints are untouched, so
-the physics is the same with and without it.
+SAPIEN starts its renderer when a material is constructed, even with `render_backend="none"`. That
+fails without a Vulkan device ("failed to find a rendering device"). `install_stand_ins` replaces
+materials and textures by inert objects, and the `add_*_visual*` methods of the actor builder by
+no-ops. Collision shapes, masses and joints do not change, so the physics is the same.
 """
 
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from functools import cache
 
 _PROBE = "import sapien; sapien.render.RenderMaterial()"
@@ -17,12 +16,14 @@ _VISUAL_TYPES = ("RenderMaterial", "RenderTexture2D", "RenderTexture")
 
 
 class InertVisual:
-    """Accepts whatever a SAPIEN material or texture accepts, and does nothing."""
+    """A material or texture of SAPIEN that accepts all arguments and setters and does nothing."""
 
-    def __init__(self, *args, base_color=(1.0, 1.0, 1.0, 1.0), **kwargs) -> None:
+    def __init__(
+        self, *args: object, base_color: Sequence[float] = (1.0, 1.0, 1.0, 1.0), **kwargs: object
+    ) -> None:
         self.base_color = base_color
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Callable[..., None]:
         if name.startswith("set_"):
             return lambda *args, **kwargs: None
         raise AttributeError(name)
@@ -30,18 +31,18 @@ class InertVisual:
 
 @cache
 def has_render_device() -> bool:
-    """Whether SAPIEN can start its renderer here (asked in a subprocess: it may abort)."""
+    """Whether SAPIEN can start its renderer here. A subprocess tries it, since it may abort."""
     probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, timeout=120)
     return probe.returncode == 0
 
 
 @cache
 def install_stand_ins() -> None:
-    """Make ManiSkill environments buildable in this process without a render device."""
+    """Let this process build ManiSkill environments without a render device."""
     import sapien
     from sapien.wrapper import actor_builder
 
-    # Modules that are already imported hold the types under names of their own.
+    # Modules that are imported already may have their own references to the types.
     loaded = [m for n, m in sys.modules.items() if n.split(".")[0] in ("sapien", "mani_skill")]
     for name in _VISUAL_TYPES:
         real = getattr(sapien.render, name)

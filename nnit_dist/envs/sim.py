@@ -1,8 +1,7 @@
-"""One ManiSkill3 environment a process, on CPU, as a plain gymnasium environment in numpy.
+"""A ManiSkill3 environment on a CPU as a gymnasium environment in numpy, with state observations.
 
-State observations; an episode always runs its full length (ManiSkill's
-`ignore_terminations` protocol), because every step's reward is positive and an
-episode that ended on success would punish success.
+An episode always runs its full length, as in ManiSkill's `ignore_terminations` protocol. Rewards
+are positive, so ending an episode at success would punish success.
 """
 
 from typing import Any
@@ -16,7 +15,7 @@ from nnit_dist.core.task import DEFAULT_CONTROL_MODE, TaskInfo
 from nnit_dist.envs import headless
 from nnit_dist.envs.tasks import check_task, prepare_process
 
-# Seeds below start training episodes only, so no evaluation start is ever trained on.
+# Smaller seeds are for training episodes only, so training never uses a start of an evaluation.
 TRAIN_SEEDS = 2**30
 VALIDATION_SEED = 2**30
 TEST_SEED = 2**30 + 2**28
@@ -25,25 +24,28 @@ TEST_SEED = 2**30 + 2**28
 class SimEnv(gym.Env):
     """A ManiSkill3 task on one CPU core.
 
-    Observations are float32 [obs_dim], actions float32 [act_dim] in [-1, 1], rewards
-    ManiSkill's normalised dense reward (0 with `reward=False`, which is faster), and
-    `info["success"]` a bool.
+    Observations are float32 [obs_dim] and actions float32 [act_dim] in [-1, 1]. The reward is
+    ManiSkill's normalized dense reward; without `reward` it is 0 and steps are faster. Only with
+    `render` can pictures be taken.
 
     Raises:
         NnitError: the task or the control mode cannot be used here (see `check_task`).
     """
 
     def __init__(
-        self, task: str, control_mode: str = DEFAULT_CONTROL_MODE, reward: bool = True, render=False
+        self,
+        task: str,
+        control_mode: str = DEFAULT_CONTROL_MODE,
+        reward: bool = True,
+        render: bool = False,
     ) -> None:
         from nnit_dist.envs.cpu_env import CpuEnv
 
         torch.set_num_threads(1)
         self.rewarded = reward
         self._max_steps = check_task(task)
-        self._env = CpuEnv(
-            make_maniskill(task, control_mode, reward, render=render), reward, rebuild=render
-        )
+        base = make_maniskill(task, control_mode, reward=reward, render=render)
+        self._env = CpuEnv(base, reward, rebuild=render)
         obs = self._env.reset(seed=0)
         action_space = self._env.base.single_action_space
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, obs.shape, np.float32)
@@ -53,8 +55,10 @@ class SimEnv(gym.Env):
         )
         self._elapsed = 0
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None):
-        """Start an episode; without a seed, one of the training seeds is drawn."""
+    def reset(
+        self, *, seed: int | None = None, options: dict | None = None
+    ) -> tuple[np.ndarray, dict[str, bool]]:
+        """Start the episode of a seed, by default of a random training seed."""
         super().reset(seed=seed)
         if seed is None:
             seed = int(self.np_random.integers(TRAIN_SEEDS))
@@ -62,18 +66,22 @@ class SimEnv(gym.Env):
         self._elapsed = 0
         return obs, {}
 
-    def step(self, action: np.ndarray):
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, bool]]:
+        """Take an action [act_dim]; returns observation, reward, terminated, truncated, info.
+
+        `info["success"]` says whether the task is solved in this step.
+        """
         obs, reward, info = self._env.step(action)
         self._elapsed += 1
         truncated = self._elapsed >= self._max_steps
         return obs, reward, False, truncated, {"success": bool(info["success"])}
 
     def render(self) -> np.ndarray:  # type: ignore[override]
-        """RGB picture of the scene, uint8 [height, width, 3]; needs `render=True`."""
+        """A picture of the scene, RGB uint8 [height, width, 3]; requires `render`."""
         return self._env.base.render_rgb_array()[0].cpu().numpy()
 
     def positions(self) -> dict[str, np.ndarray]:
-        """Positions [3] in metres of the tool and of every movable or marked actor."""
+        """Positions [3] in meters of the tool and of all actors but table and ground."""
         scene = self._env.base.scene
         actors = {
             name: actor.pose.p[0].numpy()
@@ -83,15 +91,20 @@ class SimEnv(gym.Env):
         return {"tool": self._env.base.agent.tcp.pose.p[0].numpy(), **actors}
 
     def state(self) -> dict:
-        """The simulation's state, nested dicts of tensors [1, D] (`BaseEnv.get_state_dict`)."""
+        """State of the simulation, nested dicts of tensors [1, D] (`BaseEnv.get_state_dict`)."""
         return self._env.base.get_state_dict()
 
     def close(self) -> None:
+        """Release the simulator."""
         self._env.base.close()
 
 
 def task_info(task: str, control_mode: str = DEFAULT_CONTROL_MODE) -> TaskInfo:
-    """Sizes of a task, read from a real environment (a few seconds)."""
+    """Sizes of a task, read from an environment that is built for it (a few seconds).
+
+    Raises:
+        NnitError: the task or the control mode cannot be used here.
+    """
     env = SimEnv(task, control_mode, reward=False)
     env.close()
     return env.info
@@ -100,15 +113,18 @@ def task_info(task: str, control_mode: str = DEFAULT_CONTROL_MODE) -> TaskInfo:
 def make_maniskill(
     task: str,
     control_mode: str,
+    *,
     reward: bool,
     sim_backend: str = "physx_cpu",
     num_envs: int = 1,
     render: bool = False,
 ) -> Any:
-    """ManiSkill's own environment, state observations; with or without a Vulkan device.
+    """ManiSkill's environment of a task, with state observations.
+
+    Without a Vulkan device, visuals are replaced by inert ones.
 
     Raises:
-        NnitError: it cannot be built, or `render` is asked for where nothing can render.
+        NnitError: the environment cannot be built, or `render` is set without a Vulkan device.
     """
     prepare_process()
     if not headless.has_render_device():
@@ -136,5 +152,5 @@ def make_maniskill(
 
 
 def _render_backend() -> str:
-    """The GPU renders where there is one, else Vulkan on the CPU (lavapipe)."""
+    """The GPU if there is one, else Vulkan on the CPU (lavapipe)."""
     return "gpu" if torch.cuda.is_available() else "cpu"

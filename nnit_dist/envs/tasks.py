@@ -1,4 +1,4 @@
-"""Which ManiSkill3 tasks can be used here, and why others cannot."""
+"""Checks whether a task of ManiSkill3 can be used on this machine."""
 
 import os
 import warnings
@@ -7,13 +7,13 @@ from nnit_dist.core.errors import NnitError, nearest
 
 
 def prepare_process() -> None:
-    """Keep ManiSkill from asking for input and from warning of what is no news.
+    """Keep ManiSkill from asking for input and from a known warning.
 
-    Of the whole process, so it is called where ManiSkill is about to be used, and not on import.
+    It changes the process, so call it before ManiSkill is used, not on import.
     """
-    # Without it, building an environment may wait for input on a terminal that is not there.
+    # Without it, building an environment may wait for input that never comes.
     os.environ.setdefault("MS_SKIP_ASSET_DOWNLOAD_PROMPT", "1")
-    # SAPIEN brings its own libvulkan; `nnit doctor` tells whether anything can be rendered.
+    # SAPIEN has its own libvulkan, and `nnit doctor` reports whether rendering works.
     warnings.filterwarnings("ignore", message="Failed to find system libvulkan")
 
 
@@ -21,8 +21,8 @@ def check_task(task: str) -> int:
     """Episode length of `task` in env steps.
 
     Raises:
-        NnitError: ManiSkill has no such task, it needs an asset download, or it has no
-            dense reward to train on.
+        NnitError: ManiSkill has no such task, or it lacks assets, a dense reward for training, or
+            an episode length.
     """
     prepare_process()
     import mani_skill.envs  # noqa: F401  (registers the tasks)

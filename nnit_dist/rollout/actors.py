@@ -96,10 +96,12 @@ class BatchSimulator:
 
         with _named_node():
             if self._backend == "physx_cpu":
-                self._env = StackedEnv(*self._task, self._num_envs, self._reward)
+                self._env = StackedEnv(*self._task, self._num_envs, reward=self._reward)
             else:
                 self._starter = ray.remote(StartStates).options(num_cpus=0).remote(*self._task)
-                self._env = GpuEnv(*self._task, self._num_envs, self._reward, self._starts)
+                self._env = GpuEnv(
+                    *self._task, self._num_envs, reward=self._reward, starts=self._starts
+                )
         return Ready(self._num_envs)
 
     def rollout(self, parts: list[Part]) -> list[Rollouts]:

@@ -85,9 +85,8 @@ def test_without_rewards_there_are_no_returns():
 def test_start_states_are_carried_from_the_cpu_simulator(task):
     """The GPU's code on the CPU backend: same start states, and nearly the same episodes."""
     source = SimEnv(task)
-    env = GpuEnv(
-        task, MODE, 1, True, lambda seeds: [record_start(source, s) for s in seeds], "physx_cpu"
-    )
+    starts = lambda seeds: [record_start(source, seed) for seed in seeds]  # noqa: E731
+    env = GpuEnv(task, MODE, 1, reward=True, starts=starts, sim_backend="physx_cpu")
     actions = np.random.default_rng(0).uniform(-0.5, 0.5, (10, 8)).astype(np.float32)
     for seed in (3, 4, 3):
         restored = env.reset([seed], [0])[0].numpy()
@@ -104,7 +103,7 @@ def test_start_states_are_carried_from_the_cpu_simulator(task):
 
 
 def test_without_carried_start_states_a_seed_still_names_its_own():
-    env = GpuEnv(TASK, MODE, 1, True, None, "physx_cpu")
+    env = GpuEnv(TASK, MODE, 1, reward=True, starts=None, sim_backend="physx_cpu")
     first, other, again = (env.reset([seed], [0]).clone() for seed in (3, 4, 3))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -119,7 +118,7 @@ def test_a_start_state_that_cannot_be_carried_is_refused():
         pairs = [(record_start(source, s), record_start(other, s + 1)) for s in seeds]
         return [replace(start, state=wrong.state) for start, wrong in pairs]
 
-    env = GpuEnv(TASK, MODE, 1, True, starts, "physx_cpu")
+    env = GpuEnv(TASK, MODE, 1, reward=True, starts=starts, sim_backend="physx_cpu")
     with pytest.raises(NnitError, match="more than its simulation state"):
         env.reset([3], [0])
 
@@ -127,7 +126,7 @@ def test_a_start_state_that_cannot_be_carried_is_refused():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_gpu_is_missed_by_name():
     with pytest.raises(NnitError, match="physx_cuda needs a CUDA GPU"):
-        GpuEnv(TASK, MODE, 4, True, lambda seeds: [])
+        GpuEnv(TASK, MODE, 4, reward=True, starts=lambda seeds: [])
 
 
 class StackedSimulators(Simulators):
