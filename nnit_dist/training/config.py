@@ -1,4 +1,4 @@
-"""Where training runs: workers of Ray Train, and what each of them gets."""
+"""Configuration that both trainers share: task weights and placement."""
 
 from collections.abc import Collection
 from typing import Annotated
@@ -17,7 +17,7 @@ TaskWeights = Annotated[
 
 
 class Placement(BaseModel):
-    """Where training runs: workers of Ray Train and what each of them gets."""
+    """Where training runs: how many workers of Ray Train, and the resources of each."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -50,14 +50,14 @@ class Placement(BaseModel):
 
     @property
     def loaders_a_worker(self) -> int:
-        """`loaders`, or their default."""
+        """Processes of each worker that draw batches: `loaders`, or its default."""
         if self.loaders is not None:
             return self.loaders
         return self.cpus - 1 if self.gpu else 0
 
 
 def check_task_weights(tasks: Collection[str], weights: dict[str, int]) -> None:
-    """Raise NnitError if a weight is given for a task that is not there."""
+    """Raise NnitError if there is a weight for a task that is not among `tasks`."""
     if unknown := sorted(weights.keys() - set(tasks)):
         raise NnitError(
             f"there is a weight for {unknown[0]}, which is not among the tasks."

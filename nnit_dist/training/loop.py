@@ -1,9 +1,8 @@
-"""What the two trainers share: a resumable loop under Ray Train, and its live view.
+"""The training loop of both trainers: resumable, under Ray Train, with a live view.
 
-State is everything with `state_dict` and `load_state_dict`. Randomness depends on the seed and
-the step (and on rank or example), so a resumed run takes the steps that an unbroken one would
-have taken. What is random in a step is drawn by `sample_batch`, if need be in processes that work
-ahead.
+Random numbers depend only on the seed, the step, and the rank or example. So a resumed training
+takes the same steps as an uninterrupted one. `sample_batch` draws all random numbers of a step,
+possibly ahead of time in other processes.
 """
 
 import contextlib
@@ -12,10 +11,10 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -25,25 +24,25 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.storage import append, path_of
 from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.training.config import Placement
-from nnit_dist.training.state import read_metrics, restore_state, save_state
+from nnit_dist.training.state import Stateful, read_metrics, restore_state, save_state
 
 _STATE = "state.pt"
-# Seconds in which there must be room for all workers. After the loss of a node those that it had
-# are awaited once more, before training goes on with fewer.
+# Seconds in which all workers must find room. After the loss of a node, training waits as long for
+# its workers before it goes on with fewer.
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-# Seconds between looks at the workers. A worker that has kept a checkpoint goes on, and a training
-# that has ended returns, when it is looked at.
-_LOOK_EVERY = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+# Seconds between health checks. A worker that has saved a checkpoint waits for the next check, and
+# so does the end of training.
+_CHECK_EVERY = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 T = TypeVar("T")
 Spec = TypeVar("Spec")
 
 
 @dataclass(frozen=True)
 class LoopSpec:
-    """What a worker's loop has to know: where metrics go, and how many processes work ahead."""
+    """What a worker's loop needs to know."""
 
-    metrics: str
-    loaders: int
+    metrics: str  # path of the metrics file
+    loaders: int  # processes that draw batches ahead
 
 
 def fit(
@@ -55,21 +54,24 @@ def fit(
     name: str,
     view: tuple[StageProgress, str],
 ) -> None:
-    """Run `worker(spec, ...)` on every worker of Ray Train until it returns.
+    """Run `worker(spec, loop_spec)` on every worker of Ray Train until all return.
 
-    The same `name` resumes. Reads and writes Ray Train's checkpoints in `directory/name`, and
-    metrics in `directory`, which are shown in a bar of `view`.
+    Checkpoints are in `directory / name`, so that the same `name` resumes; metrics are in
+    `directory`.
+
+    Args:
+        view: the view that shows the latest metrics, and the name of its bar.
 
     Raises:
-        NnitError: training failed more often than its retries allow.
+        NnitError: training failed more often than `placement.retries` allows.
     """
     import ray.train
     from ray.train.torch import TorchTrainer
 
     from nnit_dist.training.process_group import NodeNetwork
 
-    least, most = placement.min_workers, placement.workers
-    settings = {_START_TIMEOUT: "20" if least else "300", _LOOK_EVERY: "0.5"}
+    minimum, workers = placement.min_workers, placement.workers
+    settings = {_START_TIMEOUT: "20" if minimum else "300", _CHECK_EVERY: "0.5"}
     trainer = TorchTrainer(
         _work,
         train_loop_config={
@@ -79,7 +81,7 @@ def fit(
         },
         torch_config=NodeNetwork(),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=(least, most) if least else most,  # type: ignore[arg-type]
+            num_workers=(minimum, workers) if minimum else workers,  # type: ignore[arg-type]
             use_gpu=placement.gpu,
             resources_per_worker={"CPU": placement.cpus} | ({"GPU": 1} if placement.gpu else {}),
         ),
@@ -101,26 +103,25 @@ def fit(
         ) from error
 
 
-def _work(config: dict[str, Any]) -> None:
-    """Ray Train's own form of a worker."""
+def _work(config: dict) -> None:
     config["worker"](config["spec"], config["loop"])
 
 
 @contextlib.contextmanager
 def defaults_of_environment(settings: dict[str, str]) -> Iterator[None]:
-    """Environment variables until the block ends, but for those that the user has set."""
-    ours = settings.keys() - os.environ.keys()
-    os.environ.update({name: settings[name] for name in ours})
+    """Set environment variables until the block ends, except those that are set already."""
+    added = settings.keys() - os.environ.keys()
+    os.environ.update({name: settings[name] for name in added})
     try:
         yield
     finally:
-        for name in ours:
+        for name in added:
             os.environ.pop(name, None)
 
 
 @contextlib.contextmanager
 def _follow(path: Path, view: StageProgress, bar: str) -> Iterator[None]:
-    """Show the newest line of a metrics file until the block ends."""
+    """Show the latest row of a metrics file until the block ends."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -142,10 +143,19 @@ def _follow(path: Path, view: StageProgress, bar: str) -> Iterator[None]:
 
 
 class Loop:
-    """The steps of one training worker: logging, checkpoints, resume."""
+    """The steps of a training worker, with logging, checkpoints and resuming.
+
+    Args:
+        state: everything that a checkpoint keeps, by name. A checkpoint is restored right away.
+        log_every: steps between rows of the metrics file, which only rank 0 writes.
+        save_every: steps between checkpoints.
+
+    Attributes:
+        start: the step to go on from.
+    """
 
     def __init__(
-        self, state: dict[str, Any], spec: LoopSpec, log_every: int, save_every: int
+        self, state: Mapping[str, Stateful], spec: LoopSpec, *, log_every: int, save_every: int
     ) -> None:
         import ray.train
 
@@ -162,9 +172,12 @@ class Loop:
         sample_batch: Callable[[int], T],
         train_step: Callable[[int, T], dict[str, float]],
     ) -> None:
-        """`descend(step, prepare(step))` up to `total`, from where the last checkpoint stands."""
+        """Run `train_step(step, sample_batch(step))` for all steps from `start` up to `total`.
+
+        `train_step` returns losses by name. Rows of the metrics file hold their means.
+        """
         sums: dict[str, float] = {}
-        count, began = 0, time.monotonic()
+        count, started = 0, time.monotonic()
         steps = range(self.start, total)
         for step, batch in zip(
             steps, batches_ahead(sample_batch, steps, self.loaders), strict=True
@@ -175,7 +188,7 @@ class Loop:
             done = step + 1
             if done % self.log_every == 0 or done == total:
                 means = {name: value / count for name, value in sums.items()}
-                self._log({"step": done, "seconds": time.monotonic() - began, **means})
+                self._log({"step": done, "seconds": time.monotonic() - started, **means})
                 sums, count = {}, 0
             if done % self.save_every == 0 or done == total:
                 self._save(done)
@@ -205,9 +218,9 @@ class Loop:
 
 
 def batches_ahead(sample_batch: Callable[[int], T], steps: range, loaders: int) -> Iterator[T]:
-    """`prepare(step)` of every step in turn, by so many processes that work ahead, if any.
+    """`sample_batch(step)` of all steps in order, computed ahead in `loaders` processes, if any.
 
-    They are forked: `prepare` must leave a GPU alone.
+    The processes are forked, so `sample_batch` must not use a GPU.
     """
     if loaders == 0 or not steps:
         return map(sample_batch, steps)
@@ -223,7 +236,7 @@ def batches_ahead(sample_batch: Callable[[int], T], steps: range, loaders: int) 
 
 
 class _Steps(Dataset[T]):
-    """What `prepare` makes of every step, as a map-style dataset."""
+    """The batches of all steps as a map-style dataset."""
 
     def __init__(self, sample_batch: Callable[[int], T], steps: range) -> None:
         self.sample_batch, self.steps = sample_batch, steps
@@ -240,7 +253,10 @@ def _unchanged(batch: T) -> T:
 
 
 def worker_setup() -> tuple[torch.device, int, int]:
-    """Device and rank of this worker, and how many there are; CPU threads follow its resources."""
+    """Device and rank of this worker, and the number of workers.
+
+    Sets torch's threads to the CPUs of the worker.
+    """
     import ray
     import ray.train.torch
 

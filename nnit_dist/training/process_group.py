@@ -1,7 +1,7 @@
-"""Process groups of torch over the network that a node of Ray is known by.
+"""Process groups of torch over the network by which nodes of Ray reach each other.
 
-Gloo listens where a machine's own name leads, which on many (Debian's /etc/hosts has
-`127.0.1.1 name`) is the loopback interface, so that workers of other nodes are refused.
+By default Gloo listens at the address of the machine's name. On many machines that is the loopback
+interface, which workers of other nodes cannot reach: Debian's /etc/hosts has `127.0.1.1 name`.
 """
 
 import os
@@ -18,10 +18,11 @@ INTERFACE = "GLOO_SOCKET_IFNAME"
 
 @dataclass
 class NodeNetwork(TorchConfig):
-    """Ray Train's configuration of torch, with Gloo on the interface of each node's address."""
+    """Ray Train's configuration of torch, with Gloo on the interface of the node's address."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
+        """The backend that Ray Train starts process groups with."""
         return _Backend
 
 
@@ -38,7 +39,7 @@ def _listen_at_node_address() -> None:
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface with an IPv4 or IPv6 address, if this machine has it."""
+    """Name of the network interface with an IPv4 or IPv6 address; None if there is none."""
     families = (socket.AF_INET, socket.AF_INET6)
     for name, addresses in psutil.net_if_addrs().items():
         if any(a.family in families and a.address.split("%")[0] == address for a in addresses):

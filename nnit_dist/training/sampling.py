@@ -1,4 +1,4 @@
-"""What the trainers draw: tasks, topologies near the grid, and what networks are conditioned on."""
+"""Sampling in both trainers: tasks, widths between those of the grid, and conditioning shapes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,13 +11,13 @@ from nnit_dist.training.config import TaskWeights, check_task_weights
 
 
 class TaskSampler:
-    """Deals the networks of a training out to its tasks, to each as often as its weight says.
+    """Assigns networks of a training to tasks in proportion to their weights.
 
-    Deterministic: in a round of as many networks as the weights add up to, each task has its share,
-    evenly spread.
+    The assignment repeats after as many networks as the weights add up to. Within such a round the
+    networks of each task are evenly spaced. A task without a weight has a weight of 1.
 
     Raises:
-        NnitError: a weight is given for a task that is not there.
+        NnitError: there is a weight for a task that is not among `tasks`.
     """
 
     def __init__(self, tasks: Sequence[str], weights: TaskWeights) -> None:
@@ -30,7 +30,7 @@ class TaskSampler:
         self.round = [number for _, number in sorted(positions)]
 
     def task_of(self, network: int) -> int:
-        """The number of the task of a network, by the network's number."""
+        """The index of the task of a network, by the index of the network."""
         return self.round[network % len(self.round)]
 
 
@@ -62,9 +62,9 @@ class TrainingDistribution:
 
 
 def vary_widths(topology: Topology, units: int, most: int, rng: torch.Generator) -> Topology:
-    """Hidden widths changed by up to `units`, each change equally likely, to no more than `most`.
+    """Change each hidden width by a uniform number of at most `units`, up to the width `most`.
 
-    So the widths between those of the grid are learnt from both sides.
+    So training also covers widths between those of the grid.
     """
     changes = torch.randint(-units, units + 1, (topology.depth,), generator=rng).tolist()
     hidden = tuple(
@@ -76,11 +76,11 @@ def vary_widths(topology: Topology, units: int, most: int, rng: torch.Generator)
 def jitter_condition(
     topology: Topology, width_noise: float, depth_noise: float, rng: torch.Generator
 ) -> ConditioningShape:
-    """The shape that a network is conditioned on in training: its own, with uniform noise.
+    """The shape that a network is conditioned on in training: its true shape with uniform noise.
 
-    Hidden widths are up to `width_noise` units off (at most by half), the depth up to `depth_noise`
-    layers, and never below one. So what is written changes slowly with the shape, and what lies a
-    little beyond the training topologies is written as well.
+    Hidden widths change by up to `width_noise`, but are at least halved. The depth changes by up to
+    `depth_noise`, but is at least 1. So weights change slowly with the shape, and topologies a
+    little beyond those of training work too.
     """
     *width_moves, depth_move = (2 * torch.rand(topology.depth + 1, generator=rng) - 1).tolist()
     hidden = [

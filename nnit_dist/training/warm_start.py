@@ -1,4 +1,4 @@
-"""A trained network with room for more: what it knows is kept, what is new starts untrained."""
+"""Warm start: a larger network takes over the parameters of a trained smaller one."""
 
 import torch
 from torch import nn
@@ -8,27 +8,31 @@ from nnit_dist.core.errors import NnitError
 
 @torch.no_grad()
 def warm_start(network: nn.Module, known: nn.Module) -> None:
-    """Give every parameter of `network` the values of `known` in its leading part.
+    """Copy the parameters of `known` into the leading parts of those of `network`.
 
-    Outputs that are known do not hear inputs that are new: with more channels, a decoder writes
-    what it wrote before.
-    Where a layer's outputs are several parts (its attribute `parts`), each part grows on its own.
+    Weights from new inputs to known outputs become zero. So a decoder with more channels writes the
+    same values as before. If a layer has an attribute `parts`, its outputs consist of that many
+    equal parts, and each part is extended on its own.
 
     Raises:
-        NnitError: `known` is larger, or of another make.
+        NnitError: `known` has a larger parameter, or other parameters.
     """
-    own, old = dict(network.named_parameters()), dict(known.named_parameters())
-    for name in own.keys() | old.keys():
-        shapes = [tuple(side[name].shape) if name in side else () for side in (own, old)]
+    parameters, known_parameters = dict(network.named_parameters()), dict(known.named_parameters())
+    for name in parameters.keys() | known_parameters.keys():
+        shapes = [
+            tuple(side[name].shape) if name in side else ()
+            for side in (parameters, known_parameters)
+        ]
         if len(shapes[0]) != len(shapes[1]) or any(a < b for a, b in zip(*shapes, strict=True)):
             raise NnitError(
                 f"cannot continue from this model: its {name} has the shape {shapes[1]}, here it "
                 f"is {shapes[0]}. Keep the sizes of its configuration."
             )
-    for name, values in old.items():
+    for name, values in known_parameters.items():
         layer = network.get_submodule(name.rpartition(".")[0])
         parts = getattr(layer, "parts", 1)
-        for mine, theirs in zip(own[name].chunk(parts), values.chunk(parts), strict=True):
+        chunks = zip(parameters[name].chunk(parts), values.chunk(parts), strict=True)
+        for target, source in chunks:
             if isinstance(layer, nn.Linear | nn.Conv2d):
-                mine[: len(theirs)] = 0
-            mine[tuple(slice(size) for size in theirs.shape)] = theirs
+                target[: len(source)] = 0
+            target[tuple(slice(size) for size in source.shape)] = source
