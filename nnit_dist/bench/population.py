@@ -50,7 +50,9 @@ class Meter:
             self.env = SimEnv(task)
         else:
             make = _stock if kind == "rllib" else ppo_config
-            self.algo: Any = make(recipe, HIDDEN, task, DEFAULT_CONTROL_MODE, seed).build_algo()
+            self.algo: Any = make(
+                recipe, HIDDEN, task, DEFAULT_CONTROL_MODE, seed=seed
+            ).build_algo()
         self._work(0)
 
     def rate(self, seconds: float) -> float:
@@ -139,7 +141,7 @@ def start_meter(kind: Kind, task: str, recipe: Recipe, seed: int) -> Any:
     return ray.remote(Meter).options(num_cpus=0).remote(kind, task, recipe, seed)
 
 
-def _stock(recipe: Recipe, hidden: Hidden, task: str, control_mode: str, seed: int) -> Any:
+def _stock(recipe: Recipe, hidden: Hidden, task: str, control_mode: str, *, seed: int) -> Any:
     """The same algorithm with RLlib's own env runner and learner, on gymnasium's vector env."""
     import gymnasium as gym
     from ray import tune
@@ -148,7 +150,7 @@ def _stock(recipe: Recipe, hidden: Hidden, task: str, control_mode: str, seed: i
 
     tune.register_env("stock", lambda config: SimEnv(task, control_mode))
     return (
-        ppo_config(recipe, hidden, task, control_mode, seed)
+        ppo_config(recipe, hidden, task, control_mode, seed=seed)
         .environment("stock", env_config={}, clip_actions=True, normalize_actions=False)
         .env_runners(
             env_runner_cls=SingleAgentEnvRunner, gym_env_vectorize_mode=gym.VectorizeMode.SYNC

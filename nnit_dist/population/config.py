@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Recipe(BaseModel):
-    """PPO settings of one task; RLlib's defaults do not fit ManiSkill3."""
+    """PPO settings of a task. The defaults differ from RLlib's, which do not suit ManiSkill3."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -63,10 +63,10 @@ class Recipe(BaseModel):
         return self
 
 
-# What differs from the defaults, by task: lifting and picking take longer than pushing.
-RECIPES: dict[str, dict[str, int]] = {
-    "LiftPegUpright-v1": {"env_steps": 1_000_000},
-    "PickCube-v1": {"env_steps": 1_000_000},
+# Measured recipes by task. Lifting and picking take longer than pushing.
+RECIPES = {
+    "LiftPegUpright-v1": Recipe(env_steps=1_000_000),
+    "PickCube-v1": Recipe(env_steps=1_000_000),
 }
 
 
@@ -106,7 +106,9 @@ class PopulationConfig(BaseModel):
     )
 
     def recipe_of(self, task: str) -> Recipe:
-        """The recipe of a task: the measured one, and what the configuration says otherwise."""
-        said = [self.recipe, self.recipes.get(task, Recipe())]
-        own = [recipe.model_dump(include=recipe.model_fields_set) for recipe in said]
-        return Recipe(**RECIPES.get(task, {}) | own[0] | own[1])
+        """The recipe of a task: settings from `recipes`, else `recipe`, else the measured one."""
+        settings: dict[str, float] = {}
+        for recipe in (RECIPES.get(task), self.recipe, self.recipes.get(task)):
+            if recipe is not None:
+                settings |= recipe.model_dump(include=recipe.model_fields_set)
+        return Recipe.model_validate(settings)

@@ -1,7 +1,7 @@
-"""PPO's update on rollouts of arrays: RLlib's learner with its own loop over minibatches.
+"""PPO's update on rollouts of arrays: RLlib's learner with another loop over minibatches.
 
-The loss is that of RLlib's PPO (arXiv 1707.06347) without a KL term. RLlib's own loop
-turns episodes into a batch step by step and measures every minibatch.
+The loss is that of RLlib's PPO (arXiv 1707.06347) without a KL term. RLlib's loop is slower: it
+turns episodes into a batch step by step and computes statistics of every minibatch.
 
 Shapes: T steps, N environments, B samples, D observations, A actions.
 """
@@ -16,14 +16,15 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from torch import Tensor, nn
 
+from nnit_dist.population.module import ActorCriticModule
 from nnit_dist.population.runner import Rollout, gaussian_logp
 
-MIN_SPREAD = 1e-4  # of advantages, as RLlib has it
+MIN_STD = 1e-4  # of advantages, as in RLlib
 
 
 @dataclass
 class Samples:
-    """A training batch: `obs` [B, D], `actions` [B, A], the others [B]."""
+    """A training batch: `obs` [B, D], `actions` [B, A], the other fields [B]."""
 
     obs: Tensor
     actions: Tensor
@@ -31,17 +32,25 @@ class Samples:
     advantages: Tensor
     targets: Tensor
 
+    @classmethod
+    def concatenate(cls, parts: list["Samples"]) -> "Samples":
+        """All samples of several batches, in order."""
+        return cls(
+            **{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+        )
+
     def __getitem__(self, rows: Tensor) -> "Samples":
         return Samples(**{name: value[rows] for name, value in vars(self).items()})
 
 
 class RolloutLearner(PPOTorchLearner):
-    """RLlib's PPO learner for `Rollout`s."""
+    """RLlib's PPO learner, which takes rollouts instead of episodes."""
 
     _module: Any
     _device: Any
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """Register Adam for all parameters of a module; RLlib calls this."""
         params = self.get_parameters(self._module[module_id])
         self.register_optimizer(
             module_id=module_id,
@@ -59,31 +68,44 @@ class RolloutLearner(PPOTorchLearner):
         minibatch_size: int,
         **kwargs: Any,
     ) -> Any:
-        """Take `num_epochs` passes over the rollouts, in minibatches drawn anew in each.
+        """Take up to `num_epochs` passes over the rollouts, each in new random minibatches.
 
-        After a pass in which the policy went further than `max_kl` there is no other: the less
-        spread is left, the further a step of one rate goes.
+        The update ends after a pass whose mean KL divergence exceeds `max_kl`. The smaller the
+        policy's standard deviation, the larger is the divergence that a step causes.
+
+        Args:
+            training_data: RLlib's container, with the rollouts as its `episodes`.
+            timesteps: RLlib's counters, which schedules depend on.
+
+        Returns:
+            RLlib's metrics.
         """
         self.before_gradient_based_update(timesteps=timesteps)
         self._weights_seq_no += 1
         config: Any = self.config
-        own = config.learner_config_dict
+        settings = config.learner_config_dict
         module = self._module[DEFAULT_MODULE_ID].unwrapped()
-        parts = [
-            samples_of(module, rollout, config.gamma, config.lambda_, self._device)
-            for rollout in training_data.episodes
-        ]
-        joined = {n: torch.cat([getattr(p, n) for p in parts]) for n in vars(parts[0])}
-        samples = Samples(**joined)
-        spread = samples.advantages.std(correction=0).clamp(min=MIN_SPREAD)
-        samples.advantages = (samples.advantages - samples.advantages.mean()) / spread
+        samples = Samples.concatenate(
+            [
+                samples_of(
+                    module,
+                    rollout,
+                    gamma=config.gamma,
+                    gae_lambda=config.lambda_,
+                    device=self._device,
+                )
+                for rollout in training_data.episodes
+            ]
+        )
+        std = samples.advantages.std(correction=0).clamp(min=MIN_STD)
+        samples.advantages = (samples.advantages - samples.advantages.mean()) / std
         epochs: list[list[float]] = []
         for _ in range(num_epochs):
             epochs.append(self._epoch(module, samples, minibatch_size))
-            if epochs[-1][2] > own["max_kl"]:
+            if epochs[-1][2] > settings["max_kl"]:
                 break
-        # From here on, so that what was sampled and what is learned see observations alike.
-        if own["whiten"]:
+        # Only now, so that sampling and the update used the same normalizer.
+        if settings["normalize_observations"]:
             for rollout in training_data.episodes:
                 module.normalizer.show(rollout.obs.to(self._device))
         policy, value, _ = np.mean(epochs, axis=0).tolist()
@@ -93,10 +115,10 @@ class RolloutLearner(PPOTorchLearner):
         return self.metrics.reduce()
 
     def _epoch(self, module: Any, samples: Samples, minibatch_size: int) -> list[float]:
-        """One pass over the samples; means of both losses and of the divergence."""
+        """Take a pass over the samples; returns the means of both losses and of the divergence."""
         config: Any = self.config
         optimizer, parameters = self.get_optimizer(DEFAULT_MODULE_ID), list(module.parameters())
-        found = []
+        measured = []
         order = torch.randperm(len(samples.logp)).to(self._device)
         for rows in order.split(minibatch_size):
             policy, value, kl = ppo_losses(module, samples[rows], config.clip_param)
@@ -107,26 +129,32 @@ class RolloutLearner(PPOTorchLearner):
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, config.grad_clip)
             optimizer.step()
-            found.append(torch.stack([policy, value, kl]).detach())
-        return torch.stack(found).mean(0).tolist()
+            measured.append(torch.stack([policy, value, kl]).detach())
+        return torch.stack(measured).mean(0).tolist()
 
 
 @torch.no_grad()
 def samples_of(
-    module: Any, rollout: Rollout, gamma: float, lam: float, device: torch.device | str
+    module: ActorCriticModule,
+    rollout: Rollout,
+    *,
+    gamma: float,
+    gae_lambda: float,
+    device: torch.device | str,
 ) -> Samples:
-    """A rollout as samples, with advantages (GAE, arXiv 1506.02438) that are not yet standardised.
+    """The samples of a rollout on `device`, with advantages (GAE, arXiv 1506.02438).
 
-    An episode that ends is cut off, not over: what its last observation is worth counts.
+    Advantages are not standardized yet. Episodes are truncated, never terminated, so the value of
+    the last observation counts.
     """
     moved = {name: value.to(device) for name, value in vars(rollout).items()}
     values = module.compute_values({Columns.OBS: moved["obs"]})
-    after = module.compute_values({Columns.OBS: moved["next_obs"]})
-    surprise = moved["rewards"] + gamma * after - values
-    advantages, ahead = torch.empty_like(surprise), torch.zeros_like(surprise[0])
-    for t in reversed(range(len(surprise))):
-        ahead = surprise[t] + gamma * lam * ahead * ~moved["ended"][t]
-        advantages[t] = ahead
+    next_values = module.compute_values({Columns.OBS: moved["next_obs"]})
+    deltas = moved["rewards"] + gamma * next_values - values
+    advantages, advantage = torch.empty_like(deltas), torch.zeros_like(deltas[0])
+    for t in reversed(range(len(deltas))):
+        advantage = deltas[t] + gamma * gae_lambda * advantage * ~moved["ended"][t]
+        advantages[t] = advantage
     return Samples(
         moved["obs"].flatten(0, 1),
         moved["actions"].flatten(0, 1),
@@ -136,10 +164,12 @@ def samples_of(
     )
 
 
-def ppo_losses(module: Any, samples: Samples, clip: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The clipped surrogate loss, the squared error of the values, and the policy's KL divergence.
+def ppo_losses(
+    module: ActorCriticModule, samples: Samples, clip: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The clipped surrogate loss, the mean squared error of the values, and the KL divergence.
 
-    The divergence of the policy that sampled from the module's is estimated as in
+    The divergence is from the policy that sampled to that of the module, estimated as in
     http://joschu.net/blog/kl-approx.html.
     """
     batch = {Columns.OBS: samples.obs}

@@ -1,11 +1,12 @@
-"""The RLlib module of the population: a plain actor of any topology beside a fixed critic.
+"""The RLlib module of the population: an actor of any topology, and a critic of fixed size.
 
-The actor is one `nn.Sequential`, and actor and critic share nothing (RLlib's default module shares
-its encoder) but the whitening of observations, which is folded into a policy's first layer.
+Actor and critic share only the normalizer of observations, which a policy has folded into its first
+layer. RLlib's default module would share an encoder too.
 """
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,15 @@ INITIAL_LOG_STD = -0.5
 
 
 class ActorCriticModule(TorchRLModule, ValueFunctionAPI):
-    """`model_config["hidden"]` gives the actor's widths; the critic is always 256x256."""
+    """An actor of the hidden widths `model_config["hidden"]`, and a critic of 256x256.
+
+    Shapes: batches [...], D observations, A actions.
+    """
 
     normalizer: "RunningNormalizer"
 
     def setup(self) -> None:
+        """Build the networks; RLlib calls this."""
         observation: Any = self.observation_space
         action: Any = self.action_space
         config: Any = self.model_config
@@ -36,15 +41,16 @@ class ActorCriticModule(TorchRLModule, ValueFunctionAPI):
         self.critic = tanh_mlp((obs_dim, *CRITIC_HIDDEN, 1), 1.0)
         self.log_std = nn.Parameter(torch.full((act_dim,), INITIAL_LOG_STD))
 
-    def _forward(self, batch, **kwargs):
+    def _forward(self, batch: Mapping[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         mean = self.actor(self.normalizer(batch[Columns.OBS]))
         return {Columns.ACTION_DIST_INPUTS: torch.cat([mean, self.log_std.expand_as(mean)], -1)}
 
-    def compute_values(self, batch, embeddings=None):
+    def compute_values(self, batch: Mapping[str, Tensor], embeddings: None = None) -> Tensor:
+        """Values [...] of the observations [..., D] of a batch."""
         return self.critic(self.normalizer(batch[Columns.OBS])).squeeze(-1)
 
     def actor_layers(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(weight [out, in], bias [out]) per layer of the actor on raw observations, copied."""
+        """Copies of the actor's layers for raw observations: (weight [out, in], bias [out])."""
         layers = [
             (layer.weight.detach().cpu().numpy().copy(), layer.bias.detach().cpu().numpy().copy())
             for layer in self.actor
@@ -54,9 +60,9 @@ class ActorCriticModule(TorchRLModule, ValueFunctionAPI):
 
 
 class RunningNormalizer(nn.Module):
-    """Whitens observations [..., D] by the mean and spread of all that it was shown.
+    """Normalizes observations by the mean and standard deviation of all that it was shown.
 
-    Until it was shown any, it is the identity.
+    Before that it is the identity.
     """
 
     count: Tensor
@@ -70,11 +76,12 @@ class RunningNormalizer(nn.Module):
         self.register_buffer("var", torch.ones(obs_dim))
 
     def forward(self, obs: Tensor) -> Tensor:
+        """Normalized observations [..., D]."""
         return (obs - self.mean) / self._std()
 
     @torch.no_grad()
     def show(self, obs: Tensor) -> None:
-        """Take in observations [..., D] (Chan et al., 1983)."""
+        """Update mean and variance with observations [..., D] (Chan et al., 1983)."""
         obs = obs.flatten(0, -2)
         total = self.count + len(obs)
         share, shift = len(obs) / total, obs.mean(0) - self.mean
@@ -84,7 +91,7 @@ class RunningNormalizer(nn.Module):
         self.count.copy_(total)
 
     def norm(self) -> ObservationNormalizer:
-        """What it does, to be folded into a first layer."""
+        """The present normalizer, which can be folded into a first layer."""
         return ObservationNormalizer(self.mean.cpu().numpy().copy(), self._std().cpu().numpy())
 
     def _std(self) -> Tensor:
@@ -92,7 +99,10 @@ class RunningNormalizer(nn.Module):
 
 
 def tanh_mlp(dims: tuple[int, ...], output_gain: float) -> nn.Sequential:
-    """Orthogonally initialised MLP with tanh between its layers (ManiSkill's PPO baseline)."""
+    """An MLP with tanh between its layers and orthogonal initialization, as in ManiSkill's PPO.
+
+    `dims` are the layer sizes from input to output, `output_gain` the gain of the last layer.
+    """
     modules: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise(dims)):
         last = i == len(dims) - 2

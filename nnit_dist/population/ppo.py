@@ -1,4 +1,4 @@
-"""The PPO recipe of the population, as an RLlib algorithm (new API stack)."""
+"""RLlib's configuration of PPO for a recipe of the population (new API stack)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,18 +19,19 @@ def ppo_config(
     hidden: Hidden,
     task: str,
     control_mode: str,
+    *,
     seed: int,
     make_env: Callable[[int], BatchEnv] | None = None,
     gpu: bool = False,
 ) -> PPOConfig:
-    """RLlib's configuration of one trial: sampling and learning share one process.
+    """RLlib's configuration of a trial, which samples and learns in a single process.
 
-    With everything in the trial's own process, no core waits for the slowest runner, and
-    as many trials as cores keep the whole machine busy.
+    So no core waits for a slower runner, and as many trials as cores keep a machine busy.
 
     Args:
-        make_env: makes N environments; by default N of the CPU's, or on a GPU its own.
-        gpu: sample and learn on a GPU.
+        make_env: makes the given number of environments; by default ManiSkill's on the CPU, or with
+            `gpu` on the GPU.
+        gpu: whether to sample and learn on a GPU.
     """
     make_env = make_env or partial(_on_gpu if gpu else _stacked, task, control_mode)
     return (
@@ -63,7 +64,7 @@ def ppo_config(
             vf_clip_param=float("inf"),
             vf_loss_coeff=0.5,
             entropy_coeff=recipe.entropy_coeff,
-            learner_config_dict={"whiten": recipe.normalize_observations, "max_kl": recipe.max_kl},
+            learner_config_dict=recipe.model_dump(include={"normalize_observations", "max_kl"}),
         )
         .debugging(seed=seed, log_level="ERROR")
     )

@@ -1,8 +1,8 @@
-"""RLlib's env runner at the speed of the simulator: a rollout is kept as arrays.
+"""An env runner of RLlib that keeps rollouts as arrays, at the speed of the simulator.
 
-RLlib's own walks in Python through every step of every environment, for episode objects and
-connectors. All environments of a batch start together and run their full length, so none of that
-is needed.
+RLlib's runner loops in Python over all environments in each step, for episode objects and
+connectors. Here all episodes of a batch start together and run their full length, so a loop is not
+needed.
 
 Shapes: T steps, N environments, D observations, A actions.
 """
@@ -26,10 +26,10 @@ from nnit_dist.envs.sim import TRAIN_SEEDS
 
 @dataclass
 class Rollout:
-    """What N environments did in T steps, float32; `ended` [T] says where all episodes ended.
+    """T steps of N environments.
 
-    `obs` and `next_obs` are [T, N, D], `actions` (not clipped) [T, N, A], `logp` and `rewards`
-    [T, N].
+    `obs` and `next_obs` are float32 [T, N, D], `actions` (not clipped) [T, N, A], `logp` and
+    `rewards` [T, N]. `ended`, bool [T], says after which steps all episodes ended.
     """
 
     obs: Tensor
@@ -40,13 +40,14 @@ class Rollout:
     ended: Tensor
 
     def env_steps(self) -> int:
+        """Steps of all environments together, T * N."""
         return self.rewards.numel()
 
     __len__ = env_steps
 
 
 class RolloutRunner(SingleAgentEnvRunner):
-    """Samples a `Rollout` at a time, from the `BatchEnv` that `env_config["make_env"]` makes."""
+    """Samples rollouts from the `BatchEnv` that `env_config["make_env"]` makes."""
 
     env: Any
     module: Any
@@ -54,19 +55,25 @@ class RolloutRunner(SingleAgentEnvRunner):
     _elapsed: int
 
     def make_env(self) -> None:
+        """Build the environments; RLlib calls this."""
         make: Callable[[int], BatchEnv] = self.config.env_config["make_env"]
         self.batch = make(self.config.num_envs_per_env_runner)
         self.env, self.num_envs = _Spaces(self.batch), self.batch.num_envs
         self._needs_initial_reset = True
 
     def make_module(self) -> None:
+        """Build the module on the device of the environments; RLlib calls this."""
         self._device = self.batch.device
         super().make_module()
 
     def sample(  # type: ignore[override]  # as `PPO.training_step` and tests call it
         self, *, num_timesteps: int | None = None, **kwargs: Any
     ) -> list[Rollout]:
-        """One rollout of `num_timesteps` over all environments, by default RLlib's fragment."""
+        """Sample one rollout.
+
+        Args:
+            num_timesteps: env steps of all environments together; by default RLlib's fragment.
+        """
         if self._needs_initial_reset:
             self._rng = np.random.default_rng(self._seed)
             self._returns = torch.zeros(self.num_envs, device=self.batch.device)
@@ -106,7 +113,7 @@ class RolloutRunner(SingleAgentEnvRunner):
 
 
 class _Spaces(gym.vector.VectorEnv):
-    """What RLlib wants to know of a batch of environments."""
+    """The spaces of a batch of environments, as RLlib reads them."""
 
     def __init__(self, batch: BatchEnv) -> None:
         self._batch, self.num_envs = batch, batch.num_envs
@@ -117,10 +124,11 @@ class _Spaces(gym.vector.VectorEnv):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
     def close_extras(self, **kwargs: Any) -> None:
+        """Release the simulators; gymnasium's `close` calls this."""
         self._batch.close()
 
 
 def gaussian_logp(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
-    """Log-density [...] of actions [..., A] under a diagonal Gaussian."""
+    """Log-density [...] of actions [..., A] under a diagonal Gaussian with mean [..., A]."""
     z = (actions - mean) / log_std.exp()
     return -(0.5 * z.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)

@@ -1,4 +1,4 @@
-"""Training the population: PPO trials under Ray Tune, whose snapshots fill the zoo."""
+"""Training of the population: PPO trials under Ray Tune, whose snapshots fill the zoo."""
 
 from typing import TypedDict
 
@@ -32,7 +32,7 @@ class PopulationFigures(TypedDict):
 
 
 def trial_specs(config: PopulationConfig, tasks: list[str], control_mode: str) -> list[TrialSpec]:
-    """One trial per task, architecture and seed."""
+    """The trials of a population, one for each task, architecture and seed."""
     return [
         TrialSpec(task, control_mode, tuple(hidden), seed)
         for task in tasks
@@ -49,13 +49,12 @@ def run_population(
     *,
     continue_from: PopulationDirectory | None = None,
 ) -> PopulationFigures:
-    """Train every unfinished trial; returns the stage's figures.
+    """Train all unfinished trials; writes the zoo and a directory for each trial.
 
-    Reads nothing but `out`, and the population whose finished trials are copied, if any. Writes the
-    zoo and a directory for each trial.
+    Finished trials of `continue_from` are copied, with all snapshots of that population.
 
     Raises:
-        NnitError: a trial failed more than `max_failures` times; finished ones are kept.
+        NnitError: a trial failed more than `max_failures` times. Finished trials are kept.
     """
     if continue_from:
         _copy_finished_trials(continue_from, out)
@@ -74,7 +73,7 @@ def run_population(
 
 
 def _copy_finished_trials(population: PopulationDirectory, out: PopulationDirectory) -> None:
-    """The finished trials of another population, with its zoo."""
+    """Copy the finished trials of another population, and its zoo."""
     for trial in population.trials():
         if read_json(population.progress(trial))["done"]:
             copy(population.progress(trial), out.progress(trial))
@@ -113,7 +112,7 @@ def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Populatio
 
 
 def trial_resources(config: PopulationConfig) -> tune.PlacementGroupFactory:
-    """What a trial gets: its share of a core, or of a GPU, and not of a node that trains."""
+    """Resources of a trial: CPUs, and a share of a GPU or a node that is not for training."""
     bundle = {"CPU": config.cpus, "GPU": config.gpu}
     if config.gpu:
         return tune.PlacementGroupFactory([bundle])
@@ -121,7 +120,7 @@ def trial_resources(config: PopulationConfig) -> tune.PlacementGroupFactory:
 
 
 class _Watch(tune.Callback):
-    """Feeds the progress view from the trials' reports: a bar for all, and one for each at work."""
+    """Shows the trials' reports: a bar for all trials, and one for each that is running."""
 
     ALL = "all trials"
 
@@ -140,7 +139,7 @@ class _Watch(tune.Callback):
         self.running: set[str] = set()
 
     def __getstate__(self) -> dict:
-        return {}  # Tune pickles its callbacks; a live view stays in this process
+        return {}  # Tune pickles its callbacks, which a live view does not allow
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
         name, steps = result["trial"], result["env_steps"]

@@ -130,7 +130,9 @@ class Trial:
         self.progress_file = out.progress(spec.id)
         task = spec.task, spec.control_mode
         self.evaluator = RemoteEvaluator(*task) if gpu or make_env else LocalEvaluator(*task)
-        self.algo = ppo_config(recipe, spec.hidden, *task, spec.seed, make_env, gpu).build_algo()
+        self.algo = ppo_config(
+            recipe, spec.hidden, *task, seed=spec.seed, make_env=make_env, gpu=gpu
+        ).build_algo()
         self.progress = read_progress(self.progress_file) or Progress(0, 0.0, False, "", [])
         if self.progress.checkpoint:
             self.algo.restore_from_path(str(self.directory.absolute() / self.progress.checkpoint))

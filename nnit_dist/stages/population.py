@@ -25,13 +25,14 @@ def plan(context: RunContext) -> StagePlan:
 
     def work(out: Path) -> Figures:
         earlier = PopulationDirectory(known) if known else None
-        return run_population(
+        figures = run_population(
             config.population,
             config.tasks,
             config.control_mode,
             PopulationDirectory(out),
             continue_from=earlier,
         )
+        return dict(figures)
 
     inputs = {"known": PopulationDirectory(known).zoo.path} if known else {}
     return StagePlan("population", key, inputs, work)

@@ -81,7 +81,7 @@ def test_what_follows_is_that_of_the_returned_return(algo, rollout):
 
 
 def test_advantages_are_rllibs(rollout, module):
-    found = samples_of(module, rollout, 0.8, 0.9, "cpu")
+    found = samples_of(module, rollout, gamma=0.8, gae_lambda=0.9, device="cpu")
     advantages = found.advantages.unflatten(0, (120, 2))
     bounds = [0, 50, 100, 120]
     for number in range(2):
@@ -101,7 +101,7 @@ def test_advantages_are_rllibs(rollout, module):
 def test_the_loss_is_rllibs(algo, rollout, module):
     learner = algo.learner_group._learner
     own = learner.module[DEFAULT_MODULE_ID].unwrapped()
-    samples = samples_of(module, rollout, 0.8, 0.9, "cpu")
+    samples = samples_of(module, rollout, gamma=0.8, gae_lambda=0.9, device="cpu")
     samples.logp = samples.logp + 0.4 * torch.randn(240)  # some ratios beyond the clip
     policy, value, _ = ppo_losses(own, samples, 0.2)
     batch = {
@@ -142,14 +142,14 @@ def test_observations_are_whitened_by_all_that_was_sampled(algo, rollout):
 
 
 def test_samples_are_picked_by_row(rollout, module):
-    samples = samples_of(module, rollout, 0.8, 0.9, "cpu")
+    samples = samples_of(module, rollout, gamma=0.8, gae_lambda=0.9, device="cpu")
     some: Samples = samples[torch.tensor([3, 1])]
     assert torch.equal(some.obs, samples.obs[[3, 1]])
     assert torch.equal(some.targets, samples.targets[[3, 1]])
 
 
 def test_a_step_of_training_fits_the_values_and_moves_the_rate(algo, rollout, module):
-    samples = samples_of(module, rollout, 0.8, 0.9, "cpu")
+    samples = samples_of(module, rollout, gamma=0.8, gae_lambda=0.9, device="cpu")
     own = algo.learner_group._learner.module[DEFAULT_MODULE_ID].unwrapped()
     before = float(ppo_losses(own, samples, 0.2)[1])
     shown = float(own.normalizer.count)
@@ -175,8 +175,11 @@ def test_there_is_no_further_epoch_once_the_policy_went_too_far():
 def test_a_batch_of_the_gpus_own_environment_is_sampled_as_well():
     """Its code on ManiSkill's CPU backend, which steps one environment."""
     one = RECIPE.model_copy(update={"envs": 1, "batch": 60})
-    make = lambda count: GpuEnv(TASK, MODE, count, True, None, "physx_cpu")  # noqa: E731
-    runner = RolloutRunner(config=ppo_config(one, (8,), TASK, MODE, 0, make))
+
+    def make_env(count: int) -> GpuEnv:
+        return GpuEnv(TASK, MODE, count, reward=True, starts=None, sim_backend="physx_cpu")
+
+    runner = RolloutRunner(config=ppo_config(one, (8,), TASK, MODE, seed=0, make_env=make_env))
     (rollout,) = runner.sample()
     assert rollout.obs.shape == (60, 1, 35)
     assert rollout.ended.nonzero().flatten().tolist() == [49]

@@ -50,7 +50,7 @@ def test_a_tasks_recipe_departs_from_that_of_all_where_it_says_so():
     assert config.recipe_of("T") == Recipe(lr=1e-4, epochs=7)
     assert config.recipe_of("U") == Recipe(lr=1e-4, epochs=3)
     known = PopulationConfig().recipe_of("PickCube-v1")
-    assert known == Recipe(**RECIPES["PickCube-v1"]) != Recipe()
+    assert known == RECIPES["PickCube-v1"] != Recipe()
     said = PopulationConfig(recipe={"env_steps": 7}).recipe_of("PickCube-v1")
     assert said == known.model_copy(update={"env_steps": 7})
     specs = trial_specs(config, ["T", "U"], MODE)
