@@ -177,7 +177,9 @@ class FlatDiffusion:
     def step(self, step: int) -> float:
         """Take step number `step`; returns the loss."""
         config = self.config
-        set_learning_rate(self.optimizer, learning_rate(step, config.steps, config.lr, WARMUP))
+        set_learning_rate(
+            self.optimizer, learning_rate(step, config.steps, peak=config.lr, warmup=WARMUP)
+        )
         loss = self.loss(
             generator_of(self.seed, step), config.topologies_per_step * config.networks_per_topology
         )

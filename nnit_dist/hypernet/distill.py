@@ -228,7 +228,9 @@ class Distiller:
     def train_step(self, step: int, batch: Batch) -> dict[str, float]:
         """Take step number `step` with its prepared batch; returns the mean losses."""
         cfg, batch = self.config, batch.to(self.device)
-        set_learning_rate(self.optimizer, learning_rate(step, cfg.steps, cfg.lr, WARMUP))
+        set_learning_rate(
+            self.optimizer, learning_rate(step, cfg.steps, peak=cfg.lr, warmup=WARMUP)
+        )
         networks = self._written(batch)
         obs = self.states[batch.states]
         target = self._targets(batch.teacher_weights, obs)

@@ -50,7 +50,9 @@ def imitate(
         for step in range(steps):
             x, y = distillation_data.draw(teacher_weights[members], states, rng)
             error = action_error(networks.forward(x), y).mean((1, 2))
-            set_learning_rate(optimizer, learning_rate(step, steps, lr, WARMUP, floor=0.0))
+            set_learning_rate(
+                optimizer, learning_rate(step, steps, peak=lr, warmup=WARMUP, floor=0.0)
+            )
             optimizer.zero_grad(set_to_none=True)
             error.sum().backward()
             optimizer.step()

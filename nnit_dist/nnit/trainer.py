@@ -128,7 +128,7 @@ class Trainer:
 
     def train_step(self, step: int, parts: Iterable[Corrupted]) -> dict[str, float]:
         """Descend along the gradient of the batch, of which `parts` are this worker's share."""
-        rate = learning_rate(step, self.config.steps, self.config.lr, WARMUP)
+        rate = learning_rate(step, self.config.steps, peak=self.config.lr, warmup=WARMUP)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
         _, workers = self.share
