@@ -3,14 +3,14 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-long test-faults lint ship
+.PHONY: setup quickstart test test-long test-faults lint docs ship
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing the locked dependencies (see README.md for sizes)"
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
 	touch $@
 
 quickstart: setup
@@ -32,8 +32,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Put the artefacts of a finished run into the package: make ship RUN=runs/pushcube
-# (with STATES= without the states that its hypernetwork learnt on, which `nnit bench` wants)
+# The site of README.md and docs/, in site/. Any warning is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Put the artifacts of a finished run into the package: make ship RUN=runs/pushcube
+# (with STATES= without the states that its hypernetwork learned on, which `nnit bench` wants)
 STATES := align/states-*-$$(ls align/round-*.pt | sort -V | tail -n 1 | tr -dc 0-9).safetensors
 SHIPPED := population/zoo population/trials/*/progress.json align/ghn.safetensors align/distillation-*.safetensors train/nnit.safetensors \
 	evaluate/results.json evaluate/results.parquet evaluate/*/episodes {population,align,train,evaluate}/manifest.json
