@@ -1,32 +1,22 @@
-"""The real `nnit` command, as a user types it."""
+"""The `nnit` command: as a user types it where a process of its own matters, else called here."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import imageio.v2 as imageio
 import pytest
+from support.commands import nnit, nnit_process
 from support.networks import random_policy
 
 from nnit_dist.artifacts.shipped import shipped
 from nnit_dist.core.policy import load_policies, save_policy
-
-ROOT = Path(__file__).parents[2]
-NNIT = [str(Path(sys.executable).parent / "nnit")]
-
-
-def nnit(*words, timeout=300, cwd=ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*NNIT, *map(str, words)], capture_output=True, text=True, timeout=timeout, cwd=cwd
-    )
 
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory) -> Path:
     """Four policies of an unseen topology, from the shipped model."""
     out = tmp_path_factory.mktemp("generated")
-    result = nnit("generate", "--hidden", "40x56", "--samples", 4, "--out", out)
+    result = nnit_process("generate", "--hidden", "40x56", "--samples", 4, "--out", out)
     assert result.returncode == 0, result.stdout + result.stderr
     return out
 
@@ -52,7 +42,7 @@ def test_generate_draws_architectures_when_none_is_named(tmp_path):
     assert len(load_policies(tmp_path / "policies")) == 3  # unless --out names another place
 
 
-def test_networks_of_an_unseen_topology_push_the_cube(generated):
+def test_networks_of_an_unseen_topology_push_the_cube(generated, ray_local):
     """The product's promise, on the shipped model: nobody trained these networks."""
     words = ["evaluate", generated, "--episodes", 25, "--until-halfwidth", 0.12, "--videos"]
     result = nnit(*words)
@@ -75,7 +65,8 @@ def test_a_function_is_evaluated(tmp_path):
     (tmp_path / "still.py").write_text(
         "import numpy as np\n\ndef act(obs):\n    return np.zeros(8)\n"
     )
-    result = nnit("evaluate", "still:act", "--task", "PushCube-v1", "--episodes", 2, cwd=tmp_path)
+    words = ["evaluate", "still:act", "--task", "PushCube-v1", "--episodes", 2]
+    result = nnit_process(*words, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "mean success_once 0.000" in result.stdout
     assert (tmp_path / "still.act-evaluation" / "results.json").exists()
@@ -154,16 +145,17 @@ def test_doctor_tells_what_is_here():
     ],
 )
 def test_mistakes_get_one_readable_message(words, expected, tmp_path):
-    if words[0] == "run" and "ray.address=127.0.0.1:1" in words:
-        words = [*words, "--out", tmp_path / "run"]
-    result = nnit(*words)
+    if words[0] == "run" and "ray.address=127.0.0.1:1" in words:  # where no Ray runs yet
+        result = nnit_process(*words, "--out", tmp_path / "run")
+    else:
+        result = nnit(*words)
     assert result.returncode == 1
     assert expected in " ".join(result.stdout.split())
     assert "Traceback" not in result.stdout + result.stderr
 
 
 def test_debug_shows_the_traceback():
-    result = nnit("generate", "--hidden", "4", "--out", "x", "--debug")
+    result = nnit_process("generate", "--hidden", "4", "--out", "x", "--debug")
     assert result.returncode == 1
     assert "Traceback" in result.stderr
 
