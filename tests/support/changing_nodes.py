@@ -20,7 +20,7 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 from support.networks import TASK, random_policy
-from support.nodes import kill
+from support.nodes import WATCHFUL, kill
 
 from nnit_dist.artifacts.run_directory import METRICS, AlignDirectory, PopulationDirectory
 from nnit_dist.core.task import DEFAULT_CONTROL_MODE, TaskInfo
@@ -131,7 +131,8 @@ def population(out: Path, change_when: Callable) -> dict:
 def main(stage: str) -> None:
     here = str(Path(__file__).parents[1])
     out = Path(tempfile.mkdtemp())
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "8"  # a node that died is awaited
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **WATCHFUL})
     count = 1 if stage == "growing" else 2
     nodes = [cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": here}) for _ in range(count)]
     ray.init(address=cluster.address, log_to_driver=False)

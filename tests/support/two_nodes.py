@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray.cluster_utils import Cluster
-from support.nodes import kill
+from support.nodes import WATCHFUL, kill
 from support.pools import episodes_of, jobs, new_pool
 
 from nnit_dist.runtime.progress import console
@@ -27,7 +27,7 @@ ROOM = 80 << 20  # bytes of a full object store; it has no fewer
 def main(fault: str) -> None:
     here = str(Path(__file__).parents[1])
     room = {"object_store_memory": ROOM} if fault == "full" else {}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **room})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **WATCHFUL, **room})
     path = here
     if fault in ("broken", "training"):
         broken = Path(tempfile.mkdtemp()) / "sapien"
