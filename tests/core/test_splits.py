@@ -2,16 +2,11 @@ import pytest
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.splits import is_bottleneck, split_topologies
-from nnit_dist.core.topology import Topology, parse_hidden
 
 GRID = dict(widths=[16, 32, 64], depths=[1, 2, 3], unseen_widths=[24, 48])
+
+
 COUNTS = {"combination": 5, "bottleneck": 3, "width": 6, "deeper": 3, "wider": 2}
-
-
-def test_shapes_and_parameters_of_an_mlp():
-    topology = Topology(35, (64, 16), 8)
-    assert topology.shapes == [(64, 35), (16, 64), (8, 16)]
-    assert topology.num_params == 64 * 35 + 64 + 16 * 64 + 16 + 8 * 16 + 8
 
 
 def test_split_keeps_every_unseen_topology_out_of_training():
@@ -64,13 +59,3 @@ def test_what_was_trained_is_not_unseen_and_changes_nothing_else():
 def test_split_that_asks_for_too_many_names_the_key():
     with pytest.raises(NnitError, match=r"topologies\.unseen\.combination asks for 500"):
         split_topologies(**GRID, counts={"combination": 500}, seed=0)
-
-
-@pytest.mark.parametrize("text", ["", "40x", "axb", "0x8", "-8"])
-def test_unreadable_widths(text):
-    with pytest.raises(NnitError, match="write them as 64 or 40x56"):
-        parse_hidden(text)
-
-
-def test_widths_are_read():
-    assert parse_hidden("40x56") == (40, 56)

@@ -2,58 +2,16 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from pydantic import ValidationError
 from support.networks import distiller_of
 
 from nnit_dist.core.errors import NnitError
-from nnit_dist.core.rng import generator_of
-from nnit_dist.stages.config import load_config
-from nnit_dist.stages.pipeline import Pipeline
 from nnit_dist.training.config import Placement
 from nnit_dist.training.loop import batches_ahead, defaults_of_environment
-from nnit_dist.training.optimizer import average_gradients
-from nnit_dist.training.process_group import interface_of
-from nnit_dist.training.state import read_metrics
-
-SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
-
-
-def _worker(rank: int, world: int, store: str, out: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    used, unused = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
-    (used * (rank + 1)).sum().backward()
-    average_gradients([used, unused])
-    torch.save([used.grad, unused.grad], f"{out}-{rank}")
-    dist.destroy_process_group()
-
-
-def test_gradients_are_averaged_over_workers_and_missing_ones_count_as_zero(tmp_path):
-    out = str(tmp_path / "grad")
-    mp.spawn(_worker, args=(2, str(tmp_path / "store"), out), nprocs=2)
-    for rank in range(2):
-        used, unused = torch.load(f"{out}-{rank}", weights_only=True)
-        assert torch.equal(used, torch.full((3,), 1.5))
-        assert torch.equal(unused, torch.zeros(2))
-
-
-def test_one_worker_keeps_its_gradients():
-    parameter = torch.nn.Parameter(torch.ones(3))
-    parameter.sum().backward()
-    average_gradients([parameter])
-    assert torch.equal(parameter.grad, torch.ones(3))
-
-
-def test_randomness_depends_on_its_key():
-    draw = lambda *key: torch.rand(4, generator=generator_of(*key)).tolist()  # noqa: E731
-    assert draw(0, 5, 1) == draw(0, 5, 1)
-    assert len({tuple(draw(*key)) for key in [(0, 5, 1), (1, 5, 1), (0, 6, 1), (0, 5, 0)]}) == 4
 
 
 @pytest.mark.parametrize("loaders", [1, 2])
@@ -131,11 +89,6 @@ def test_alignment_goes_on_with_fewer_workers_where_a_node_dies():
     assert found["figures"]["steps"] == 40
 
 
-def test_the_interface_of_an_address_is_found():
-    assert interface_of("127.0.0.1").startswith("lo")
-    assert interface_of("203.0.113.9") is None
-
-
 @pytest.mark.fault
 @pytest.mark.timeout(300)
 def test_a_population_is_complete_where_a_node_dies():
@@ -162,24 +115,3 @@ def test_what_one_training_sets_is_not_left_to_the_next(monkeypatch):
 def test_fewer_workers_than_none_are_refused():
     with pytest.raises(ValidationError, match="min_workers=3 are more than workers=2"):
         Placement(workers=2, min_workers=3)
-
-
-def test_metrics_survive_a_half_written_line_and_repeated_steps(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    rows = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "loss": 2.5}]
-    path.write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 3, "lo')
-    assert [row["loss"] for row in read_metrics(path)] == pytest.approx([3.0, 2.5])
-    assert read_metrics(tmp_path / "none.jsonl") == []
-
-
-def test_curves_go_to_wandb_offline_and_only_when_asked(tmp_path):
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "metrics.jsonl").write_text('{"step": 1, "flow": 3.25}\n')
-    Pipeline(load_config(SMOKE), tmp_path)._log("train", {"steps": 1})
-    assert not (tmp_path / "wandb").exists()
-    Pipeline(load_config(SMOKE, ["logging.wandb=offline"]), tmp_path)._log("train", {"steps": 1})
-    (record,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    deadline = time.monotonic() + 30  # W&B's own process writes it
-    while b"train/flow" not in record.read_bytes():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
