@@ -1,4 +1,4 @@
-"""Shared fixtures: one local Ray for the tests that need it, small policies, a small sampler."""
+"""Shared fixtures: one local Ray for the tests that need it, a small sampler, a bucket."""
 
 import json
 import os
@@ -15,16 +15,19 @@ from support.networks import (
     small_sampler,
 )
 
-# Ray's workers unpickle policies that are defined in test modules.
-os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+# Ray's workers unpickle policies that are defined in test modules; processes that tests start run
+# the package that lies beside them, whatever is installed.
+os.environ["PYTHONPATH"] = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
 
 
 @pytest.fixture(scope="session")
 def ray_local():
     from nnit_dist.runtime.ray_session import ray_session
 
-    with ray_session(num_cpus=2):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")  # Prometheus is asked for them
+        with ray_session(num_cpus=2):
+            yield
 
 
 @pytest.fixture(scope="session")

@@ -7,23 +7,29 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from support.commands import ROOT, nnit
 
 from nnit_dist.core.files import content_hash
 from nnit_dist.core.storage import path_of
 from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.stages.config import load_config
+from nnit_dist.stages.pipeline import Run
 from nnit_dist.training.state import read_metrics
 
-ROOT = Path(__file__).parents[2]
-NNIT = str(Path(sys.executable).parent / "nnit")
-RUN = [NNIT, "run", "configs/smoke.yaml", "--out"]
+SMOKE = ROOT / "configs" / "smoke.yaml"
+# One simulator a pool: results are the same, and starting simulators is most of the work.
+SMALL = ("--set", "ray.actors=1")
 
 
 def start(out: Path, log: Path) -> subprocess.Popen:
+    nnit_command = str(Path(sys.executable).parent / "nnit")
     return subprocess.Popen(
-        [*RUN, str(out)],
+        [nnit_command, "run", str(SMOKE), "--out", str(out), *SMALL],
         cwd=ROOT,
         stdout=log.open("ab"),
         stderr=subprocess.STDOUT,
@@ -38,13 +44,24 @@ def kill_when(run: subprocess.Popen, path: Path, pattern: str, timeout: float = 
         assert run.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline, f"{pattern} did not appear"
         time.sleep(0.2)
+    rays = psutil.Process(run.pid).children(recursive=True)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    time.sleep(5)  # Ray's processes notice that their driver is gone
+    psutil.wait_procs(rays, timeout=30)  # Ray's processes notice that their driver is gone
 
 
 @pytest.fixture(scope="module")
-def disturbed(tmp_path_factory) -> tuple[Path, str]:
+def undisturbed(tmp_path_factory, bucket) -> Iterator[tuple[subprocess.Popen, Path, Path]]:
+    """A run in an object store that has begun: its process, its place, and its log."""
+    out, log = path_of(f"{bucket}/calm"), tmp_path_factory.mktemp("calm") / "log"
+    run = start(out, log)
+    yield run, out, log
+    run.kill()
+
+
+@pytest.fixture(scope="module")
+def disturbed(undisturbed, tmp_path_factory) -> tuple[Path, str]:
+    """Killed in every stage, beside the run that is not: each leaves half of two cores idle."""
     out = tmp_path_factory.mktemp("run") / "smoke"
     log = out.parent / "log"
     for pattern in (
@@ -63,11 +80,10 @@ def disturbed(tmp_path_factory) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def calm(bucket) -> Path:
+def calm(undisturbed) -> Path:
     """The same run, undisturbed, in an object store."""
-    out = path_of(f"{bucket}/calm")
-    result = subprocess.run([*RUN, str(out)], cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stdout + result.stderr
+    run, out, log = undisturbed
+    assert run.wait(timeout=600) == 0, log.read_text()
     return out
 
 
@@ -113,15 +129,9 @@ def test_every_stage_leaves_its_manifest_and_the_report_stands_alone(disturbed):
 @pytest.mark.timeout(1200)
 def test_a_finished_run_is_skipped_and_another_config_is_refused(disturbed):
     out, _ = disturbed
-    again = subprocess.run([*RUN, str(out)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    again = nnit("run", SMOKE, "--out", out, *SMALL)
     assert again.stdout.count("already done") == 6
-    other = subprocess.run(
-        [*RUN, str(out), "--set", "nnit.steps=21"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    other = nnit("run", SMOKE, "--out", out, *SMALL, "--set", "nnit.steps=21")
     assert other.returncode == 1
     assert "holds the train stage of another run (config.nnit.steps: 20, now 21)" in " ".join(
         other.stdout.split()
@@ -131,19 +141,13 @@ def test_a_finished_run_is_skipped_and_another_config_is_refused(disturbed):
 def run_stage(stage: str, out: Path, *overrides: str) -> list[dict[str, float]]:
     """Run one stage of the smoke configuration; returns its metrics."""
     words = [word for override in overrides for word in ("--set", override)]
-    result = subprocess.run(
-        [NNIT, stage, "configs/smoke.yaml", "--out", str(out), *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    result = nnit(stage, SMOKE, "--out", out, *SMALL, *words)
     assert result.returncode == 0, result.stdout + result.stderr
     return read_metrics(out / stage / "metrics.jsonl")
 
 
 @pytest.mark.timeout(600)
-def test_a_task_is_added_to_a_finished_run(disturbed, tmp_path):
+def test_a_task_is_added_to_a_finished_run(disturbed, ray_local, tmp_path):
     """What is trained is taken over, and only the new task's population is trained."""
     before, _ = disturbed
     added = f"continue_from={before}", "tasks=[PushCube-v1, PickCube-v1, PullCube-v1]"
@@ -164,7 +168,7 @@ def test_a_task_is_added_to_a_finished_run(disturbed, tmp_path):
 
 
 @pytest.mark.timeout(600)
-def test_two_workers_align_along_the_curve_of_one(disturbed, calm, tmp_path):
+def test_two_workers_align_along_the_curve_of_one(disturbed, calm, ray_local, tmp_path):
     """The batch is shared. After a round of rollouts the last bits of the weights tell."""
     out, _ = disturbed
     shutil.copytree(out / "population", tmp_path / "population")
@@ -175,7 +179,7 @@ def test_two_workers_align_along_the_curve_of_one(disturbed, calm, tmp_path):
 
 
 @pytest.mark.timeout(600)
-def test_two_workers_train_nnit_along_the_curve_of_one(disturbed, tmp_path):
+def test_two_workers_train_nnit_along_the_curve_of_one(disturbed, ray_local, tmp_path):
     """The batch is shared, not doubled. In float32: in bfloat16 its parts round differently."""
     out, _ = disturbed
     curves = []
@@ -188,3 +192,16 @@ def test_two_workers_train_nnit_along_the_curve_of_one(disturbed, tmp_path):
         assert one["step"] == two["step"]
         for name in ("flow", "architecture"):
             assert two[name] == pytest.approx(one[name], rel=0.002)
+
+
+def test_curves_go_to_wandb_offline_and_only_when_asked(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "metrics.jsonl").write_text('{"step": 1, "flow": 3.25}\n')
+    Run(load_config(SMOKE), tmp_path)._log("train", {"steps": 1})
+    assert not (tmp_path / "wandb").exists()
+    Run(load_config(SMOKE, ["logging.wandb=offline"]), tmp_path)._log("train", {"steps": 1})
+    (record,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    deadline = time.monotonic() + 30  # W&B's own process writes it
+    while b"train/flow" not in record.read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
