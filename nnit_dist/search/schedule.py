@@ -48,7 +48,7 @@ class FreshSearch(OptunaSearch):
                 self.tried |= {trial_name(values)} if values else set()
                 return values
             study: Any = self._ot_study
-            study.draw_condition(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
+            study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
         return Searcher.FINISHED
 
 
