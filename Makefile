@@ -17,7 +17,7 @@ quickstart: setup
 	$(BIN)/nnit run configs/quickstart.yaml
 
 test: setup
-	$(BIN)/python -m pytest -m "not long" --durations=20
+	$(BIN)/python -m pytest -m "not long" --durations=10
 
 test-long: setup
 	$(BIN)/python -m pytest -m long
