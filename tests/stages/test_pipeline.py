@@ -18,7 +18,7 @@ from nnit_dist.core.files import content_hash
 from nnit_dist.core.storage import path_of
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.stages.config import load_config
-from nnit_dist.stages.pipeline import Run
+from nnit_dist.stages.pipeline import Pipeline
 from nnit_dist.training.state import read_metrics
 
 SMOKE = ROOT / "configs" / "smoke.yaml"
@@ -197,9 +197,9 @@ def test_two_workers_train_nnit_along_the_curve_of_one(disturbed, ray_local, tmp
 def test_curves_go_to_wandb_offline_and_only_when_asked(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "metrics.jsonl").write_text('{"step": 1, "flow": 3.25}\n')
-    Run(load_config(SMOKE), tmp_path)._log("train", {"steps": 1})
+    Pipeline(load_config(SMOKE), tmp_path)._log("train", {"steps": 1})
     assert not (tmp_path / "wandb").exists()
-    Run(load_config(SMOKE, ["logging.wandb=offline"]), tmp_path)._log("train", {"steps": 1})
+    Pipeline(load_config(SMOKE, ["logging.wandb=offline"]), tmp_path)._log("train", {"steps": 1})
     (record,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     deadline = time.monotonic() + 30  # W&B's own process writes it
     while b"train/flow" not in record.read_bytes():

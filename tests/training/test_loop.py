@@ -83,7 +83,7 @@ def test_training_grows_where_a_node_comes():
 @pytest.mark.timeout(300)
 def test_alignment_goes_on_with_fewer_workers_where_a_node_dies():
     found = changing_nodes("alignment")
-    made = {"ghn.safetensors", "lessons-PushCube-v1.safetensors", "round-0.pt", "round-1.pt"}
+    made = {"ghn.safetensors", "distillation-PushCube-v1.safetensors", "round-0.pt", "round-1.pt"}
     assert made < set(found["files"])
     assert found["steps"] == [20, 25, 40]  # two rounds, and every 25
     assert found["figures"]["steps"] == 40
