@@ -104,49 +104,30 @@ class RowPolicies:
         by_depth: dict[int, list[int]] = {}
         for owner in rows:
             by_depth.setdefault(policies[owner].topology.depth, []).append(owner)
-        self._act_dim = policies[0].topology.act_dim
-        self._groups = [
-            _Group.build([policies[o] for o in group], [rows[o] for o in group], device)
-            for group in by_depth.values()
-        ]
+        # With the rows of a group's networks, and how many each of these has.
+        self._groups: list[tuple[MLPBatch, torch.Tensor, int]] = []
+        places, start = [0] * len(owners), 0  # of each row in the outputs of all groups
+        for group in by_depth.values():
+            longest = max(len(rows[owner]) for owner in group)
+            padded: list[int] = []
+            for owner in group:
+                for place, row in enumerate(rows[owner], start + len(padded)):
+                    places[row] = place
+                padded += rows[owner] + [0] * (longest - len(rows[owner]))
+            start += len(padded)
+            networks = MLPBatch.from_policies([policies[owner] for owner in group])
+            own_rows = torch.tensor(padded, device=device)
+            self._groups.append((networks.to(device), own_rows, longest))
+        self._places = torch.tensor(places, device=device)
 
     @torch.inference_mode()
     def act(self, obs: torch.Tensor) -> torch.Tensor:
         """Actions [N, act_dim] in [-1, 1] for observations [N, obs_dim]."""
-        actions = obs.new_empty(len(obs), self._act_dim)
-        for group in self._groups:
-            outputs = group.networks.forward(obs[group.rows])
-            actions[group.own_rows] = outputs.flatten(0, 1).index_select(0, group.filled)
-        return actions.clamp_(-1, 1)
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Networks G of one depth with up to R rows each.
-
-    Attributes:
-        rows: [G, R], the rows of each network; row 0 again where it has fewer.
-        filled: which of the G * R are a network's own, and `own_rows` the rows that they are.
-    """
-
-    networks: MLPBatch
-    rows: torch.Tensor
-    filled: torch.Tensor
-    own_rows: torch.Tensor
-
-    @classmethod
-    def build(
-        cls, policies: list[Policy], rows: list[list[int]], device: torch.device | str
-    ) -> "_Group":
-        longest = max(map(len, rows))
-        padded = torch.tensor([own + [0] * (longest - len(own)) for own in rows], device=device)
-        filled = [i * longest + j for i, own in enumerate(rows) for j in range(len(own))]
-        return cls(
-            MLPBatch.from_policies(policies).to(device),
-            padded,
-            torch.tensor(filled, device=device),
-            torch.tensor([row for own in rows for row in own], device=device),
-        )
+        outputs, obs_dim = [], obs.shape[1]
+        for networks, rows, each in self._groups:
+            own = obs.index_select(0, rows).view(-1, each, obs_dim)
+            outputs.append(networks.forward(own).flatten(0, 1))
+        return torch.cat(outputs).index_select(0, self._places).clamp_(-1, 1)
 
 
 def _noise(

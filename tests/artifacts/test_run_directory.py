@@ -73,7 +73,7 @@ def test_what_is_not_finished_names_the_command_that_does_it(tmp_path):
     run = RunDirectory(tmp_path)
     with pytest.raises(NnitError, match="run `nnit align` with the same configuration first"):
         run.require("align")
-    with pytest.raises(NnitError, match="is not finished; run `nnit run` for the whole chain"):
+    with pytest.raises(NnitError, match="is not finished; run `nnit run` for all stages"):
         run.require("generate")
 
 

@@ -12,6 +12,7 @@ from support.searches import CONFIG, ROOT, SMALL, SPACE, search_command, space_f
 from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.artifacts.shipped import shipped
 from nnit_dist.hypernet.data import DistillationData
+from nnit_dist.search import final
 from nnit_dist.search.config import SearchConfig
 from nnit_dist.search.results import read_trials
 from nnit_dist.search.run import Search
@@ -51,7 +52,10 @@ def test_a_trial_that_dies_is_tried_again_and_one_that_cannot_work_is_marked(tmp
 
 
 @pytest.mark.timeout(900)
-def test_trials_of_hypernetworks_have_rounds_of_dagger_of_their_own(tmp_path):
+def test_trials_of_hypernetworks_have_rounds_of_dagger_of_their_own(
+    ray_local, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(final, "EPISODES", 5)
     text = """
 from ray import tune
 STAGE = "align"

@@ -22,8 +22,18 @@ from nnit_dist.stages.pipeline import Pipeline
 from nnit_dist.training.state import read_metrics
 
 SMOKE = ROOT / "configs" / "smoke.yaml"
-# One simulator a pool: results are the same, and starting simulators is most of the work.
-SMALL = ("--set", "ray.actors=1")
+# One simulator a pool, as starting them is most of the work; a trial of two batches, each measured.
+SMALL = [
+    word
+    for override in (
+        "ray.actors=1",
+        "population.recipe.env_steps=1024",
+        "population.recipe.batch=512",
+        "population.recipe.eval_every=512",
+        "population.recipe.eval_episodes=1",
+    )
+    for word in ("--set", override)
+]
 
 
 def start(out: Path, log: Path) -> subprocess.Popen:

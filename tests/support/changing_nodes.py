@@ -113,10 +113,10 @@ def population(out: Path, change_when: Callable) -> dict:
     config = PopulationConfig(
         architectures=[[8], [16], [8, 8]],
         recipe={
-            "env_steps": 4096,
-            "batch": 2048,
-            "eval_every": 2048,
-            "eval_episodes": 2,
+            "env_steps": 1024,
+            "batch": 512,
+            "eval_every": 512,
+            "eval_episodes": 1,
             "success_bar": 1.0,
         },
     )

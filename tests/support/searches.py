@@ -43,9 +43,10 @@ def space_file(tmp_path: Path, text: str = SPACE) -> Path:
 def search_command(tmp_path: Path, trials: int, space: str = SPACE) -> list[str]:
     sets = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
     return [
-        sys.executable, "-m", "nnit_dist", "tune", str(space_file(tmp_path, space)), str(CONFIG),
+        sys.executable, str(Path(__file__).with_name("short_search.py")),
+        "tune", str(space_file(tmp_path, space)), str(CONFIG),
         "--run", str(shipped(TASK)), "--out", str(tmp_path / "search"), "--trials", str(trials),
-        "--topologies=12", "--episodes=1", "--set=ray.num_cpus=2", *sets,
+        "--topologies=3", "--episodes=1", "--set=ray.num_cpus=2", *sets,
     ]  # fmt: skip
 
 

@@ -95,7 +95,7 @@ def test_a_population_is_complete_where_a_node_dies():
     found = changing_nodes("population")
     assert len(found["trials"]) == 3
     assert found["snapshots"] == [
-        [trial, steps] for trial in found["trials"] for steps in (2048, 4096)
+        [trial, steps] for trial in found["trials"] for steps in (512, 1024)
     ]
 
 
