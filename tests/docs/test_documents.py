@@ -90,7 +90,7 @@ def test_the_architecture_names_every_file():
 
 
 def test_the_results_of_the_readme_are_those_of_the_shipped_model():
-    results = read_json(shipped("PushCube-v1") / "evaluate" / "results.json")
+    results = read_json(shipped("PushCube-v1").path / "evaluate" / "results.json")
     figures = {
         (row["kind"], row["method"]): [row["success_once"], row["low"], row["high"]]
         for row in results["tasks"]["PushCube-v1"]["summaries"]
