@@ -148,6 +148,20 @@ def test_a_finished_run_is_skipped_and_another_config_is_refused(disturbed):
     )
 
 
+@pytest.mark.timeout(600)
+def test_other_episodes_measure_again_and_train_nothing_again(disturbed, ray_local, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(disturbed[0], run)
+    trained = ("population", "align", "train", "generate")
+    kept = {stage: (run / stage / "manifest.json").read_text() for stage in trained}
+    again = nnit("run", SMOKE, "--out", run, *SMALL, "--set", "evaluate.episodes=3")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("already done") == len(trained)
+    assert {stage: (run / stage / "manifest.json").read_text() for stage in trained} == kept
+    results = json.loads((run / "evaluate" / "results.json").read_text())
+    assert results["episodes"] == 3
+
+
 def run_stage(stage: str, out: Path, *overrides: str) -> list[dict[str, float]]:
     """Run one stage of the smoke configuration; returns its metrics."""
     words = [word for override in overrides for word in ("--set", override)]
