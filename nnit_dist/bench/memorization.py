@@ -267,7 +267,8 @@ def _action_distances(own: MLPBatch, known: MLPBatch, states: Tensor) -> np.ndar
 
 def _actions(networks: MLPBatch, states: Tensor) -> Tensor:
     """[K, S, act_dim] of K networks, as they act."""
-    each = (networks.select([i]) for i in range(len(networks)))  # less memory than all at once
+    # One after the other takes less memory.
+    each = (networks.select([i]) for i in range(len(networks)))
     return torch.cat([network.forward(states[None]).clamp(-1, 1) for network in each])
 
 

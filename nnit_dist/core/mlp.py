@@ -148,7 +148,8 @@ class MLPBatch:
                 weights[layer][rows, :out, :fan_in] = weight[:, :out, :fan_in]
                 biases[layer][rows, :out] = bias[:, :out]
             start += len(batch)
-        return cls(weights, biases, shapes, torch.cat([batch.activations for batch in batches]))
+        kinds = torch.cat([batch.activations for batch in batches])
+        return cls(weights, biases, shapes, kinds).cropped()
 
     def __len__(self) -> int:
         return len(self.activations)
@@ -220,18 +221,19 @@ class MLPBatch:
         return policies
 
     def select(self, networks: Tensor | Sequence[int] | slice) -> "MLPBatch":
-        """The networks of these indices, or of a slice, padded no more than these need."""
+        """The networks of these indices, or, as views, of a slice; padded as before."""
         if isinstance(networks, slice):
-            parts = [x[networks] for x in (*self.weights, *self.biases)]
-            shapes, activations = self.shapes[networks], self.activations[networks]
-        else:
-            index = torch.as_tensor(networks)
-            known = index.cpu()
-            index = index.to(self.weights[0].device)
-            parts = [x.index_select(0, index) for x in (*self.weights, *self.biases)]
-            shapes, activations = self.shapes[known], self.activations[known]
-        layers = len(self.weights)
-        return MLPBatch(parts[:layers], parts[layers:], shapes, activations).cropped()
+            weights = [weight[networks] for weight in self.weights]
+            biases = [bias[networks] for bias in self.biases]
+            return MLPBatch(weights, biases, self.shapes[networks], self.activations[networks])
+        index = torch.as_tensor(networks)
+        here, known = index.to(self.weights[0].device), index.cpu()
+        return MLPBatch(
+            [weight.index_select(0, here) for weight in self.weights],
+            [bias.index_select(0, here) for bias in self.biases],
+            self.shapes[known],
+            self.activations[known],
+        )
 
     def cropped(self) -> "MLPBatch":
         """The same, as views that are padded no more than the largest network needs."""

@@ -40,7 +40,7 @@ def imitate(
         if starts is None:
             networks = _random_networks([topologies[i] for i in members], seed + depth)
         else:
-            networks = starts.select(members)
+            networks = starts.select(members).cropped()
         # Padding stays 0, as its gradients are.
         parameters = [x.clone().requires_grad_() for x in (*networks.weights, *networks.biases)]
         layers = len(networks.weights)

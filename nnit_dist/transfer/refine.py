@@ -59,7 +59,7 @@ def refine(
     for first in range(0, len(policies), TOGETHER):
         group = policies[first : first + TOGETHER]
         starts = MLPBatch.from_policies(group, distillation_data.norm)
-        each = [starts.select([i]) for i in range(len(group))]
+        each = [starts.select([i]).cropped() for i in range(len(group))]
         teacher_weights = torch.stack([_nearest(network, kept) for network in each])
         topologies, begin = [p.topology for p in group], None if scratch else starts
         trained = imitate(topologies, teacher_weights, learnt, steps, seed, LR, STATES, begin)

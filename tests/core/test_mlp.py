@@ -143,13 +143,15 @@ def random_networks() -> tuple[list[torch.nn.Sequential], MLPBatch]:
 
 
 @pytest.mark.parametrize("chosen", [[2, 0, 2], [0], [1], torch.tensor([1, 2]), slice(0, 3, 2)])
-def test_those_that_are_selected_act_as_before_and_are_padded_for_themselves(chosen):
+def test_those_that_are_selected_act_as_before_and_can_be_cropped_for_themselves(chosen):
     alone, networks = random_networks()
     indices = torch.arange(3)[chosen].tolist()
     some = networks.select(chosen)
     obs = torch.randn(len(indices), 5, 9)
     assert len(some) == len(indices)
     expected = torch.stack([alone[i](own) for i, own in zip(indices, obs, strict=True)])
+    assert torch.allclose(some.forward(obs), expected, atol=1e-6)
+    some = some.cropped()
     assert torch.allclose(some.forward(obs), expected, atol=1e-6)
     assert len(some.weights) == 1 + max(int(networks.depths[i]) for i in indices)
     for i, index in enumerate(indices):
