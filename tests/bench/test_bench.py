@@ -137,9 +137,8 @@ def test_the_nearest_other_leaves_oneself_out_and_overlaps_are_of_failures():
 
 
 def test_the_training_step_is_measured_beside_the_peak():
-    size = dataclasses.replace(
-        train.SIZES["pushcube"], transformer=TransformerConfig(32, 1, 2), architectures=4
-    )
+    config = NNiTConfig(steps=1000, transformer=TransformerConfig(32, 1, 2), architectures=4)
+    size = dataclasses.replace(train.SIZES["pushcube"], config=config)
     found = train.bench_train(size, torch.device("cpu"), 2)
     assert found["real"] > 0.95
     assert found["flops"] > 0

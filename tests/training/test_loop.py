@@ -19,7 +19,7 @@ def test_the_hypernetworks_batches_are_the_same_from_loaders(loaders, tmp_path):
     distiller = distiller_of(tmp_path)
     for step, batch in enumerate(batches_ahead(distiller.sample_batch, range(4), loaders)):
         known = distiller.sample_batch(step)
-        for name in ("mixes", "latent_noise", "states"):
+        for name in ("teacher_weights", "latent_noise", "states"):
             assert torch.equal(getattr(batch, name), getattr(known, name))
         assert torch.equal(batch.plan.features, known.plan.features)
 
