@@ -162,11 +162,11 @@ def test_callables_are_policies():
 
 
 def test_a_callable_is_named_as_module_and_function():
-    (evaluable,) = read_evaluables("test_evaluate:hold_still", TASK)
-    assert evaluable.id == "test_evaluate:hold_still"
+    (evaluable,) = read_evaluables(f"{__name__}:hold_still", TASK)
+    assert evaluable.id == f"{__name__}:hold_still"
     assert evaluable.act(np.zeros(35)).shape == (8,)
     with pytest.raises(NnitError, match="has no attribute 'hold_stil'"):
-        read_evaluables("test_evaluate:hold_stil", TASK)
+        read_evaluables(f"{__name__}:hold_stil", TASK)
     with pytest.raises(NnitError, match="names no task"):
         read_evaluables(hold_still)
 
