@@ -46,7 +46,7 @@ class TrainedBaselines:
     """Everything trained for comparison with one task of a run; a killed training goes on.
 
     It is kept in `kept/KEY`, where the key tells the run's artefacts and settings: a run that is
-    made again gets new rivals. `watch` hears of the progress.
+    made again gets new baselines. `watch` is called with the progress.
     """
 
     run: RunDirectory

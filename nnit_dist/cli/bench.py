@@ -118,7 +118,7 @@ def bench_generalization(
     trained: Annotated[
         bool, typer.Option("--trained", help="baselines that need training too")
     ] = False,
-    trained_baselines: Kept = BENCH / "rivals",
+    trained_baselines: Kept = BENCH / "trained-baselines",
     out: Out = BENCH / "generalization",
     actors: Actors = None,
     debug: Debug = False,
@@ -181,7 +181,7 @@ def bench_alignment(
     count: Annotated[int, typer.Option(min=1, help="topologies of each kind")] = 12,
     samples: Samples = 2,
     episodes: Episodes = 50,
-    trained_baselines: Kept = BENCH / "rivals",
+    trained_baselines: Kept = BENCH / "trained-baselines",
     out: Out = BENCH / "alignment",
     actors: Actors = None,
     debug: Debug = False,

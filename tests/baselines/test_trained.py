@@ -37,8 +37,8 @@ def test_flat_diffusion_is_trained_once(small_run, tmp_path):
     assert np.array_equal(one, two)
 
 
-def test_another_run_has_rivals_of_its_own(small_run, sampler, tmp_path):
-    again, kept = tmp_path / "again", tmp_path / "rivals"
+def test_another_run_has_baselines_of_its_own(small_run, sampler, tmp_path):
+    again, kept = tmp_path / "again", tmp_path / "baselines"
     shutil.copytree(small_run.path, again)
     same = TrainedBaselines(RunDirectory(again), TASK, kept).out
     assert same == TrainedBaselines(small_run, TASK, kept).out
@@ -52,7 +52,7 @@ def test_a_run_without_states_is_refused(tmp_path):
         TrainedBaselines(RunDirectory(tmp_path), TASK, tmp_path)
 
 
-def test_a_killed_training_of_a_rival_goes_on_to_the_same_end(small_run, tmp_path, monkeypatch):
+def test_a_killed_training_of_a_baseline_goes_on_to_the_same_end(small_run, tmp_path, monkeypatch):
     monkeypatch.setattr("nnit_dist.baselines.trained.SAVE_EVERY", 1)
     unbroken = TrainedBaselines(small_run, TASK, tmp_path / "a").flat().generate((16, 8), 1)[0]
 

@@ -82,7 +82,9 @@ def test_nnit_is_compared_with_baselines_on_unseen_topologies_of_every_kind(tmp_
 
 def test_alignment_is_measured_on_five_kinds_of_weights(small_run, tmp_path, monkeypatch):
     monkeypatch.setattr("nnit_dist.baselines.trained.INDEPENDENT_STEPS", 3)
-    found = bench_alignment(small_run, TASK, tmp_path / "rivals", BenchSize(1, 1, 1), out=tmp_path)
+    found = bench_alignment(
+        small_run, TASK, tmp_path / "baselines", BenchSize(1, 1, 1), out=tmp_path
+    )
     weights = found["weights"]
     assert set(weights) == set(alignment.ABOUT)
     assert not found["failures"]
