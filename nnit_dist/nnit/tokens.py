@@ -9,9 +9,11 @@ Torch alone. Shapes: B networks, N tokens, P = p * p values a token.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from operator import attrgetter
+from threading import Lock
 
 import torch
+from cachetools import LRUCache, cached
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +23,7 @@ from nnit_dist.core.splits import DEEPER
 from nnit_dist.core.topology import Topology
 
 BIAS, KINDS = 3, 4  # a patch of weights is of its layer's kind
+LAYOUT_CACHE_BYTES = 256 * 2**20  # a process that draws topologies at random meets thousands
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,16 @@ class TokenLayout:
 
     @property
     def length(self) -> int:
+        """How many tokens a network has."""
         return len(self.kind)
 
     @property
-    def kind_counts(self) -> list[int]:
-        return torch.bincount(self.kind, minlength=KINDS).tolist()
+    def nbytes(self) -> int:
+        """Memory of its tensors."""
+        return sum(x.nbytes for x in (self.kind, self.layer, self.row, self.col, self.mask))
 
 
-@lru_cache(maxsize=4096)
+@cached(LRUCache(LAYOUT_CACHE_BYTES, getsizeof=attrgetter("nbytes")), lock=Lock())
 def token_layout(topology: Topology, patch: int) -> TokenLayout:
     """The token layout of a topology; the same for every policy that has it."""
     columns: dict[str, list[Tensor]] = {"kind": [], "layer": [], "row": [], "col": [], "mask": []}

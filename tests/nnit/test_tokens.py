@@ -7,7 +7,15 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.topology import Topology
 from nnit_dist.nnit.normalizer import TokenNormalizer
-from nnit_dist.nnit.tokens import BIAS, ArchitectureVocabulary, detokenize, token_layout, tokenize
+from nnit_dist.nnit.tokens import (
+    BIAS,
+    KINDS,
+    LAYOUT_CACHE_BYTES,
+    ArchitectureVocabulary,
+    detokenize,
+    token_layout,
+    tokenize,
+)
 
 topologies = st.builds(
     Topology,
@@ -73,10 +81,18 @@ def test_permuting_neurons_permutes_rows_and_columns():
         assert torch.equal(values[:, part[1]], moved[:, part[0]])
 
 
+def test_layouts_are_kept_within_a_bound_of_bytes():
+    token_layout.cache.clear()
+    layout = token_layout(Topology(35, (64, 64), 8), 8)
+    assert token_layout(Topology(35, (64, 64), 8), 8) is layout
+    assert token_layout.cache.currsize == layout.nbytes > layout.mask.nbytes
+    assert token_layout.cache.maxsize == LAYOUT_CACHE_BYTES
+
+
 def test_tokens_of_one_kind_stand_together():
     layout = token_layout(Topology(35, (16, 24, 8), 8), 8)
     assert torch.equal(layout.kind, layout.kind.sort().values)
-    assert sum(layout.kind_counts) == layout.length
+    assert torch.equal(layout.kind.unique(), torch.arange(KINDS))
 
 
 def test_whitening_inverts_and_ignores_padding():
