@@ -12,17 +12,16 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from nnit_dist.cli.bench import bench_app
+from nnit_dist.cli.evaluate import compare, evaluate
 from nnit_dist.cli.options import PLACE, Debug
 from nnit_dist.cli.search import dashboard, tune
 from nnit_dist.cli.zoo import zoo_app
 from nnit_dist.core.errors import NnitError
-from nnit_dist.core.formatting import percent, percent_range, share_interval, share_range
-from nnit_dist.core.storage import beside, path_of, runs
-from nnit_dist.core.task import SimBackend
-from nnit_dist.runtime.progress import StageProgress, console, quiet_libraries
+from nnit_dist.core.formatting import percent, percent_range
+from nnit_dist.core.storage import runs
+from nnit_dist.runtime.progress import StageProgress, console
 
 if TYPE_CHECKING:
-    from nnit_dist.rollout.results import PolicyResult
     from nnit_dist.stages.pipeline import Pipeline
 
 app = typer.Typer(
@@ -198,92 +197,8 @@ def refine(
     )
 
 
-@app.command()
-def evaluate(
-    policies: Annotated[
-        str, typer.Argument(help="policy files, a directory of them, a zoo, or module:function")
-    ],
-    episodes: Annotated[int, typer.Option(help="episodes a policy")] = 100,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            **PLACE,
-            help="where results are kept; POLICIES-evaluation by default",
-        ),
-    ] = None,
-    task: Annotated[str | None, typer.Option(help="ManiSkill3 task of a function")] = None,
-    control_mode: Annotated[
-        str, typer.Option(help="control mode of a function")
-    ] = "pd_joint_delta_pos",
-    actors: Annotated[int | None, typer.Option(min=1, help="simulator processes")] = None,
-    returns: Annotated[bool, typer.Option("--returns", help="measure returns too")] = False,
-    until_halfwidth: Annotated[
-        float | None, typer.Option(help="stop a policy early, at a 95% interval of +- this")
-    ] = None,
-    videos: Annotated[
-        bool, typer.Option("--videos", help="film the best, the median and the worst policy")
-    ] = False,
-    sim_backend: Annotated[SimBackend, typer.Option(help="auto: a GPU where Ray has one")] = "auto",
-    address: Annotated[str | None, typer.Option(help="a running Ray cluster")] = None,
-    debug: Debug = False,
-) -> None:
-    """Roll policies out in ManiSkill3 and store and print their success."""
-    from nnit_dist.core.files import write_json
-    from nnit_dist.rollout.evaluable import read_evaluables
-    from nnit_dist.rollout.evaluation import Evaluator
-    from nnit_dist.rollout.summaries import summarize
-    from nnit_dist.runtime.ray_session import ray_session
-
-    evaluables = read_evaluables(policies, task, control_mode)
-    name = policies if "://" in policies else policies.replace(":", ".")
-    target = out or path_of(f"{name.rstrip('/')}-evaluation")
-    log = beside(target, "evaluate.log")
-    with quiet_libraries(log), ray_session(address):
-        result = Evaluator(actors, sim_backend).evaluate(
-            evaluables, episodes, target, returns=returns, until_halfwidth=until_halfwidth
-        )
-    rows = result.rows()
-    summary = summarize(rows) if rows else None
-    write_json(
-        target / "results.json",
-        {"summary": summary, "policies": rows, "failures": result.failures},
-    )
-    _print_policies(rows)
-    if summary:
-        success = share_interval(summary["success_once"], summary["low"], summary["high"])
-        console.print(
-            f"mean success_once {success}, {summary['networks']} measured; results in {target}"
-        )
-    if summary and until_halfwidth:
-        note = _bias_note(summary["success_once"], episodes, until_halfwidth)
-        console.print(f"[dim]{note}[/]")
-    if videos:
-        from nnit_dist.report.film import film_extremes
-
-        with quiet_libraries(log):
-            written = film_extremes(result, target)
-        console.print(f"filmed: {', '.join(map(str, written))}")
-    for policy_id, reason in result.failures.items():
-        console.print(f"[red]not measured:[/] {policy_id}: {reason}")
-
-
-@app.command()
-def compare(
-    first: Annotated[Path, typer.Argument(**PLACE, help="results of `nnit evaluate`")],
-    second: Annotated[
-        Path,
-        typer.Argument(**PLACE, help="results that it is compared with"),
-    ],
-    debug: Debug = False,
-) -> None:
-    """Compare two evaluations over the same topologies and start states."""
-    from nnit_dist.rollout.comparison import compare_evaluations
-
-    console.print(compare_evaluations(first, second))
-
-
-app.command()(tune)
-app.command()(dashboard)
+for command in (evaluate, compare, tune, dashboard):
+    app.command()(command)
 
 
 @app.command()
@@ -316,35 +231,6 @@ def _load(config: Path, out: Path | None, overrides: list[str] | None) -> "Pipel
 
     loaded = load_config(config, overrides)
     return Pipeline(loaded, out or runs() / loaded.name)
-
-
-def _print_policies(rows: "list[PolicyResult]") -> None:
-    table = Table(Column("policy", no_wrap=True), "episodes", "success_once", "95%", "at end")
-    with_returns = any(row["return"] is not None for row in rows)
-    if with_returns:
-        table.add_column("return")
-    for row in rows:
-        table.add_row(
-            row["policy_id"],
-            str(row["episodes"]),
-            f"{row['success_once']:.2f}",
-            share_range(row["success_once_low"], row["success_once_high"], 2),
-            f"{row['success_at_end']:.2f}",
-            *([f"{row['return']:.1f}"] if with_returns else []),
-        )
-    console.print(table)
-
-
-def _bias_note(success: float, episodes: int, halfwidth: float) -> str:
-    """What stopping early does to the figures, at the measured success and at the worst."""
-    from nnit_dist.rollout.statistics import stopping_bias
-
-    here, _ = stopping_bias(success, episodes, halfwidth)
-    worst = max(abs(stopping_bias(p / 100, episodes, halfwidth)[0]) for p in range(1, 100))
-    return (
-        f"stopped early, which biases a policy's success: by {here:+.3f} at {success:.2f}, "
-        f"nowhere by more than {worst:.3f}"
-    )
 
 
 def _kind_name(kind: str) -> str:

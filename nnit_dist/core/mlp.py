@@ -222,17 +222,12 @@ class MLPBatch:
 
     def select(self, networks: Tensor | Sequence[int] | slice) -> "MLPBatch":
         """The networks of these indices, or, as views, of a slice; padded as before."""
-        if isinstance(networks, slice):
-            weights = [weight[networks] for weight in self.weights]
-            biases = [bias[networks] for bias in self.biases]
-            return MLPBatch(weights, biases, self.shapes[networks], self.activations[networks])
-        index = torch.as_tensor(networks)
-        here, known = index.to(self.weights[0].device), index.cpu()
+        chosen = networks if isinstance(networks, slice) else torch.as_tensor(networks).cpu()
         return MLPBatch(
-            [weight.index_select(0, here) for weight in self.weights],
-            [bias.index_select(0, here) for bias in self.biases],
-            self.shapes[known],
-            self.activations[known],
+            [weight[chosen] for weight in self.weights],
+            [bias[chosen] for bias in self.biases],
+            self.shapes[chosen],
+            self.activations[chosen],
         )
 
     def cropped(self) -> "MLPBatch":

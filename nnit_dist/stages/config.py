@@ -1,9 +1,7 @@
 """The configuration of a run: one YAML file, validated before anything starts."""
 
-import dataclasses
 import itertools
-import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +16,7 @@ from nnit_dist.core.topology import Hidden
 from nnit_dist.hypernet.config import AlignConfig
 from nnit_dist.nnit.config import DEFAULT_STEPS, NNiTConfig
 from nnit_dist.population.config import PopulationConfig
+from nnit_dist.stages.keys import Key, keys_of
 from nnit_dist.training.config import Placement, check_task_weights
 
 
@@ -172,42 +171,14 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     return config
 
 
-@dataclasses.dataclass(frozen=True)
-class Key:
-    """Full path of a key, its default as JSON (nothing where it must be given), and its meaning."""
-
-    path: str
-    default: str
-    meaning: str
-
-
 def known_keys(start: str = "") -> list[Key]:
     """All keys that begin so, in the order of a configuration; NnitError if none does."""
-    keys = list(_keys_of(RunConfig, ""))
+    keys = list(keys_of(RunConfig))
     found = [key for key in keys if key.path.startswith(start)]
     if not found:
         hint = nearest(start, [key.path for key in keys])
         raise NnitError(f"no key of a configuration begins with {start!r}.{hint}")
     return found
-
-
-def _keys_of(model: Any, parent: str) -> Iterator[Key]:
-    if dataclasses.is_dataclass(model):
-        for one in dataclasses.fields(model):
-            yield Key(parent + one.name, json.dumps(one.default), one.metadata["description"])
-        return
-    for name, field in model.model_fields.items():
-        if _has_keys(field.annotation):
-            yield from _keys_of(field.annotation, f"{parent}{name}.")
-        else:
-            default = "" if field.is_required() else json.dumps(field.default)
-            yield Key(parent + name, default, field.description or "")
-
-
-def _has_keys(annotation: Any) -> bool:
-    return dataclasses.is_dataclass(annotation) or (
-        isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    )
 
 
 def value_of(config: RunConfig, key: str) -> Any:
@@ -267,9 +238,7 @@ def _explain(error: Any) -> str:
 def _keys_at(location: list[str]) -> list[str]:
     start = "".join(f"{name}." for name in location)
     below = [
-        key.path.removeprefix(start)
-        for key in _keys_of(RunConfig, "")
-        if key.path.startswith(start)
+        key.path.removeprefix(start) for key in keys_of(RunConfig) if key.path.startswith(start)
     ]
     return list(dict.fromkeys(path.split(".")[0] for path in below))
 
