@@ -11,4 +11,5 @@ class Generator(Protocol):
 
     name: str
 
-    def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]: ...
+    def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
+        """`samples` policies of hidden widths, the same for the same seed."""

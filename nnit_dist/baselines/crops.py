@@ -66,6 +66,7 @@ class AlignedCrops:
 
     @one_thread()
     def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
+        """As `Generator.generate`."""
         target = self.sampler.topology(hidden)
         near = nearest_topologies(hidden, self.sampler.distribution.seen, self.neighbours)
         drawn = []
@@ -110,6 +111,7 @@ class PatchGaussian:
 
     @one_thread()
     def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
+        """As `Generator.generate`."""
         target = self.sampler.topology(hidden)
         layout = token_layout(target, self.patch)
         fitted = self._fitted.get(len(hidden), {})
@@ -163,6 +165,7 @@ def _gaussian(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def generator_for(name: str, hidden: Hidden, seed: int, number: int) -> torch.Generator:
+    """The randomness of one network of one method."""
     key = zlib.crc32(f"{name}/{seed}/{hidden_name(hidden)}/{number}".encode())
     return torch.Generator().manual_seed(key)
 

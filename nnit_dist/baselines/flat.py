@@ -43,11 +43,13 @@ class FlatLayout:
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
+        """(out, in) of the layers of the largest network, which has room for all."""
         largest = Topology(self.obs_dim, (self.width,) * self.depth, self.act_dim)
         return largest.shapes
 
     @property
     def length(self) -> int:
+        """Numbers of a vector: all weights and biases of the largest network."""
         return sum(out * fan_in + out for out, fan_in in self.shapes)
 
     def places(self, topology: Topology) -> list[int]:
@@ -117,6 +119,7 @@ class FlatNetwork(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x_BF: Tensor, time_B: Tensor, condition_BC: Tensor) -> Tensor:
+        """Clean vectors [B, F] for noisy ones, their times [B] and conditions [B, C]."""
         rates = torch.linspace(0, math.log(1000), 32, device=x_BF.device).exp()
         angles = time_B[:, None] * rates
         c = self.embed(torch.cat([angles.sin(), angles.cos(), condition_BC], 1))
@@ -169,9 +172,11 @@ class FlatDiffusion:
 
     @property
     def parameters(self) -> int:
+        """How many parameters the network has."""
         return sum(p.numel() for p in self.network.parameters())
 
     def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
         return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
 
     def step(self, step: int) -> float:

@@ -189,9 +189,11 @@ class TrainedBaselines:
 class Trainee(Protocol):
     """What takes numbered steps and can be stopped between them."""
 
-    def state(self) -> dict[str, Any]: ...
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
 
-    def step(self, step: int, /) -> object: ...
+    def step(self, step: int, /) -> object:
+        """Take optimizer step number `step`."""
 
 
 @dataclass
@@ -202,6 +204,7 @@ class NNiTOn:
     name: str
 
     def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
+        """As `Generator.generate`."""
         policies = self.model.generate(hidden, samples, seed)
         for policy in policies:
             policy.source, policy.id = self.name, policy.id.replace("nnit", self.name, 1)

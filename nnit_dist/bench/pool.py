@@ -153,9 +153,11 @@ class StandInHost:
     """A process that plays many simulators, which sleep and then report made-up success."""
 
     async def ready(self) -> Ready:
+        """Nothing has to start."""
         return Ready()
 
     async def rollout(self, parts: list[Part], episode_s: float) -> list[Rollouts]:
+        """Wait as long as the episodes would take, and make their results up."""
         await asyncio.sleep(episode_s * sum(len(part.seeds) for part in parts))
         return [
             Rollouts(part.seeds, flags, flags, np.zeros(len(flags)), None, len(flags) * episode_s)
@@ -174,13 +176,15 @@ class StandIns:
         self._started = 0
 
     def start(self) -> "_StandIn":
+        """A stand-in on the next host, round robin."""
         self._started += 1
         return _StandIn(self._hosts[self._started % len(self._hosts)], self.episode_s)
 
     def stop(self, actor: "_StandIn") -> None:
-        pass
+        """Nothing has to stop."""
 
     def room(self) -> int:
+        """How many stand-ins there may be."""
         return self.count
 
 

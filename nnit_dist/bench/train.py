@@ -189,6 +189,7 @@ def lines(name: str, device: torch.device, steps: int) -> Iterator[str]:
 
 
 def main() -> None:
+    """The benchmark as a command of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="pushcube")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -222,27 +222,26 @@ class MLPBatch:
 
     def select(self, networks: Tensor | Sequence[int] | slice) -> "MLPBatch":
         """The networks of these indices, or, as views, of a slice; padded as before."""
-        chosen = networks if isinstance(networks, slice) else torch.as_tensor(networks).cpu()
-        return MLPBatch(
-            [weight[chosen] for weight in self.weights],
-            [bias[chosen] for bias in self.biases],
-            self.shapes[chosen],
-            self.activations[chosen],
-        )
+        if isinstance(networks, slice):
+            known: Tensor | slice = networks
+            parts = [x[networks] for x in (*self.weights, *self.biases)]
+        else:
+            # (A fifth of the time of indexing.)
+            index = torch.as_tensor(networks)
+            known, index = index.cpu(), index.to(self.weights[0].device)
+            parts = [x.index_select(0, index) for x in (*self.weights, *self.biases)]
+        layers = len(self.weights)
+        return MLPBatch(parts[:layers], parts[layers:], self.shapes[known], self.activations[known])
 
     def cropped(self) -> "MLPBatch":
         """The same, as views that are padded no more than the largest network needs."""
         sizes = _sizes(self.shapes[:, : int(self.depths.max()) + 1])
         if sizes == [self.weights[0].shape[2], *(weight.shape[1] for weight in self.weights)]:
             return self
+        fits = itertools.pairwise(sizes)
         return replace(
             self,
-            weights=[
-                weight[:, :out, :fan_in]
-                for weight, (fan_in, out) in zip(
-                    self.weights, itertools.pairwise(sizes), strict=False
-                )
-            ],
+            weights=[w[:, :o, :i] for w, (i, o) in zip(self.weights, fits, strict=False)],
             biases=[b[:, :out] for b, out in zip(self.biases, sizes[1:], strict=False)],
             shapes=self.shapes[:, : len(sizes) - 1],
         )

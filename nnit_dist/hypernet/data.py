@@ -32,16 +32,19 @@ class DistillationData:
 
     @property
     def obs_dim(self) -> int:
+        """Size of an observation."""
         return self.teachers.obs_dim
 
     @property
     def act_dim(self) -> int:
+        """Size of an action."""
         return self.teachers.act_dim
 
     @classmethod
     def of(
         cls, norm: ObservationNormalizer, obs: list[np.ndarray], teachers: list[Policy]
     ) -> "DistillationData":
+        """From the normalized states [N, obs_dim] that each teacher visited."""
         networks = MLPBatch.from_policies(teachers, norm)
         return cls(norm, [torch.from_numpy(states) for states in obs], networks)
 

@@ -115,6 +115,7 @@ class DecoderBlock(nn.Module):
         return min(self.side // 2, (size + 1) // 2 + 1)
 
     def forward(self, x: Tensor, node: Tensor, kind: Tensor, rows: int, cols: int) -> Tensor:
+        """Fields [N, C, rows, cols] of twice the size, for nodes [N, D] and their kinds [N, K]."""
         if self.smooth:
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
         else:

@@ -136,6 +136,7 @@ class Batch:
     noise: MLPBatch
 
     def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
         return Batch(
             self.plan.to(device),
             self.teacher_weights.to(device),

@@ -168,6 +168,7 @@ class Plan:
     groups: list[tuple[tuple[int, int], Tensor]]
 
     def to(self, device: torch.device) -> "Plan":
+        """The same plan on a device."""
         return replace(
             self,
             features=self.features.to(device),

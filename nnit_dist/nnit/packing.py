@@ -47,13 +47,16 @@ class Packed:
 
     @property
     def owner_A(self) -> Tensor:
+        """The sequence of each architecture token, int64 [A]."""
         return self.owner_T[self.architecture_A]
 
     @property
     def owner_M(self) -> Tensor:
+        """The sequence of each patch, int64 [M]."""
         return self.owner_T[self.patches_M]
 
     def to(self, device: torch.device) -> "Packed":
+        """The same on a device."""
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)  # type: ignore[arg-type]  # tensors for tensors
 

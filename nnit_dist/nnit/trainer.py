@@ -51,6 +51,7 @@ class Example:
 
     @property
     def length(self) -> int:
+        """Tokens of its sequence."""
         return len(self.ids) + (self.layout.length if self.layout else 0)
 
 
@@ -59,7 +60,8 @@ class Dataset(Protocol):
 
     vocabulary: ArchitectureVocabulary
 
-    def examples(self, step: int, numbers: Sequence[int]) -> list[Example]: ...
+    def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
+        """The examples of a step with these numbers."""
 
 
 @dataclass
@@ -80,6 +82,7 @@ class Corrupted:
     hidden: Tensor
 
     def to(self, device: torch.device) -> "Corrupted":
+        """The same on a device."""
         return Corrupted(**{name: part.to(device) for name, part in vars(self).items()})
 
 
@@ -114,6 +117,7 @@ class Trainer:
         self.autocast = config.bf16 and has_bf16(device)
 
     def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
         return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
 
     def step(self, step: int) -> dict[str, float]:

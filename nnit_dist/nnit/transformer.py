@@ -122,6 +122,7 @@ class Block(nn.Module):
         self.modulation = nn.Linear(dim, 6 * dim)
 
     def forward(self, h_TD: Tensor, c_SD: Tensor, packed: Packed) -> Tensor:
+        """Hidden states [T, D] of packed tokens, for conditions [S, D] of their sequences."""
         # (The backward pass of index_select is six times as fast as that of indexing.)
         modulation = self.modulation(c_SD).index_select(0, packed.owner_T)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
@@ -185,6 +186,7 @@ class LevelEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(64, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, level_S: Tensor) -> Tensor:
+        """Embeddings [S, D] of levels [S]."""
         steps = torch.linspace(0, math.log(self.fastest), 32, device=level_S.device)
         angles = level_S[:, None] * steps.exp()
         return self.mlp(torch.cat([angles.sin(), angles.cos()], -1))

@@ -41,6 +41,7 @@ class TrialSpec:
 
     @property
     def id(self) -> str:
+        """Its name: task, hidden widths and seed."""
         return f"{self.task}_{hidden_name(self.hidden)}_s{self.seed}"
 
 
@@ -224,6 +225,7 @@ class LocalEvaluator:
         return run_part(self._env, part)
 
     def close(self) -> None:
+        """Release the simulator."""
         self._env.close()
 
 
@@ -241,4 +243,5 @@ class RemoteEvaluator:
         return ray.get(self._simulator.rollout.remote([part]))[0]
 
     def close(self) -> None:
+        """Release the simulator."""
         ray.kill(self._simulator)

@@ -125,6 +125,7 @@ class StartStates:
         self._env = SimEnv(task, control_mode, reward=False)
 
     def record(self, seeds: list[int]) -> list[Any]:
+        """The start state of each seed."""
         from nnit_dist.envs.batch_env import record_start
 
         return [record_start(self._env, seed) for seed in seeds]
@@ -159,6 +160,7 @@ class Simulators:
         return cpu.remote(*common)
 
     def stop(self, actor: Any) -> None:
+        """Kill the actor."""
         ray.kill(actor)
 
     def room(self) -> int:

@@ -39,6 +39,7 @@ class FunctionPolicy:
         return np.clip(np.asarray(self.function(obs), np.float32), -1, 1)
 
     def fingerprint(self) -> str:
+        """What its measurements belong to."""
         return self.version
 
 

@@ -98,6 +98,7 @@ class SimulatorPool:
 
     @property
     def alive(self) -> int:
+        """Simulators that run, at work or idle."""
         return len(self._idle) + len(self._calls)
 
     def __enter__(self) -> "SimulatorPool":

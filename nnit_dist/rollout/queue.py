@@ -61,6 +61,7 @@ class Chunk:
 
     @property
     def episodes(self) -> int:
+        """How many there are in all parts."""
         return sum(len(seeds) for _, seeds in self.parts)
 
 

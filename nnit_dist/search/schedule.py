@@ -42,6 +42,7 @@ class FreshSearch(OptunaSearch):
         self.tried: set[str] = set()
 
     def suggest(self, trial_id: str) -> Any:
+        """Values that no trial has had; Optuna hears of the others that it gave."""
         for _ in range(ATTEMPTS):
             values = super().suggest(trial_id)
             if values is None or trial_name(values) not in self.tried:
@@ -92,6 +93,7 @@ class Halving(tune.schedulers.AsyncHyperBandScheduler):
         self.out = out
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> str:
+        """ASHA's decision, but a rung that was begun is finished."""
         decision = super().on_trial_result(tune_controller, trial, result)
         directory, following = self.out / result["directory"], result["rung"] + 1
         began = rung_file(directory, following), directory / f"rung-{following}"
@@ -176,12 +178,14 @@ class Population(tune.schedulers.PopulationBasedTraining):
         self.space, self.seed, self.decision = space, seed, ""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> str:
+        """PBT's decision; nobody waits for trials that failed."""
         for failed in (t for t in tune_controller.get_trials() if t.status == t.ERROR):
             state: Any = self._trial_state[failed]
             state.last_train_time = self._next_perturbation_sync
         return super().on_trial_result(tune_controller, trial, result)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """PBT's choice, or a new perturbation where all wait for one that failed."""
         chosen = super().choose_trial_to_run(tune_controller)
         left = [t for t in tune_controller.get_trials() if not t.is_finished()]
         if chosen is None and left and all(t.status == t.PAUSED for t in left):

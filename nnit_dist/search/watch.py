@@ -56,6 +56,7 @@ class Watch(tune.Callback):
             release_orphans()
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        """Show a rung, and mark the trial whose state was replaced as stopped."""
         place, previous = result["directory"], self.places.get(trial.trial_id)
         if previous and previous != place:  # it inherited what another had trained
             write_json(self.out / previous / STOPPED, {"after": result["rung"] - 1})
@@ -72,6 +73,7 @@ class Watch(tune.Callback):
         self._show("")
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
+        """Keep why a trial failed beside its files."""
         path = self.out / place_of(trial.config, trial.checkpoint).name / ERROR
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(Path(trial.error_file).read_text() if trial.error_file else "unknown")
