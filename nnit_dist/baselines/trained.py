@@ -118,7 +118,7 @@ class TrainedBaselines:
                 torch.stack(teacher_weights),
                 DistillationData.load(self.states),
                 INDEPENDENT_STEPS,
-                self.seed,
+                seed=self.seed,
             )
             tensors = {
                 f"{i}.{layer}.{name}": value[None].contiguous()

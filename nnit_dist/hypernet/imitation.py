@@ -6,6 +6,7 @@ is compared with. From what the hypernetwork wrote, they keep its order and act 
 Shapes: T teachers, S states.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -21,26 +22,28 @@ WARMUP = 20  # steps in which the learning rate rises, so that a good start is n
 
 
 def imitate(
-    topologies: list[Topology],
+    starts: MLPBatch | Sequence[Topology],
     teacher_weights: Tensor,
     distillation_data: DistillationData,
     steps: int,
+    *,
     seed: int,
     lr: float = 3e-3,
     states: int = 64,
-    starts: MLPBatch | None = None,
 ) -> MLPBatch:
-    """A network of each topology, for normalized observations, that imitates each mix [B, T].
+    """Networks for normalized observations, each trained to imitate its mix of teachers [B, T].
 
-    Each step compares it on `states` states. They begin with `starts`, or with random weights.
+    They begin with `starts`, or where that has topologies with random weights. Each step compares
+    them on `states` states.
     """
     trained, order = [], []
-    for depth in sorted({topology.depth for topology in topologies}):
-        members = [i for i, topology in enumerate(topologies) if topology.depth == depth]
-        if starts is None:
-            networks = _random_networks([topologies[i] for i in members], seed + depth)
-        else:
+    given = starts.depths.tolist() if isinstance(starts, MLPBatch) else [t.depth for t in starts]
+    for depth in sorted(set(given)):
+        members = [i for i, layers in enumerate(given) if layers == depth]
+        if isinstance(starts, MLPBatch):
             networks = starts.select(members).cropped()
+        else:
+            networks = _random_networks([starts[i] for i in members], seed + depth)
         # Padding stays 0, as its gradients are.
         parameters = [x.clone().requires_grad_() for x in (*networks.weights, *networks.biases)]
         layers = len(networks.weights)

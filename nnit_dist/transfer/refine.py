@@ -61,8 +61,8 @@ def refine(
         starts = MLPBatch.from_policies(group, distillation_data.norm)
         each = [starts.select([i]).cropped() for i in range(len(group))]
         teacher_weights = torch.stack([_nearest(network, kept) for network in each])
-        topologies, begin = [p.topology for p in group], None if scratch else starts
-        trained = imitate(topologies, teacher_weights, learnt, steps, seed, LR, STATES, begin)
+        begin = [policy.topology for policy in group] if scratch else starts
+        trained = imitate(begin, teacher_weights, learnt, steps, seed=seed, lr=LR, states=STATES)
         for i, (policy, before, mix) in enumerate(zip(group, each, teacher_weights, strict=True)):
             errors.append((_error(before, mix, kept), _error(trained.select([i]), mix, kept)))
             layers = [(weight.numpy(), bias.numpy()) for weight, bias in trained.layers(i)]
