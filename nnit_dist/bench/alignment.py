@@ -238,14 +238,16 @@ def _mixed(
                 one, other = (network(hidden, sample, copy) for copy in range(2))
                 rng = generator_of(sample)
                 whole.append(one)
-                mixed.append(mix_patches(topology, one, other, trained_baselines.config.patch, rng))
+                mixed.append(
+                    mix_patches(topology, one, other, trained_baselines.config.patch, rng=rng)
+                )
             policies += policies_of(trained_baselines.sampler, f"{kind}_whole", whole, 0)
             policies += policies_of(trained_baselines.sampler, f"{kind}_mixed", mixed, 0)
     return policies
 
 
 def mix_patches(
-    topology: Topology, one: MLPBatch, other: MLPBatch, patch: int, rng: torch.Generator
+    topology: Topology, one: MLPBatch, other: MLPBatch, patch: int, *, rng: torch.Generator
 ) -> MLPBatch:
     """A network of which each patch comes from one of two networks, by the toss of a coin."""
     layout = token_layout(topology, patch)

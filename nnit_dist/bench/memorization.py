@@ -81,7 +81,7 @@ def bench_memorization(
             f"{hidden_name(strange[0])} was not trained on. Seen topologies of {run} are "
             f"{', '.join(map(hidden_name, spread(sampler.distribution.seen, 8)))}, ..."
         )
-    groups = _groups(run, sampler, model, topologies, counts)
+    groups = _groups(run, sampler, model, topologies, counts=counts)
     policies = [policy for group in groups for policy in group.policies()]
     result = Evaluator(actors, title="memorization").evaluate(policies, counts.episodes, out)
     measured = {kind: _joined([g.measure(kind, states, result) for g in groups]) for kind in ABOUT}
@@ -117,19 +117,22 @@ def _groups(
     sampler: HypernetModel,
     model: NNiTModel,
     topologies: list[Hidden],
+    *,
     counts: Counts,
 ) -> list["_Group"]:
     config, seed = training_of(run)
     exact, task = replace(sampler.distribution, variation=0), sampler.number
     source = AlignedDataset(replace(sampler, distribution=exact), config, seed)
     batches = 1 + max(batch_of(step, 0, config.reuse) for step in range(config.steps))
-    train = _networks(source, task, topologies, range(batches), counts.trained)
-    fresh = _networks(source, task, topologies, range(batches, 10 * batches), counts.drawn)
-    return [_Group(sampler, model, h, train[h], fresh[h], counts.drawn) for h in topologies]
+    train = _networks(source, task, topologies, range(batches), count=counts.trained)
+    fresh = _networks(source, task, topologies, range(batches, 10 * batches), count=counts.drawn)
+    return [
+        _Group(sampler, model, h, train[h], fresh=fresh[h], drawn=counts.drawn) for h in topologies
+    ]
 
 
 def _networks(
-    source: AlignedDataset, task: int, topologies: list[Hidden], batches: range, count: int
+    source: AlignedDataset, task: int, topologies: list[Hidden], batches: range, *, count: int
 ) -> dict[Hidden, MLPBatch]:
     """Networks after a task's best teachers that these batches hold, up to `count` a topology."""
     config, best = source.config, source.model.tasks[task].best
@@ -160,6 +163,7 @@ class _Group:
         model: NNiTModel,
         hidden: Hidden,
         train: MLPBatch,
+        *,
         fresh: MLPBatch,
         drawn: int,
     ) -> None:

@@ -67,7 +67,9 @@ def measure_step(name: str, steps: int, workers: Sequence[int] = WORKERS) -> dic
     """Median seconds of NNiT's step on this CPU with one of so many workers' share of its batch."""
     size, seconds = SIZES[name], {}
     for count in workers:
-        trainer = Trainer(size.config, RandomNetworks(size), torch.device("cpu"), 0, (0, count))
+        trainer = Trainer(
+            size.config, RandomNetworks(size), torch.device("cpu"), 0, share=(0, count)
+        )
         spent = []
         for step in range(steps + 1):
             started = time.perf_counter()

@@ -82,7 +82,7 @@ def submit(
     """The whole chain as a job on a Ray cluster; the same command again goes on with it."""
     from nnit_dist.cli.submit import submit as submit_job
 
-    sys.exit(submit_job(config, address, out, set_, wait))
+    sys.exit(submit_job(config, address, out, set_, wait=wait))
 
 
 def _stage_command(name: str, text: str) -> None:
@@ -185,7 +185,7 @@ def refine(
             distillation_data,
             steps or STEPS,
             seed,
-            lambda done: view.update("refine", done),
+            watch=lambda done: view.update("refine", done),
         )
     for policy in refined:
         save_policy(policy, target / f"{policy.id}{SUFFIX}")

@@ -31,6 +31,7 @@ def submit(
     address: str,
     out: Path | None = None,
     overrides: list[str] | None = None,
+    *,
     wait: bool = True,
 ) -> int:
     """Start `nnit run config` on the cluster's head node; returns the job's exit code.

@@ -54,6 +54,7 @@ class SpatialDecoder(nn.Module):
         size: int,
         kinds: int,
         channels: list[int],
+        *,
         smoothness: float,
         pointwise: bool,
     ) -> None:
@@ -67,7 +68,9 @@ class SpatialDecoder(nn.Module):
         for scale, out in enumerate(channels):
             side = BASE * 2 ** (scale + 1)
             length = 0.0 if pointwise else smoothness * side / size
-            self.blocks.append(DecoderBlock(dim, fan_in, out, kinds, side, length, kernel))
+            self.blocks.append(
+                DecoderBlock(dim, fan_in, out, kinds, side=side, length=length, kernel=kernel)
+            )
             fan_in = out
         self.head = nn.Conv2d(fan_in, 2, kernel, padding=kernel // 2)
         nn.init.normal_(self.head.weight, std=1.5 / math.sqrt(fan_in * kernel**2))
@@ -100,7 +103,7 @@ class DecoderBlock(nn.Module):
     """Upsample by two, convolve, add the positional map, modulate by the node."""
 
     def __init__(
-        self, dim: int, fan_in: int, out: int, kinds: int, side: int, length: float, kernel: int
+        self, dim: int, fan_in: int, out: int, kinds: int, *, side: int, length: float, kernel: int
     ) -> None:
         super().__init__()
         self.side, self.smooth = side, kernel > 1

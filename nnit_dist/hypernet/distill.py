@@ -168,7 +168,7 @@ class Distiller:
         ).to(device)
         self.teachers = MLPBatch.cat([known.teachers for known in data]).to(device)
         act_dim, max_width = max(k.act_dim for k in data), self.distribution.max_width
-        self.ghn = GHN(spec.ghn, obs_dim, act_dim, max_width, len(data)).to(device)
+        self.ghn = GHN(spec.ghn, obs_dim, act_dim, max_width, tasks=len(data)).to(device)
         self.latents = nn.ModuleList(
             TeacherLatents(len(source.teachers), spec.ghn.latent_dim) for source in spec.tasks
         ).to(device)
@@ -215,7 +215,7 @@ class Distiller:
         picked = int(torch.randint(len(data.topologies), (), generator=rng))
         topology = self.distribution.vary(data.topologies[picked], rng)
         teacher_weights = draw_teacher_weights(
-            data.best, cfg.networks_per_topology, cfg.best_share, cfg.max_teachers_per_mix, rng
+            data.best, cfg.networks_per_topology, cfg.best_share, cfg.max_teachers_per_mix, rng=rng
         )
         return _Drawn(
             topology,

@@ -33,7 +33,9 @@ def build_decoder(config: GHNConfig, size: int, kinds: int) -> SpatialDecoder | 
     if config.decoder == "mlp":
         return MLPDecoder(dim, size, kinds)
     pointwise = config.decoder == "pointwise"
-    return SpatialDecoder(dim, size, kinds, config.channels, config.smoothness, pointwise)
+    return SpatialDecoder(
+        dim, size, kinds, config.channels, smoothness=config.smoothness, pointwise=pointwise
+    )
 
 
 class GHN(nn.Module):
@@ -43,7 +45,7 @@ class GHN(nn.Module):
     """
 
     def __init__(
-        self, config: GHNConfig, obs_dim: int, act_dim: int, max_width: int, tasks: int = 1
+        self, config: GHNConfig, obs_dim: int, act_dim: int, max_width: int, *, tasks: int = 1
     ) -> None:
         super().__init__()
         self.config, self.kinds = config, kinds_of(tasks)

@@ -49,6 +49,7 @@ def draw_teacher_weights(
     count: int,
     best_share: float,
     max_teachers_per_mix: int,
+    *,
     rng: torch.Generator,
 ) -> Tensor:
     """Mixes of teachers float32 [count, T], each adding up to 1.

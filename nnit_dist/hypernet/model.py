@@ -117,7 +117,7 @@ class HypernetModel:
     def draw_teacher_weights(self, count: int, best_share: float, rng: torch.Generator) -> Tensor:
         """Mixes of teachers as training has them, float32 [count, teachers]."""
         best = torch.tensor([teacher.best for teacher in self.current.teachers])
-        return draw_teacher_weights(best, count, best_share, self.max_teachers_per_mix, rng)
+        return draw_teacher_weights(best, count, best_share, self.max_teachers_per_mix, rng=rng)
 
     def single_teacher(self, teacher: int) -> Tensor:
         """The mix that is one teacher alone, float32 [teachers]."""
@@ -272,4 +272,4 @@ def _read_task(
 def build_ghn(config: GHNConfig, tasks: Sequence[TaskInfo], max_width: int) -> GHN:
     """An untrained hypernetwork for these tasks."""
     obs_dim, act_dim = max(t.obs_dim for t in tasks), max(t.act_dim for t in tasks)
-    return GHN(config, obs_dim, act_dim, max_width, len(tasks))
+    return GHN(config, obs_dim, act_dim, max_width, tasks=len(tasks))

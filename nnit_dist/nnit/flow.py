@@ -25,7 +25,7 @@ def noised(x_MP: Tensor, noise_MP: Tensor, time_M: Tensor) -> Tensor:
 
 
 def flow_loss(
-    predicted: Tensor, x_MP: Tensor, mask_MP: Tensor, time_S: Tensor, owner_M: Tensor
+    predicted: Tensor, x_MP: Tensor, mask_MP: Tensor, time_S: Tensor, *, owner_M: Tensor
 ) -> Tensor:
     """Mean squared velocity error over each sequence's weights [S]; 0 where it has none."""
     error = ((predicted - x_MP).square() * mask_MP).sum(1)
@@ -66,7 +66,13 @@ def mask_ids(ids_A: Tensor, mask_id: int, rate: float, generator: torch.Generato
 
 
 def masked_loss(
-    logits_AV: Tensor, ids_A: Tensor, hidden_A: Tensor, allowed_AV: Tensor, owner_A: Tensor, S: int
+    logits_AV: Tensor,
+    ids_A: Tensor,
+    hidden_A: Tensor,
+    allowed_AV: Tensor,
+    *,
+    owner_A: Tensor,
+    S: int,
 ) -> Tensor:
     """Mean cross-entropy over each sequence's hidden tokens [S], over the ids allowed to each."""
     logits = logits_AV.masked_fill(~allowed_AV, -torch.inf)
@@ -81,6 +87,7 @@ def unmask(
     ids_BA: Tensor,
     mask_id: int,
     allowed: Tensor,
+    *,
     generator: torch.Generator,
 ) -> Tensor:
     """Draw the masked tokens one slot at a time, first to last, from the predicted logits."""

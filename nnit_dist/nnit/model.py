@@ -117,6 +117,7 @@ class NNiTModel:
         samples: int,
         seed: int = 0,
         steps: int = DEFAULT_STEPS,
+        *,
         first: int = 0,
         success: float | None = None,
         guidance: float = 0.0,
@@ -178,7 +179,7 @@ class NNiTModel:
 
         masked = torch.full((count, vocabulary.slots), vocabulary.mask)
         masked[:, 0] = vocabulary.encode(self.task.name, self.distribution.seen[0])[0]
-        ids = unmask(predict, masked, vocabulary.mask, vocabulary.drawable(), generator)
+        ids = unmask(predict, masked, vocabulary.mask, vocabulary.drawable(), generator=generator)
         decoded = [vocabulary.decode(row) for row in ids.tolist()]
         return [architecture[1] for architecture in decoded if architecture is not None]
 

@@ -66,6 +66,7 @@ def pack(
     layouts: Sequence[TokenLayout | None],
     condition: Sequence[ConditioningShape | None],
     unit: int,
+    *,
     multiple: int = 1,
 ) -> Packed:
     """Pack S sequences in the order given; sort them by length to make few runs.

@@ -95,7 +95,14 @@ def nnit_worker(spec: NNiTSpec, loop_spec: LoopSpec) -> None:
     writes_on = torch.device("cpu") if loop_spec.loaders else device
     hypernet = HypernetModel.load(path_of(spec.hypernet)).to(writes_on)
     dataset = AlignedDataset(hypernet, spec.config, spec.seed)
-    trainer = Trainer(spec.config, dataset, device, spec.seed, (rank, workers), average_gradients)
+    trainer = Trainer(
+        spec.config,
+        dataset,
+        device,
+        spec.seed,
+        share=(rank, workers),
+        average_gradients=average_gradients,
+    )
     loop = Loop(trainer.state(), loop_spec, log_every=20, save_every=spec.config.checkpoint_every)
     if loop.start == 0 and spec.start_from:
         loop.start = restore_state(trainer.state(), path_of(spec.start_from))

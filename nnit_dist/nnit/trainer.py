@@ -98,6 +98,7 @@ class Trainer:
         dataset: Dataset,
         device: torch.device,
         seed: int,
+        *,
         share: tuple[int, int] = (0, 1),
         average_gradients: AverageGradients = lambda parameters: None,
     ) -> None:
@@ -154,14 +155,16 @@ class Trainer:
         packed, config = batch.packed, self.config
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             patches, logits = self.network(packed, batch.x_t, batch.time, batch.rate, batch.success)
-        flow = flow_loss(patches.float(), batch.x, packed.mask_MP, batch.time, packed.owner_M)
+        flow = flow_loss(
+            patches.float(), batch.x, packed.mask_MP, batch.time, owner_M=packed.owner_M
+        )
         architecture = masked_loss(
             logits.float(),
             batch.ids,
             batch.hidden,
             self.allowed[packed.slots_A],
-            packed.owner_A,
-            packed.sequences,
+            owner_A=packed.owner_A,
+            S=packed.sequences,
         )
         count = self._networks + config.architectures
         return flow.sum() / self._networks, architecture.sum() / count
@@ -175,8 +178,8 @@ class Trainer:
             [generator_of(self.seed + 1, step, number) for number, _ in ordered],
             self.dataset.vocabulary,
             self.config.mask_rate,
-            self.config.condition_dropout,
-            (self.config.logit_mean, self.config.logit_std),
+            condition_dropout=self.config.condition_dropout,
+            logits=(self.config.logit_mean, self.config.logit_std),
         )
 
     @property
@@ -200,6 +203,7 @@ def corrupt(
     generators: list[torch.Generator],
     vocabulary: ArchitectureVocabulary,
     mask_rate: float,
+    *,
     condition_dropout: float,
     logits: tuple[float, float] = (0.0, 1.0),
 ) -> Corrupted:
@@ -231,7 +235,7 @@ def corrupt(
         [example.layout for example in examples],
         [example.condition for example in examples],
         vocabulary.max_width,
-        ROW_MULTIPLE,
+        multiple=ROW_MULTIPLE,
     )
     empty = torch.zeros(0, vocabulary.patch**2)
     x = torch.cat([empty, *(example.x for example in examples if example.x is not None)])

@@ -54,7 +54,7 @@ def plan(context: RunContext) -> StagePlan:
         tasks = [task_info(task, config.control_mode) for task in config.tasks]
         members, seen = list(zoo.members()), context.split.seen
         return Alignment(
-            config, tasks, members, seen, AlignDirectory(out), continue_from=known
+            config, tasks, members, seen, out=AlignDirectory(out), continue_from=known
         ).run()
 
     return StagePlan(
@@ -78,8 +78,8 @@ class Alignment:
         tasks: list[TaskInfo],
         members: list[Member],
         seen: list[Hidden],
-        out: AlignDirectory,
         *,
+        out: AlignDirectory,
         continue_from: Path | None = None,
     ) -> None:
         self.run_config, self.config, self.seed = config, config.align, config.seed

@@ -33,6 +33,7 @@ def refine(
     distillation_data: DistillationData,
     steps: int = STEPS,
     seed: int = 0,
+    *,
     watch: Callable[[int], None] = lambda done: None,
     scratch: bool = False,
 ) -> tuple[list[Policy], list[tuple[float, float]]]:

@@ -121,7 +121,7 @@ def test_networks_that_novelty_is_measured_from_are_those_that_training_had(samp
                 values = source.token_normalizers[0].denormalize(example.x[None], example.layout)
                 expected.append(detokenize(values, example.layout))
     assert len(expected) > 3
-    found = memorization._networks(source, 0, [(16, 8)], range(6), 99)[16, 8]
+    found = memorization._networks(source, 0, [(16, 8)], range(6), count=99)[16, 8]
     topology = sampler.topology((16, 8))
     distances = memorization._distances(found, MLPBatch.cat(expected), topology)
     assert distances.shape == (len(expected), len(expected))

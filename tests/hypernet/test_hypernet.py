@@ -174,7 +174,7 @@ def test_latents_sample_their_teacher():
 
 def test_half_of_the_networks_are_mixes_of_the_best_teachers_and_the_others_stand_alone():
     best, rng = torch.tensor([True, False, True, True, False]), torch.Generator().manual_seed(0)
-    teacher_weights = draw_teacher_weights(best, 2000, 0.5, 2, rng)
+    teacher_weights = draw_teacher_weights(best, 2000, 0.5, 2, rng=rng)
     assert torch.allclose(teacher_weights.sum(1), torch.ones(2000))
     mixed = teacher_weights[:, best].any(1)
     assert abs(float(mixed.float().mean()) - 0.5) < 0.04
@@ -187,11 +187,13 @@ def test_half_of_the_networks_are_mixes_of_the_best_teachers_and_the_others_stan
     )
     largest = teacher_weights[mixed].max(1).values  # of two shares that are any as likely as any
     assert abs(float(largest.mean()) - 0.75) < 0.02
-    alone = draw_teacher_weights(torch.tensor([True, True]), 50, 0.5, 1, rng)
+    alone = draw_teacher_weights(torch.tensor([True, True]), 50, 0.5, 1, rng=rng)
     assert (alone.max(1).values == 1).all()
-    few = draw_teacher_weights(torch.tensor([False, False]), 50, 0.5, 5, rng)
+    few = draw_teacher_weights(torch.tensor([False, False]), 50, 0.5, 5, rng=rng)
     assert (few > 0).all()
-    assert torch.equal(draw_teacher_weights(torch.tensor([True]), 2, 0.5, 3, rng), torch.ones(2, 1))
+    assert torch.equal(
+        draw_teacher_weights(torch.tensor([True]), 2, 0.5, 3, rng=rng), torch.ones(2, 1)
+    )
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_neurons_are_like_themselves_and_like_no_others():
 def test_mixed_patches_come_from_either_network():
     topology, rng = Topology(8, (16, 16), 8), torch.Generator().manual_seed(0)
     one, other = random_network(topology, 1), random_network(topology, 2)
-    mixed = mix_patches(topology, one, other, 8, rng)
+    mixed = mix_patches(topology, one, other, 8, rng=rng)
     from_one, from_other = (
         torch.cat(
             [m.isclose(w).flatten() for m, w in zip(mixed.weights, source.weights, strict=True)]
@@ -60,6 +60,6 @@ def test_mixed_patches_come_from_either_network():
     )
     assert (from_one | from_other).all()
     assert 0.2 < from_one.float().mean() < 0.8
-    same = mix_patches(topology, one, one, 8, rng)
+    same = mix_patches(topology, one, one, 8, rng=rng)
     obs = torch.randn(1, 5, 8)
     assert torch.allclose(same.forward(obs), one.forward(obs), atol=1e-6)

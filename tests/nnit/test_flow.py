@@ -46,8 +46,8 @@ def test_flow_loss_is_per_sequence_ignores_padding_and_weighs_late_times_more():
     mask = torch.tensor([[1.0, 1, 0, 0]] * 3 + [[1.0, 1, 1, 1]] * 2)
     time = torch.tensor([0.0, 0.5, 0.5])
     wrong_padding = x + (1 - mask) * 100
-    assert flow_loss(wrong_padding, x, mask, time, owner).tolist() == [0, 0, 0]
-    assert flow_loss(x + 1, x, mask, time, owner).tolist() == pytest.approx([1, 0, 4])
+    assert flow_loss(wrong_padding, x, mask, time, owner_M=owner).tolist() == [0, 0, 0]
+    assert flow_loss(x + 1, x, mask, time, owner_M=owner).tolist() == pytest.approx([1, 0, 4])
 
 
 def test_times_are_inside_the_unit_interval():
@@ -76,7 +76,7 @@ def test_masked_loss_is_per_sequence_and_counts_hidden_tokens_only():
     logits = torch.zeros(4, 3)
     logits[0] = torch.tensor([-50.0, 50, -50])  # wrong, but its token is visible
     hidden = torch.tensor([False, True, True, False])
-    loss = masked_loss(logits, ids, hidden, allowed, owner, 3)
+    loss = masked_loss(logits, ids, hidden, allowed, owner_A=owner, S=3)
     assert loss.tolist() == pytest.approx([math.log(3), math.log(2), 0])
 
 
@@ -90,7 +90,7 @@ def test_unmask_draws_allowed_tokens_and_keeps_given_ones():
         ids,
         5,
         allowed,
-        torch.Generator().manual_seed(0),
+        generator=torch.Generator().manual_seed(0),
     )
     assert (drawn[:, 0] == 1).all()
     assert set(drawn[:, 1].tolist()) == {2, 3}

@@ -33,7 +33,9 @@ CPU = torch.device("cpu")
 
 
 def trainer_of(sampler, config=CONFIG, share=(0, 1), average=lambda parameters: None) -> Trainer:
-    return Trainer(config, AlignedDataset(sampler, config, 0), CPU, 0, share, average)
+    return Trainer(
+        config, AlignedDataset(sampler, config, 0), CPU, 0, share=share, average_gradients=average
+    )
 
 
 @pytest.fixture(scope="module")

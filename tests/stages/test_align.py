@@ -39,7 +39,7 @@ def alignment(sampler, tmp_path, **settings) -> Alignment:
     seen = [(8,), (16, 8)]
     members = population()
     run = run_config(config, variation=0)
-    return Alignment(run, [sampler.task], members, seen, AlignDirectory(tmp_path))
+    return Alignment(run, [sampler.task], members, seen, out=AlignDirectory(tmp_path))
 
 
 def run_config(config: AlignConfig, variation: int) -> RunConfig:
@@ -64,7 +64,7 @@ def test_a_training_with_stops_writes_what_the_stage_writes(ray_local, tmp_path)
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     place = Placement(cpus=1)
     run = run_config(config, variation=1)
-    stage = Alignment(run, [task], members, seen, AlignDirectory(whole))
+    stage = Alignment(run, [task], members, seen, out=AlignDirectory(whole))
     stage.run()
     (teacher_set,) = stage.teacher_sets
     condition = (

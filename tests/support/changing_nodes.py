@@ -102,7 +102,7 @@ def alignment(out: Path, change_when: Callable) -> dict:
     run = RunConfig(
         name="x", tasks=[TASK], align=config, training=placement, topologies={"variation": 0}
     )
-    stage = Alignment(run, [task], members, seen, AlignDirectory(out))
+    stage = Alignment(run, [task], members, seen, out=AlignDirectory(out))
     figures = stage.run()
     steps = [int(row["step"]) for row in read_metrics(out / METRICS)]
     files = sorted(path.name for path in out.iterdir())
