@@ -19,6 +19,7 @@ from nnit_dist.artifacts.run_directory import AlignDirectory, RunDirectory
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.policy import Policy
+from nnit_dist.core.rng import numpy_stream
 from nnit_dist.core.splits import spread
 from nnit_dist.core.task import TaskInfo
 from nnit_dist.core.topology import Hidden
@@ -189,7 +190,8 @@ class Alignment:
 
     def _teacher_jobs(self, policy: Policy, teacher: int) -> list[Job]:
         """Recorded episodes of one teacher at several noise levels, a few seeds a job."""
-        first = self.seed * 100_000 + teacher * 1_000
+        rng = numpy_stream("align.teacher-episodes", self.seed, teacher)
+        first = int(rng.integers(TRAIN_SEEDS))
         episodes, jobs = self.config.distill.teacher_episodes, []
         for number, start in enumerate(range(0, episodes, EPISODES_A_JOB)):
             stop = min(start + EPISODES_A_JOB, episodes)

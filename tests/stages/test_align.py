@@ -95,6 +95,16 @@ def test_a_training_with_stops_writes_what_the_stage_writes(ray_local, tmp_path)
         assert torch.equal(one, other), name
 
 
+def test_no_two_of_many_teachers_are_recorded_from_the_same_start_states(sampler, tmp_path):
+    stage, policy = alignment(sampler, tmp_path), random_policy((8,))
+    starts = []
+    for stage.seed in (0, 1):
+        for teacher in range(150):
+            starts += [s for job in stage._teacher_jobs(policy, teacher) for s in job.seeds]
+    assert len(starts) == 300 * stage.config.distill.teacher_episodes
+    assert len(set(starts)) == len(starts)
+
+
 @pytest.mark.parametrize(
     ("snapshots", "expected"),
     [(0, []), (1, ["a0", "b0"]), (2, ["a0", "a1", "b0"]), (9, ["a0", "a1", "a2", "b0"])],
