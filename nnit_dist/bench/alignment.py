@@ -28,6 +28,7 @@ from nnit_dist.hypernet.metrics import neighbour_correlation, neuron_similarity
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.nnit.tokens import detokenize, token_layout, tokenize
+from nnit_dist.report.plots import show_matrix
 from nnit_dist.rollout.evaluation import Evaluator
 from nnit_dist.rollout.results import PolicyResult, Summary, hidden_of
 from nnit_dist.rollout.summaries import summarize
@@ -307,10 +308,5 @@ def pictures(weights: dict[str, Networks], hidden: Hidden) -> Figure:
     for column, (kind, network) in enumerate(weights.items()):
         for row in range(2):
             matrix = network(hidden, 0, row).layers(0)[1][0].numpy()
-            limit = np.quantile(np.abs(matrix), 0.99)
-            panel = axes[row, column]
-            panel.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-            panel.set_xticks([])
-            panel.set_yticks([])
-        axes[0, column].set_title(ABOUT[kind], fontsize=9)
+            show_matrix(axes[row, column], matrix, ABOUT[kind] if row == 0 else "")
     return figure
