@@ -4,7 +4,6 @@ All but `TrainedCrops` work on networks from the aligned sampler, which is what 
 and so have alignment's help as NNiT has.
 """
 
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,8 +15,8 @@ from torch.nn import functional as F
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.policy import Policy
-from nnit_dist.core.rng import one_thread
-from nnit_dist.core.topology import Hidden, Topology, hidden_name
+from nnit_dist.core.rng import one_thread, stream
+from nnit_dist.core.topology import Hidden, Topology
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.tokens import detokenize, token_layout, tokenize
 
@@ -71,7 +70,7 @@ class AlignedCrops:
         near = nearest_topologies(hidden, self.sampler.distribution.seen, self.neighbours)
         drawn = []
         for number in range(samples):
-            rng = generator_for(self.name, hidden, seed, number)
+            rng = stream(f"baseline.{self.name}", seed, number, *hidden)
             crops = []
             for offset in range(self.neighbours):
                 source = self.sampler.topology(near[offset % len(near)])
@@ -122,7 +121,7 @@ class PatchGaussian:
             )
         drawn = []
         for number in range(samples):
-            rng = generator_for(self.name, hidden, seed, number)
+            rng = stream(f"baseline.{self.name}", seed, number, *hidden)
             noise = torch.randn(layout.mask.shape, generator=rng)
             places = zip(_keys(target, self.patch), noise, strict=True)
             values = torch.stack([fitted[key][0] + fitted[key][1] @ z for key, z in places])
@@ -133,7 +132,7 @@ class PatchGaussian:
     def _fitted(self) -> dict[int, dict[tuple, tuple[Tensor, Tensor]]]:
         """By depth and place of a patch: mean [P], and a factor [P, P] of the covariance."""
         found: dict[int, dict[tuple, list[Tensor]]] = {}
-        rng = torch.Generator().manual_seed(0)
+        rng = stream(f"baseline.{self.name}.fit")
         for hidden in self.sampler.distribution.seen:
             topology = self.sampler.topology(hidden)
             layout = token_layout(topology, self.patch)
@@ -162,12 +161,6 @@ def _gaussian(values: Tensor) -> tuple[Tensor, Tensor]:
     size, vectors = torch.linalg.eigh(torch.cov(values.T.double()))
     factor = vectors * size.clamp(min=0).sqrt()
     return values.mean(0), factor.to(values)
-
-
-def generator_for(name: str, hidden: Hidden, seed: int, number: int) -> torch.Generator:
-    """The randomness of one network of one method."""
-    key = zlib.crc32(f"{name}/{seed}/{hidden_name(hidden)}/{number}".encode())
-    return torch.Generator().manual_seed(key)
 
 
 def _mean(networks: MLPBatch, topology: Topology) -> MLPBatch:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnit_dist.baselines.crops import generator_for, policies_of
+from nnit_dist.baselines.crops import policies_of
 from nnit_dist.core.conditioning import ConditioningShape
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.policy import Policy
-from nnit_dist.core.rng import generator_of, one_thread
+from nnit_dist.core.rng import one_thread, stream
 from nnit_dist.core.topology import Hidden, Topology
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.config import NNiTConfig
@@ -185,9 +185,8 @@ class FlatDiffusion:
         set_learning_rate(
             self.optimizer, learning_rate(step, config.steps, peak=config.lr, warmup=WARMUP)
         )
-        loss = self.loss(
-            generator_of(self.seed, step), config.topologies_per_step * config.networks_per_topology
-        )
+        batch = config.topologies_per_step * config.networks_per_topology
+        loss = self.loss(stream("flat.batch", self.seed, step), batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -218,7 +217,7 @@ class FlatDiffusion:
             draw_condition(topology, self.config, self.vocabulary, rng) for topology in topologies
         ]
         seeds = torch.randint(2**31, (batch,), generator=rng).tolist()
-        generators = [generator_of(seed) for seed in seeds]
+        generators = [stream("flat.networks", seed) for seed in seeds]
         networks = self.sampler.networks(topologies, teacher_weights, generators, condition)
         vectors = torch.cat(
             [
@@ -235,7 +234,7 @@ class FlatDiffusion:
     def _spread(self) -> Tensor:
         """Spread of the values of each layer and of its biases, [F]."""
         self.scale = torch.ones(self.layout.length)
-        vectors, masks, _ = self._draw(generator_of(self.seed, -1), 128)
+        vectors, masks, _ = self._draw(stream("flat.scale", self.seed), 128)
         sizes = [size for out, fan_in in self.layout.shapes for size in (out * fan_in, out)]
         parts = zip(vectors.split(sizes, 1), masks.split(sizes, 1), strict=True)
         spread = [values[mask > 0].square().mean().sqrt() for values, mask in parts]
@@ -255,7 +254,7 @@ class FlatDiffusion:
         drawn = []
         for number in range(samples):
             noise = torch.randn(
-                1, self.layout.length, generator=generator_for(self.name, hidden, seed, number)
+                1, self.layout.length, generator=stream("flat.noise", seed, number, *hidden)
             )
             values = integrate(
                 lambda x, t: self.average(x, torch.full((1,), t), condition) * mask,

@@ -21,7 +21,7 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import content_hash, write_atomic
 from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.policy import Policy
-from nnit_dist.core.rng import generator_of
+from nnit_dist.core.rng import stream
 from nnit_dist.core.topology import Hidden
 from nnit_dist.hypernet.config import DistillConfig, GHNConfig
 from nnit_dist.hypernet.data import DistillationData
@@ -94,7 +94,7 @@ class TrainedBaselines:
         if weights == "matched":
             _check_references(self.sampler.distribution.seen)
         path = self.out / "independent.safetensors"
-        best, rng = self.sampler.current.best, generator_of(self.seed)
+        best, rng = self.sampler.current.best, stream("independent.networks", self.seed)
         places = [
             (hidden, copy, teacher)
             for hidden in self.sampler.distribution.seen

@@ -20,7 +20,7 @@ from nnit_dist.bench.results import BenchSize, MeasuredHere, measured_here, writ
 from nnit_dist.core.formatting import percent_interval
 from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.policy import Policy
-from nnit_dist.core.rng import generator_of
+from nnit_dist.core.rng import stream
 from nnit_dist.core.splits import UnseenKind, spread
 from nnit_dist.core.topology import Hidden, Topology
 from nnit_dist.hypernet.data import DistillationData
@@ -189,7 +189,7 @@ def _listed(trained_baselines: TrainedBaselines, networks: MLPBatch) -> Networks
 def _sampled(sampler: HypernetModel) -> Networks:
     def network(hidden: Hidden, teacher: int, copy: int) -> MLPBatch:
         mix = sampler.single_teacher(sampler.current.best[teacher % len(sampler.current.best)])
-        rng = generator_of(teacher, copy)
+        rng = stream("alignment.networks", teacher, copy)
         return sampler.networks([sampler.topology(hidden)], mix[None], [rng])
 
     return network
@@ -237,7 +237,7 @@ def _mixed(
             whole, mixed = [], []
             for sample in range(samples):
                 one, other = (network(hidden, sample, copy) for copy in range(2))
-                rng = generator_of(sample)
+                rng = stream("alignment.patches", sample)
                 whole.append(one)
                 mixed.append(
                     mix_patches(topology, one, other, trained_baselines.config.patch, rng=rng)

@@ -28,7 +28,7 @@ from nnit_dist.bench.results import measured_here, write_results
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.policy import Policy
-from nnit_dist.core.rng import generator_of
+from nnit_dist.core.rng import stream
 from nnit_dist.core.splits import spread
 from nnit_dist.core.topology import Hidden, Topology, hidden_name
 from nnit_dist.envs.sim import TRAIN_SEEDS, SimEnv
@@ -213,25 +213,28 @@ class _Group:
         """A network after each of the best teachers."""
         best = self.sampler.current.best
         teacher_weights = torch.stack([self.sampler.single_teacher(teacher) for teacher in best])
-        rngs = [generator_of(7, teacher) for teacher in best]
+        rngs = [stream("memorization.networks", teacher) for teacher in best]
         return self.sampler.networks([self.topology] * len(best), teacher_weights, rngs)
 
     def _noised(self, count: int) -> MLPBatch:
-        noises = [MLPBatch.randn(self.topology, 1, generator_of(8, i)) for i in range(count)]
+        streams = [stream("memorization.noised", i) for i in range(count)]
+        noises = [MLPBatch.randn(self.topology, 1, rng) for rng in streams]
         networks = self.train.select([i % len(self.train) for i in range(count)])
         return networks.add_noise(NOISE, MLPBatch.cat(noises))
 
     def _averaged(self, count: int) -> MLPBatch:
         known, means = _flat(self.train, self.topology), []
         for number in range(count):
-            picked = torch.randperm(len(known), generator=generator_of(9, number))[:AVERAGED]
+            rng = stream("memorization.averaged", number)
+            picked = torch.randperm(len(known), generator=rng)[:AVERAGED]
             means.append(known[picked].mean(0))
         return _unflat(torch.stack(means), self.topology)
 
     def _gaussian(self, count: int) -> MLPBatch:
         known = _flat(self.train, self.topology)
         mean, std = known.mean(0), known.std(0)
-        noises = [torch.randn(mean.shape, generator=generator_of(10, i)) for i in range(count)]
+        streams = [stream("memorization.gaussian", i) for i in range(count)]
+        noises = [torch.randn(mean.shape, generator=rng) for rng in streams]
         return _unflat(mean + std * torch.stack(noises), self.topology)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnit_dist.core.formatting import millions
-from nnit_dist.core.rng import generator_of
+from nnit_dist.core.rng import stream
 from nnit_dist.core.splits import grid
 from nnit_dist.core.topology import Hidden, Topology
 from nnit_dist.nnit.config import NNiTConfig, TransformerConfig
@@ -67,7 +67,8 @@ class RandomNetworks:
         return [self._example(picked, step, number) for number in numbers]
 
     def _example(self, picked: list[Hidden], step: int, number: int) -> Example:
-        group, rng = number // self.size.config.networks_per_topology, generator_of(step, number)
+        group = number // self.size.config.networks_per_topology
+        rng = stream("bench.train", step, number)
         hidden = picked[group % len(picked)]
         ids = self.vocabulary.encode("random", hidden)
         if group >= len(picked):

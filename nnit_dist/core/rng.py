@@ -1,6 +1,6 @@
 """The same random numbers for the same seed, on every machine and with any number of cores.
 
-New code draws from `stream` or `numpy_stream`. Each names what is drawn and which one of many:
+`stream` and `numpy_stream` name what is drawn and which one of many:
 
     >>> rng = stream("nnit.noise", seed, step, example)
 
@@ -39,11 +39,6 @@ def _seed_sequence(name: str, key: tuple[int, ...]) -> np.random.SeedSequence:
     # `SeedSequence` fills up with zeros, and splits integers into words itself.
     words = np.array(key, dtype="<i8").view("<u4").tolist()
     return np.random.SeedSequence([zlib.crc32(name.encode()), len(key), *words])
-
-
-def generator_of(*key: int) -> torch.Generator:
-    """A generator for a key such as (seed, step, number); new code uses `stream`."""
-    return torch.Generator().manual_seed(hash(key) % 2**63)
 
 
 @contextlib.contextmanager

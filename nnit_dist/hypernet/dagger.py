@@ -18,7 +18,7 @@ from nnit_dist.artifacts.run_directory import AlignDirectory
 from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.policy import Policy
-from nnit_dist.core.rng import generator_of
+from nnit_dist.core.rng import stream
 from nnit_dist.core.task import TaskInfo
 from nnit_dist.envs.sim import TRAIN_SEEDS
 from nnit_dist.hypernet.config import DistillConfig, GHNConfig
@@ -132,7 +132,7 @@ class DistillationRounds:
         for network in range(distill.dagger_networks):
             if tasks.task_of(network) != number:
                 continue
-            rng = generator_of(self.seed + 1, index, network)
+            rng = stream("hypernet.dagger", self.seed, index, network)
             noise = distill.weight_noise if len(jobs) % 2 else 0.0
             teacher, policy = self._generated(model, noise, rng)
             policy.id = f"dagger_{index}_{network}"

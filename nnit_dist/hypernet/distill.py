@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from nnit_dist.core.conditioning import ConditioningShape
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.mlp import MLPBatch
-from nnit_dist.core.rng import generator_of
+from nnit_dist.core.rng import stream
 from nnit_dist.core.storage import path_of
 from nnit_dist.core.topology import Topology
 from nnit_dist.hypernet.config import DistillConfig, GHNConfig
@@ -191,7 +191,7 @@ class Distiller:
         numbers = range(rank, cfg.topologies_per_step, workers)
         tasks = [self.task_sampler.task_of(step + number) for number in numbers]
         drawn = [
-            self._draw(self.task_data[task], generator_of(self.seed, step, number))
+            self._draw(self.task_data[task], stream("hypernet.batch", self.seed, step, number))
             for task, number in zip(tasks, numbers, strict=True)
         ]
         count = cfg.networks_per_topology

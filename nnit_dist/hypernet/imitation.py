@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nnit_dist.core.mlp import MLPBatch
+from nnit_dist.core.rng import stream
 from nnit_dist.core.topology import Topology
 from nnit_dist.hypernet.data import DistillationData
 from nnit_dist.hypernet.latents import action_error
@@ -43,12 +44,14 @@ def imitate(
         if isinstance(starts, MLPBatch):
             networks = starts.select(members).cropped()
         else:
-            networks = _random_networks([starts[i] for i in members], seed + depth)
+            networks = _random_networks(
+                [starts[i] for i in members], stream("imitation.networks", seed, depth)
+            )
         # Padding stays 0, as its gradients are.
         parameters = [x.clone().requires_grad_() for x in (*networks.weights, *networks.biases)]
         layers = len(networks.weights)
         networks = replace(networks, weights=parameters[:layers], biases=parameters[layers:])
-        rng = torch.Generator().manual_seed(seed + depth)
+        rng = stream("imitation.batches", seed, depth)
         optimizer = torch.optim.Adam(parameters, lr=lr)
         for step in range(steps):
             x, y = distillation_data.draw(teacher_weights[members], states, rng)
@@ -65,9 +68,8 @@ def imitate(
         return MLPBatch.cat(trained).select(torch.tensor(order).argsort())
 
 
-def _random_networks(topologies: list[Topology], seed: int) -> MLPBatch:
+def _random_networks(topologies: list[Topology], rng: torch.Generator) -> MLPBatch:
     """Networks of one depth with normal weights times 1/sqrt(fan_in), and biases of 0."""
-    rng = torch.Generator().manual_seed(seed)
     ones = MLPBatch.full(topologies, 1.0)
     scales = ones.shapes[..., 1].double().rsqrt().float()
     weights = [

@@ -17,7 +17,7 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.policy import Policy
-from nnit_dist.core.rng import generator_of, one_thread
+from nnit_dist.core.rng import one_thread, stream
 from nnit_dist.core.task import TaskInfo
 from nnit_dist.core.topology import Hidden, Topology
 from nnit_dist.hypernet.config import GHNConfig
@@ -187,7 +187,7 @@ class HypernetModel:
                 f"the hypernetwork writes layers up to {self.distribution.max_width} wide."
             )
         topology = self.topology(hidden)
-        rngs = [generator_of(seed, number, *hidden) for number in range(count)]
+        rngs = [stream("hypernet.policies", seed, number, *hidden) for number in range(count)]
         mixes = [
             self.draw_teacher_weights(1, 1.0, rng)[0] if weights is None else weights
             for rng in rngs

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nnit_dist.core.conditioning import ConditioningShape
 from nnit_dist.core.mlp import MLPBatch
-from nnit_dist.core.rng import generator_of
+from nnit_dist.core.rng import stream
 from nnit_dist.core.topology import Hidden, Topology
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.config import NNiTConfig
@@ -90,7 +90,7 @@ class AlignedDataset:
 
     def drawn(self, batch: int, numbers: Sequence[int]) -> list[Drawn]:
         """The networks of these numbers of a batch (`batch_of`), not yet written."""
-        config, rng = self.config, generator_of(self.seed, batch, -1)
+        config, rng = self.config, stream("nnit.topologies", self.seed, batch)
         picked = torch.randint(
             len(self.seen), (config.topologies_per_step,), generator=rng
         ).tolist()
@@ -102,7 +102,7 @@ class AlignedDataset:
 
     def _draw(self, hidden: Hidden, batch: int, number: int) -> Drawn:
         """A network near a seen topology, from its own generator."""
-        rng, task = generator_of(self.seed, batch, number), self._task(batch, number)
+        rng, task = stream("nnit.networks", self.seed, batch, number), self._task(batch, number)
         topology = self.models[task].vary_widths(hidden, rng)
         (weights,) = self.models[task].draw_teacher_weights(1, self.config.best_share, rng)
         condition = draw_condition(topology, self.config, self.vocabulary, rng)
@@ -139,7 +139,8 @@ class AlignedDataset:
         )
 
     def _architecture(self, step: int, number: int) -> Example:
-        rng, model = generator_of(self.seed, step, number), self.models[self._task(step, number)]
+        model = self.models[self._task(step, number)]
+        rng = stream("nnit.architectures", self.seed, step, number)
         index = int(torch.randint(len(self.seen), (), generator=rng))
         ids = self.vocabulary.encode(model.task.name, self.seen[index])
         (weights,) = model.draw_teacher_weights(1, self.config.best_share, rng)
@@ -149,7 +150,7 @@ class AlignedDataset:
         """Statistics of tokens of seen topologies, per kind of token."""
         count = NORMALIZER_NETWORKS
         hidden = [self.seen[i * len(self.seen) // count] for i in range(count)]
-        generators = [generator_of(self.seed, -1, i) for i in range(count)]
+        generators = [stream("nnit.token-normalizer", self.seed, i) for i in range(count)]
         topologies = [model.topology(widths) for widths in hidden]
         teacher_weights = torch.cat(
             [model.draw_teacher_weights(1, self.config.best_share, rng) for rng in generators]
@@ -230,7 +231,8 @@ class ListedDataset:
     def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
         """As `AlignedDataset`, but every network is picked on its own."""
         count = self.config.topologies_per_step * self.config.networks_per_topology
-        return [self._example(generator_of(self.seed, step, n), n >= count) for n in numbers]
+        streams = [stream("nnit.listed", self.seed, step, number) for number in numbers]
+        return [self._example(rng, n >= count) for rng, n in zip(streams, numbers, strict=True)]
 
     def _example(self, rng: torch.Generator, alone: bool) -> Example:
         index = int(torch.randint(len(self.topologies), (), generator=rng))

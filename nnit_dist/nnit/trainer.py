@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nnit_dist.core.conditioning import ConditioningShape
-from nnit_dist.core.rng import generator_of
+from nnit_dist.core.rng import stream
 from nnit_dist.nnit.flow import flow_loss, mask_ids, masked_loss, noised, sample_time
 from nnit_dist.nnit.packing import Packed, pack
 from nnit_dist.nnit.tokens import ArchitectureVocabulary, TokenLayout
@@ -175,7 +175,7 @@ class Trainer:
         ordered = sorted(zip(numbers, examples, strict=True), key=lambda pair: pair[1].length)
         return corrupt(
             [example for _, example in ordered],
-            [generator_of(self.seed + 1, step, number) for number, _ in ordered],
+            [stream("nnit.corruption", self.seed, step, number) for number, _ in ordered],
             self.dataset.vocabulary,
             self.config.mask_rate,
             condition_dropout=self.config.condition_dropout,

@@ -15,7 +15,7 @@ from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.policy import Policy
-from nnit_dist.core.rng import generator_of, one_thread
+from nnit_dist.core.rng import one_thread, stream
 from nnit_dist.hypernet.data import DistillationData
 from nnit_dist.hypernet.imitation import imitate
 from nnit_dist.hypernet.latents import action_error
@@ -107,5 +107,5 @@ def _nearest(network: MLPBatch, distillation_data: DistillationData) -> torch.Te
 @torch.no_grad()
 def _error(network: MLPBatch, mix: torch.Tensor, distillation_data: DistillationData) -> float:
     """Mean squared error of a network's actions after a mix of teachers [teachers]."""
-    obs, actions = distillation_data.draw(mix[None], COMPARED, generator_of(0))
+    obs, actions = distillation_data.draw(mix[None], COMPARED, stream("refine.compare"))
     return float(action_error(network.forward(obs), actions).mean())

@@ -1,6 +1,7 @@
 """The shipped models still answer as they did: the same seeds give the same policies and episodes.
 
-`shipped_answers.json` was written by the first design, before anything was moved.
+`shipped_answers.json` was written by the first design, before anything was moved; its parts
+"direct" and "refine" again when all random numbers came to be drawn from named streams.
 """
 
 import json

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnit_dist.core.conditioning import ConditioningShape
-from nnit_dist.core.rng import generator_of
+from nnit_dist.core.rng import stream
 from nnit_dist.core.topology import Topology
 from nnit_dist.nnit import transformer
 from nnit_dist.nnit.config import TransformerConfig
@@ -124,7 +124,7 @@ def test_padding_within_a_patch_never_leaks():
     for values in (x, soiled):
         example = Example(VOCABULARY.encode("t", hidden), 0.5, layout, None, values)
         batches.append(
-            corrupt([example], [generator_of(0)], VOCABULARY, mask_rate=0, condition_dropout=0)
+            corrupt([example], [stream("test")], VOCABULARY, mask_rate=0, condition_dropout=0)
         )
     assert torch.equal(batches[0].x_t, batches[1].x_t)
     assert layout.mask.mean() < 1

@@ -1,7 +1,7 @@
 """Golden loss curves: both trainers still take the steps that they took.
 
-After a change that is meant to alter them: `python tests/test_golden.py`, and say why in the
-commit.
+After a change that is meant to alter them: `python tests/training/test_golden.py`, and say why in
+the commit.
 """
 
 import json
