@@ -23,13 +23,13 @@ from nnit_dist.nnit.tokens import detokenize, token_layout, tokenize
 FIT_NETWORKS = 32  # of each seen topology that a Gaussian is fitted to
 
 
-def nearest_topologies(hidden: Hidden, known: list[Hidden], count: int) -> list[Hidden]:
+def nearest_topologies(hidden: Hidden, candidates: list[Hidden], count: int) -> list[Hidden]:
     """The `count` topologies of `known` of the same depth whose widths are nearest (log scale).
 
     Raises:
         NnitError: none has the same depth.
     """
-    same = [other for other in known if len(other) == len(hidden)]
+    same = [other for other in candidates if len(other) == len(hidden)]
     if not same:
         raise NnitError(f"no known topology has {len(hidden)} layers to crop from.")
     widths = np.log(hidden)
@@ -131,7 +131,7 @@ class PatchGaussian:
     @cached_property
     def _fitted(self) -> dict[int, dict[tuple, tuple[Tensor, Tensor]]]:
         """By depth and place of a patch: mean [P], and a factor [P, P] of the covariance."""
-        found: dict[int, dict[tuple, list[Tensor]]] = {}
+        by_depth: dict[int, dict[tuple, list[Tensor]]] = {}
         rng = stream(f"baseline.{self.name}.fit")
         for hidden in self.sampler.distribution.seen:
             topology = self.sampler.topology(hidden)
@@ -141,12 +141,12 @@ class PatchGaussian:
                 [topology] * len(teacher_weights), teacher_weights, [rng] * len(teacher_weights)
             )
             values = tokenize(networks, layout)
-            places = found.setdefault(len(hidden), {})
+            patches = by_depth.setdefault(len(hidden), {})
             for index, key in enumerate(_keys(topology, self.patch)):
-                places.setdefault(key, []).append(values[:, index])
+                patches.setdefault(key, []).append(values[:, index])
         return {
-            depth: {key: _gaussian(torch.cat(parts)) for key, parts in places.items()}
-            for depth, places in found.items()
+            depth: {key: _gaussian(torch.cat(parts)) for key, parts in patches.items()}
+            for depth, patches in by_depth.items()
         }
 
 

@@ -213,12 +213,12 @@ class FlatDiffusion:
         picked = torch.randint(len(seen), (batch,), generator=rng).tolist()
         topologies = [self.sampler.vary_widths(seen[i], rng) for i in picked]
         teacher_weights = self.sampler.draw_teacher_weights(batch, 1.0, rng)
-        condition = [
+        conditions = [
             draw_condition(topology, self.config, self.vocabulary, rng) for topology in topologies
         ]
         seeds = torch.randint(2**31, (batch,), generator=rng).tolist()
         generators = [stream("flat.networks", seed) for seed in seeds]
-        networks = self.sampler.networks(topologies, teacher_weights, generators, condition)
+        networks = self.sampler.networks(topologies, teacher_weights, generators, conditions)
         vectors = torch.cat(
             [
                 self.layout.flatten(topology, networks.select(slice(i, i + 1)))
@@ -228,7 +228,7 @@ class FlatDiffusion:
         return (
             vectors / self.scale,
             torch.stack([self.layout.mask(topology) for topology in topologies]),
-            torch.stack([self.layout.condition(what) for what in condition]),
+            torch.stack([self.layout.condition(shape) for shape in conditions]),
         )
 
     def _spread(self) -> Tensor:

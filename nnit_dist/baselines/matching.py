@@ -44,14 +44,14 @@ def permute(network: MLPBatch, orders: list[np.ndarray]) -> MLPBatch:
 
 def _nearest_places(layers: list[Layer], reference: list[Layer]) -> list[np.ndarray]:
     """For every hidden layer, the reference's place of each neuron."""
-    own = [_joined(weight, bias) for weight, bias in layers]
-    ref = [_joined(weight, bias) for weight, bias in reference]
+    joined = [_joined(weight, bias) for weight, bias in layers]
+    reference_joined = [_joined(weight, bias) for weight, bias in reference]
     hidden = len(layers) - 1
-    places = [np.arange(own[i].shape[0]) for i in range(hidden)]
+    places = [np.arange(joined[i].shape[0]) for i in range(hidden)]
     for _ in range(SWEEPS):
         before = [place.copy() for place in places]
         for i in range(hidden):
-            places[i] = _assign(own, ref, places, i)
+            places[i] = _assign(joined, reference_joined, places, i)
         if all(np.array_equal(a, b) for a, b in zip(before, places, strict=True)):
             break
     return places
@@ -64,12 +64,12 @@ def _joined(weight: Tensor, bias: Tensor) -> np.ndarray:
 
 
 def _assign(
-    own: list[np.ndarray], ref: list[np.ndarray], places: list[np.ndarray], layer: int
+    joined: list[np.ndarray], reference: list[np.ndarray], places: list[np.ndarray], layer: int
 ) -> np.ndarray:
     """The reference's places of one layer's neurons, given those of the others."""
-    inputs = places[layer - 1] if layer > 0 else np.arange(own[0].shape[1] - 1)
-    columns = np.append(inputs, ref[layer].shape[1] - 1)  # the bias matches the bias
-    after = places[layer + 1] if layer + 1 < len(places) else np.arange(own[-1].shape[0])
-    gain = own[layer] @ ref[layer][:, columns].T
-    gain += own[layer + 1][:, :-1].T @ ref[layer + 1][after][:, :-1]
+    inputs = places[layer - 1] if layer > 0 else np.arange(joined[0].shape[1] - 1)
+    columns = np.append(inputs, reference[layer].shape[1] - 1)  # the bias matches the bias
+    after = places[layer + 1] if layer + 1 < len(places) else np.arange(joined[-1].shape[0])
+    gain = joined[layer] @ reference[layer][:, columns].T
+    gain += joined[layer + 1][:, :-1].T @ reference[layer + 1][after][:, :-1]
     return linear_sum_assignment(gain, maximize=True)[1]

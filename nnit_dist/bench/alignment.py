@@ -84,7 +84,7 @@ class AlignmentFigures(MeasuredHere):
 def bench_alignment(
     run: RunDirectory,
     task: str,
-    kept: Path,
+    cache: Path,
     size: BenchSize,
     *,
     out: Path,
@@ -96,10 +96,12 @@ def bench_alignment(
     Measures topologies of seen ones, and of each unseen kind for NNiT. Writes
     `out/alignment.json`, `.md` and `.png`, and every episode (`out/episodes`).
     """
-    held = run.split().unseen
-    unseen = {kind: spread(held[kind], size.topologies) for kind in NNIT_ON if held.get(kind)}
+    held_out = run.split().unseen
+    unseen = {
+        kind: spread(held_out[kind], size.topologies) for kind in NNIT_ON if held_out.get(kind)
+    }
     with StageProgress("steps") as view:
-        trained_baselines = TrainedBaselines(run, task, kept, view.watch)
+        trained_baselines = TrainedBaselines(run, task, cache, view.watch)
         weights = _weights(trained_baselines)
         writers = {kind: _writer(trained_baselines, kind) for kind in ABOUT}
     obs = DistillationData.load(trained_baselines.states).obs[0][:STATES]

@@ -89,8 +89,10 @@ def bench_generalization(
     Raises:
         NnitError: the run held out no topologies of these kinds.
     """
-    held = run.split().unseen
-    topologies = {kind: spread(held[kind], size.topologies) for kind in kinds if held.get(kind)}
+    held_out = run.split().unseen
+    topologies = {
+        kind: spread(held_out[kind], size.topologies) for kind in kinds if held_out.get(kind)
+    }
     if not topologies:
         raise NnitError(f"{run} held out no topologies of kind {', '.join(kinds)}.")
     kind_of = {hidden: kind for kind, hiddens in topologies.items() for hidden in hiddens}
@@ -152,10 +154,10 @@ def _generators(
     if trained_baselines is None:
         return
     with StageProgress("steps") as view:
-        made = TrainedBaselines(run, task, trained_baselines, view.watch)
-        yield made.flat()
+        baselines = TrainedBaselines(run, task, trained_baselines, view.watch)
+        yield baselines.flat()
         for weights in ("independent", "matched", "mlp"):
-            yield made.nnit(weights)
+            yield baselines.nnit(weights)
 
 
 def _compare(networks: list[NetworkResult], kinds: list[UnseenKind]) -> Iterator[MethodComparison]:
@@ -173,7 +175,7 @@ def _compare(networks: list[NetworkResult], kinds: list[UnseenKind]) -> Iterator
 def as_markdown(figures: GeneralizationFigures) -> str:
     """The table, with what was measured, when and on what."""
     counts = ", ".join(
-        f"{len(held)} of kind {kind}" for kind, held in figures["topologies"].items()
+        f"{len(held_out)} of kind {kind}" for kind, held_out in figures["topologies"].items()
     )
     lines = [
         f"# Generalisation on {figures['task']}",

@@ -136,21 +136,23 @@ def _networks(
 ) -> dict[Hidden, MLPBatch]:
     """Networks after a task's best teachers that these batches hold, up to `count` a topology."""
     config, best = source.config, source.model.tasks[task].best
-    found: dict[Hidden, list[Drawn]] = {hidden: [] for hidden in topologies}
+    by_topology: dict[Hidden, list[Drawn]] = {hidden: [] for hidden in topologies}
     for batch in batches:
-        for one in source.drawn(
+        for network in source.drawn(
             batch, range(config.topologies_per_step * config.networks_per_topology)
         ):
-            wanted = found.get(one.seen) if one.task == task else None
-            if wanted is not None and len(wanted) < count and one.teacher_weights[best].any():
-                wanted.append(one)
-        if all(len(drawn) == count for drawn in found.values()):
+            networks = by_topology.get(network.seen) if network.task == task else None
+            if networks is None or len(networks) == count:
+                continue
+            if network.teacher_weights[best].any():
+                networks.append(network)
+        if all(len(networks) == count for networks in by_topology.values()):
             break
     return {
         hidden: MLPBatch.cat(
-            [source.write(drawn[i : i + WRITTEN]) for i in range(0, len(drawn), WRITTEN)]
+            [source.write(networks[i : i + WRITTEN]) for i in range(0, len(networks), WRITTEN)]
         )
-        for hidden, drawn in found.items()
+        for hidden, networks in by_topology.items()
     }
 
 
@@ -189,12 +191,12 @@ class _Group:
 
     def measure(self, kind: str, states: Tensor, result: Evaluation) -> dict[str, np.ndarray]:
         """Of every network of a kind: what sets it apart from those that are known."""
-        own, failed = self.kinds[kind], self._failed(result, kind)
+        networks, failed = self.kinds[kind], self._failed(result, kind)
         # Of a teacher's own network, how near it is to another one's.
         least = _least_of_others if kind == "teacher" else _least
         scale = float(_flat(self.train, self.topology).norm(dim=1).mean())
-        apart = lambda known: _distances(own, known, self.topology) / scale  # noqa: E731
-        act_apart = lambda known: _action_distances(own, known, states)  # noqa: E731
+        apart = lambda known: _distances(networks, known, self.topology) / scale  # noqa: E731
+        act_apart = lambda known: _action_distances(networks, known, states)  # noqa: E731
         return {
             "weight_distance": _least(apart(self.train)),
             "weight_distance_teacher": least(apart(self.teachers)),
@@ -223,16 +225,16 @@ class _Group:
         return networks.add_noise(NOISE, MLPBatch.cat(noises))
 
     def _averaged(self, count: int) -> MLPBatch:
-        known, means = _flat(self.train, self.topology), []
+        flat, means = _flat(self.train, self.topology), []
         for number in range(count):
             rng = stream("memorization.averaged", number)
-            picked = torch.randperm(len(known), generator=rng)[:AVERAGED]
-            means.append(known[picked].mean(0))
+            picked = torch.randperm(len(flat), generator=rng)[:AVERAGED]
+            means.append(flat[picked].mean(0))
         return _unflat(torch.stack(means), self.topology)
 
     def _gaussian(self, count: int) -> MLPBatch:
-        known = _flat(self.train, self.topology)
-        mean, std = known.mean(0), known.std(0)
+        flat = _flat(self.train, self.topology)
+        mean, std = flat.mean(0), flat.std(0)
         streams = [stream("memorization.gaussian", i) for i in range(count)]
         noises = [torch.randn(mean.shape, generator=rng) for rng in streams]
         return _unflat(mean + std * torch.stack(noises), self.topology)
@@ -259,17 +261,17 @@ def _unflat(values: Tensor, topology: Topology) -> MLPBatch:
     return MLPBatch.of_topology(topology, weights, parts[1::2])
 
 
-def _distances(own: MLPBatch, known: MLPBatch, topology: Topology) -> np.ndarray:
+def _distances(networks: MLPBatch, others: MLPBatch, topology: Topology) -> np.ndarray:
     """Euclidean distances of weights, [own, known]."""
     exact = "donot_use_mm_for_euclid_dist"  # else the distance to a copy is not 0
-    flat, known_flat = (_flat(networks, topology) for networks in (own, known))
-    return torch.cdist(flat, known_flat, compute_mode=exact).numpy()
+    flat, others_flat = (_flat(batch, topology) for batch in (networks, others))
+    return torch.cdist(flat, others_flat, compute_mode=exact).numpy()
 
 
-def _action_distances(own: MLPBatch, known: MLPBatch, states: Tensor) -> np.ndarray:
+def _action_distances(networks: MLPBatch, others: MLPBatch, states: Tensor) -> np.ndarray:
     """Mean absolute differences of actions over states, [own, known]."""
-    acts, known_acts = (_actions(networks, states).flatten(1) for networks in (own, known))
-    return (torch.cdist(acts, known_acts, p=1) / acts.shape[1]).numpy()
+    acts, others_acts = (_actions(batch, states).flatten(1) for batch in (networks, others))
+    return (torch.cdist(acts, others_acts, p=1) / acts.shape[1]).numpy()
 
 
 def _actions(networks: MLPBatch, states: Tensor) -> Tensor:
@@ -290,10 +292,10 @@ def _least_of_others(values: np.ndarray) -> np.ndarray:
     return np.fmin.reduce(rest, axis=1)
 
 
-def _overlaps(own: np.ndarray, known: np.ndarray) -> np.ndarray:
+def _overlaps(failed: np.ndarray, others_failed: np.ndarray) -> np.ndarray:
     """Failed episodes of both over those of either, [own, known]; 0 if neither fails."""
-    both = (own[:, None] & known[None]).sum(2)
-    return both / np.maximum((own[:, None] | known[None]).sum(2), 1)
+    both = (failed[:, None] & others_failed[None]).sum(2)
+    return both / np.maximum((failed[:, None] | others_failed[None]).sum(2), 1)
 
 
 def _means(values: dict[str, np.ndarray]) -> KindFigures:

@@ -71,9 +71,9 @@ def bench_refine(
         NnitError: the run held out no topologies.
     """
     directory = run or shipped(task)
-    held, model = directory.split().unseen, load_model(task, directory.path)
+    held_out, model = directory.split().unseen, load_model(task, directory.path)
     distillation_data = load_distillation_data(directory, task)
-    topologies = [h for kind in KINDS for h in spread(held.get(kind, []), size.topologies)]
+    topologies = [h for kind in KINDS for h in spread(held_out.get(kind, []), size.topologies)]
     if not topologies:
         raise NnitError(f"{directory} held out no topologies of kind {' or '.join(KINDS)}.")
     written = [p for h in topologies for p in model.generate(h, size.samples, 0, sampler_steps)]

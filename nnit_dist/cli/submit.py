@@ -78,8 +78,8 @@ def _start(client: Any, place: str, entrypoint: str, directory: Path) -> str:
                 f"{place} is at work as job {job.submission_id}. `ray job stop` ends it, and then "
                 "the same command goes on with it."
             )
-    said = re.sub(r"[^A-Za-z0-9]+", "-", place).strip("-")
-    job_id = f"nnit-{said}-{hashlib.sha256(place.encode()).hexdigest()[:4]}-{len(earlier) + 1}"
+    words = re.sub(r"[^A-Za-z0-9]+", "-", place).strip("-")
+    job_id = f"nnit-{words}-{hashlib.sha256(place.encode()).hexdigest()[:4]}-{len(earlier) + 1}"
     return client.submit_job(
         entrypoint=entrypoint,
         submission_id=job_id,

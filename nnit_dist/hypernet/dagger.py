@@ -156,7 +156,7 @@ class DistillationRounds:
         return int(weights.argmax()), policy
 
     def _train(self, segment: "TrainSegment", view: StageProgress) -> None:
-        known, number = self.continue_from, self._segments.index(segment)
+        earlier, number = self.continue_from, self._segments.index(segment)
         start = self._state(self._segments[number - 1]) if number else None
         sources = [
             TaskSource(task.name, str(self._states(segment.round, i).absolute()), self.teachers[i])
@@ -166,7 +166,7 @@ class DistillationRounds:
             DistillSpec(self.distill, self.ghn, self.distribution, sources, self.seed),
             segment.end,
             result=str(self._state(segment).absolute()),
-            continue_from=str(known.absolute()) if known else None,
+            continue_from=str(earlier.absolute()) if earlier else None,
             start_from=str(start.absolute()) if start else None,
         )
         fit(

@@ -162,12 +162,12 @@ class Distiller:
         self.task_data = _task_data(spec, data)
         names = [source.task for source in spec.tasks]
         self.task_sampler = TaskSampler(names, self.config.task_weights)
-        obs_dim = max(known.obs_dim for known in data)
+        obs_dim = max(recorded.obs_dim for recorded in data)
         self.states = torch.cat(
-            [F.pad(torch.cat(known.obs), (0, obs_dim - known.obs_dim)) for known in data]
+            [F.pad(torch.cat(recorded.obs), (0, obs_dim - recorded.obs_dim)) for recorded in data]
         ).to(device)
-        self.teachers = MLPBatch.cat([known.teachers for known in data]).to(device)
-        act_dim, max_width = max(k.act_dim for k in data), self.distribution.max_width
+        self.teachers = MLPBatch.cat([recorded.teachers for recorded in data]).to(device)
+        act_dim, max_width = max(recorded.act_dim for recorded in data), self.distribution.max_width
         self.ghn = GHN(spec.ghn, obs_dim, act_dim, max_width, tasks=len(data)).to(device)
         self.latents = nn.ModuleList(
             TeacherLatents(len(source.teachers), spec.ghn.latent_dim) for source in spec.tasks
@@ -251,7 +251,8 @@ class Distiller:
     def _written(self, batch: Batch) -> MLPBatch:
         latents = [self.latents_of(task) for task in range(len(self.task_data))]
         mean, log_std = (
-            torch.cat([getattr(known, name) for known in latents]) for name in ("mean", "log_std")
+            torch.cat([getattr(task_latents, name) for task_latents in latents])
+            for name in ("mean", "log_std")
         )
         z = sample_latents(batch.teacher_weights, mean, log_std, batch.latent_noise)
         return self.ghn.write(batch.plan, z)
@@ -266,20 +267,20 @@ class Distiller:
         return zeros.index_add(0, networks, shares * actions)
 
     @torch.no_grad()
-    def warm_start_from(self, known: HypernetModel) -> None:
+    def warm_start_from(self, earlier: HypernetModel) -> None:
         """Begin with a trained hypernetwork: its tasks come first, further ones are new.
 
         Raises:
             NnitError: the hypernetworks differ in more than their tasks.
         """
-        names = [task.task.name for task in known.tasks]
+        names = [task.task.name for task in earlier.tasks]
         if [data.task for data in self.task_data][: len(names)] != names:
             raise NnitError(
                 f"the run to continue from has the tasks {', '.join(names)}. Name them first and "
                 "in this order, and new ones after them."
             )
-        warm_start(self.ghn, known.ghn)
-        for number, task in enumerate(known.tasks):
+        warm_start(self.ghn, earlier.ghn)
+        for number, task in enumerate(earlier.tasks):
             place_of = {teacher.id: i for i, teacher in enumerate(task.teachers)}
             latents = self.latents_of(number)
             for i, teacher in enumerate(self.task_data[number].teachers):
@@ -313,14 +314,14 @@ class _Drawn:
 def _task_data(spec: DistillSpec, data: list[DistillationData]) -> list[TaskData]:
     task_data: list[TaskData] = []
     first_teacher = first_state = 0
-    for source, known in zip(spec.tasks, data, strict=True):
-        counts = torch.tensor([len(obs) for obs in known.obs])
+    for source, recorded in zip(spec.tasks, data, strict=True):
+        counts = torch.tensor([len(obs) for obs in recorded.obs])
         task_data.append(
             TaskData(
                 source.task,
                 [teacher.id for teacher in source.teachers],
                 torch.tensor([teacher.best for teacher in source.teachers]),
-                [Topology(known.obs_dim, h, known.act_dim) for h in spec.distribution.seen],
+                [Topology(recorded.obs_dim, h, recorded.act_dim) for h in spec.distribution.seen],
                 counts,
                 first_teacher,
                 first_state,

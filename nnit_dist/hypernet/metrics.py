@@ -42,17 +42,17 @@ class _Correlation:
         return self.product / math.sqrt(self.first * self.second)
 
 
-def neuron_similarity(one: MLPBatch, other: MLPBatch, obs: Tensor) -> float:
+def neuron_similarity(first: MLPBatch, second: MLPBatch, obs: Tensor) -> float:
     """Mean correlation, over states, of neuron i of a layer in two networks of the same depth.
 
     Each is a batch of one, for normalized observations [S, obs_dim]. For all i that both have; 1 if
     corresponding neurons do the same, 0 if they are strangers.
     """
-    found = []
-    activations = (network.cropped().hidden_activations(obs[None]) for network in (one, other))
+    correlations = []
+    activations = (network.cropped().hidden_activations(obs[None]) for network in (first, second))
     for (a,), (b,) in zip(*activations, strict=True):
         common = min(a.shape[1], b.shape[1])
         a, b = (x[:, :common] - x[:, :common].mean(0) for x in (a, b))
         scale = (a.square().sum(0) * b.square().sum(0)).sqrt().clamp(min=1e-9)
-        found.append((a * b).sum(0) / scale)
-    return float(torch.cat(found).mean())
+        correlations.append((a * b).sum(0) / scale)
+    return float(torch.cat(correlations).mean())

@@ -253,17 +253,17 @@ class HypernetModel:
 
 
 def _read_task(
-    known: dict[str, list], latents: dict[str, Tensor], tensors: dict[str, Tensor], number: int
+    described: dict[str, list], latents: dict[str, Tensor], tensors: dict[str, Tensor], number: int
 ) -> HypernetTask:
-    teachers = [Teacher(**teacher) for teacher in known["teachers"]]
-    read = TeacherLatents(len(teachers), latents["mean"].shape[1])
-    read.load_state_dict(latents)
+    teachers = [Teacher(**teacher) for teacher in described["teachers"]]
+    task_latents = TeacherLatents(len(teachers), latents["mean"].shape[1])
+    task_latents.load_state_dict(latents)
     return HypernetTask(
-        TaskInfo(**dict(known["task"])),
+        TaskInfo(**dict(described["task"])),
         ObservationNormalizer(
             tensors[f"norm.{number}.mean"].numpy(), tensors[f"norm.{number}.std"].numpy()
         ),
-        read.eval(),
+        task_latents.eval(),
         teachers,
         tensors[f"success.{number}"],
     )

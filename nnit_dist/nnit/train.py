@@ -129,27 +129,27 @@ def trained_model(trainer: Trainer, dataset: AlignedDataset | ListedDataset) -> 
         network.eval(),
         trainer.config.transformer,
         dataset.vocabulary,
-        [NNiTTask(known.task, known.normalizer, tokens, best) for known, tokens, best in parts],
+        [NNiTTask(task.task, task.normalizer, tokens, best) for task, tokens, best in parts],
         dataset.distribution,
         trainer.config.condition_dropout > 0,
     )
 
 
-def warm_start_from(trainer: Trainer, known: NNiTModel) -> None:
+def warm_start_from(trainer: Trainer, earlier: NNiTModel) -> None:
     """Begin a training with a trained model's network; its tasks come first, further ones are new.
 
     Raises:
         NnitError: the networks differ in more than their tasks.
     """
-    same = trainer.config.transformer == known.config
-    if not (same and trainer.dataset.vocabulary.extends(known.vocabulary)):
+    same = trainer.config.transformer == earlier.config
+    if not (same and trainer.dataset.vocabulary.extends(earlier.vocabulary)):
         raise NnitError(
-            f"cannot continue from this model of {', '.join(known.vocabulary.tasks)}: name its "
+            f"cannot continue from this model of {', '.join(earlier.vocabulary.tasks)}: name its "
             "tasks first and in this order, and keep its nnit.transformer, nnit.patch, widths and "
             "depths."
         )
     for network in (trainer.network, trainer.average):
-        warm_start(network, known.network)
+        warm_start(network, earlier.network)
 
 
 def training_of(run: RunDirectory) -> tuple[NNiTConfig, int]:

@@ -218,9 +218,9 @@ def corrupt(
     ids, times, rates, successes, noises = [], [], [], [], []
     for example, rng in zip(examples, generators, strict=True):
         clean = torch.tensor(example.ids)
-        drop, whole = torch.rand(2, generator=rng).tolist()
+        drop, masking = torch.rand(2, generator=rng).tolist()
         alone = example.x is None
-        rate = float(torch.rand((), generator=rng)) if alone or whole < mask_rate else 0.0
+        rate = float(torch.rand((), generator=rng)) if alone or masking < mask_rate else 0.0
         masked = mask_ids(clean, vocabulary.mask, rate, rng)
         if drop < condition_dropout:
             masked[0] = vocabulary.mask

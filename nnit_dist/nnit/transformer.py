@@ -103,8 +103,8 @@ class NNiT(nn.Module):
 
 def by_kind(x_MP: Tensor, kind_M: Tensor) -> Tensor:
     """[M, P] -> [M, KINDS * P], zero but for the kind's own part: a linear layer for each kind."""
-    own = F.one_hot(kind_M, KINDS).to(x_MP)
-    return (own[:, :, None] * x_MP[:, None]).flatten(1)
+    one_hot = F.one_hot(kind_M, KINDS).to(x_MP)
+    return (one_hot[:, :, None] * x_MP[:, None]).flatten(1)
 
 
 class Block(nn.Module):

@@ -87,8 +87,8 @@ def film_extremes(result: Evaluation, directory: Path) -> list[Path]:
 
 def _choose(split: TopologySplit) -> list[Hidden]:
     """Unseen topologies from the smallest to the largest; seen ones where none is held out."""
-    held = sorted({h for kind in split.unseen.values() for h in kind}, key=lambda h: (sum(h), h))
-    pool = held or split.seen
+    unseen = sorted({h for kind in split.unseen.values() for h in kind}, key=lambda h: (sum(h), h))
+    pool = unseen or split.seen
     count = min(CLIPS, len(pool))
     return [pool[i * (len(pool) - 1) // max(count - 1, 1)] for i in range(count)]
 

@@ -125,8 +125,8 @@ class RowPolicies:
         """Actions [N, act_dim] in [-1, 1] for observations [N, obs_dim]."""
         outputs, obs_dim = [], obs.shape[1]
         for networks, rows, each in self._groups:
-            own = obs.index_select(0, rows).view(-1, each, obs_dim)
-            outputs.append(networks.forward(own).flatten(0, 1))
+            inputs = obs.index_select(0, rows).view(-1, each, obs_dim)
+            outputs.append(networks.forward(inputs).flatten(0, 1))
         return torch.cat(outputs).index_select(0, self._places).clamp_(-1, 1)
 
 

@@ -118,8 +118,10 @@ def _guard(key: str, cluster: str | None) -> Any:
         # Cookies are the host's, whatever the port: each page has one of its own.
         cookie = f"nnit_token_{request.url.port}"
         brought = [request.query.get("token", ""), request.cookies.get(cookie, ""), bearer]
-        known = any(_same(token, key) for token in brought) or (cluster and _same(bearer, cluster))
-        if not known:
+        allowed = any(_same(token, key) for token in brought) or (
+            cluster and _same(bearer, cluster)
+        )
+        if not allowed:
             raise web.HTTPUnauthorized(text="It wants the token that `nnit dashboard` shows.")
         if "token" in request.query:  # keep it out of the address bar and the history
             redirect = web.HTTPSeeOther(request.path)

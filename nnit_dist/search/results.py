@@ -155,9 +155,9 @@ def importance(trials: list[TrialRecord], distributions: dict[str, str]) -> dict
     of Optuna's.
     """
     domains = {k: _hashable(json_to_distribution(v)) for k, v in distributions.items()}
-    known = [trial for trial in trials if trial["rungs"] and not trial["inherited"]]
-    first = [trial["rungs"][0]["success"] for trial in known]
-    if len(known) < ENOUGH or len(set(first)) < 2:
+    comparable = [trial for trial in trials if trial["rungs"] and not trial["inherited"]]
+    first = [trial["rungs"][0]["success"] for trial in comparable]
+    if len(comparable) < ENOUGH or len(set(first)) < 2:
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
@@ -173,7 +173,7 @@ def importance(trials: list[TrialRecord], distributions: dict[str, str]) -> dict
                 distributions=domains,
                 value=value,
             )
-            for trial, value in zip(known, first, strict=True)
+            for trial, value in zip(comparable, first, strict=True)
         ]
     )
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=GOOD)

@@ -84,14 +84,14 @@ class Search:
             first_ones(self.space, self.config, self.settings.trials, self.settings.seed)
         description = self._description()
         write_json(self.out / SEARCH, description)
-        known = read_trials(self.out)
-        left = self._left(known)
+        trials = read_trials(self.out)
+        left = self._left(trials)
         where = self.config.ray
         ray_of = partial(ray_session, where.address, where.num_cpus, claim=self.out)
         if left > 0:
             with ray_of():
                 # (Trials of PBT report again what they have done.)
-                self._search([] if self.settings.scheduler == "pbt" else known, left)
+                self._search([] if self.settings.scheduler == "pbt" else trials, left)
         figures = summarize_search(read_trials(self.out))
         write_json(self.out / SEARCH, {**description, **figures})
         with ray_of():  # another job: what trials that were stopped held is free
@@ -116,8 +116,8 @@ class Search:
         }
         path = self.out / SEARCH
         if path.exists():
-            known = read_json(path)
-            if changed := [key for key, value in identity.items() if known.get(key) != value]:
+            described = read_json(path)
+            if changed := [key for key, value in identity.items() if described.get(key) != value]:
                 raise NnitError(
                     f"{self.out} holds another search: its {changed[0]} is another. Name another "
                     "directory with --out."
@@ -129,7 +129,7 @@ class Search:
             "defaults": self.space.defaults(self.config),
         }
 
-    def _search(self, known: list[TrialRecord], left: int) -> None:
+    def _search(self, earlier: list[TrialRecord], left: int) -> None:
         settings = self.settings
         simulators, actors = self._simulators()
         resources, placement, room = self._room(0 if simulators.on_gpu else actors)
@@ -145,14 +145,14 @@ class Search:
                 view,
                 self.out,
                 total=settings.trials,
-                known=known,
+                trials=earlier,
                 rungs=len(self._rungs),
                 server=server,
             )
             tune.Tuner(
                 tune.with_resources(trainable, resources),
                 param_space=self.space.given if settings.scheduler == "pbt" else None,
-                tune_config=self._tune_config(known, left, room),
+                tune_config=self._tune_config(earlier, left, room),
                 run_config=tune.RunConfig(
                     name="tune",
                     storage_path=str(self.out.absolute()),
@@ -226,17 +226,17 @@ class Search:
     def _rungs(self) -> tuple[float, ...]:
         return RUNGS[self.settings.scheduler]
 
-    def _left(self, known: list[TrialRecord]) -> int:
+    def _left(self, trials: list[TrialRecord]) -> int:
         """How many trials are still to be begun, or gone on with.
 
         Those of PBT depend on one another: all go on, and report at once what they have done.
         """
         if self.settings.scheduler == "pbt":
-            done = sum(trial["whole"] or trial["state"] == "failed" for trial in known)
+            done = sum(trial["whole"] or trial["state"] == "failed" for trial in trials)
             return 0 if done >= self.settings.trials else self.settings.trials
-        return self.settings.trials - sum(trial["state"] != "open" for trial in known)
+        return self.settings.trials - sum(trial["state"] != "open" for trial in trials)
 
-    def _tune_config(self, known: list[TrialRecord], left: int, room: int) -> tune.TuneConfig:
+    def _tune_config(self, earlier: list[TrialRecord], left: int, room: int) -> tune.TuneConfig:
         """How Tune goes on: `left` trials are left, and `room` of them fit at once."""
         settings, seed = self.settings, self.settings.seed
         make = partial(
@@ -252,8 +252,8 @@ class Search:
                 scheduler=Population(self.space, seed),
             )
         return make(
-            search_alg=fresh_search(self.space, self.config, known, seed),
-            scheduler=asha(known, self.out),
+            search_alg=fresh_search(self.space, self.config, earlier, seed),
+            scheduler=asha(earlier, self.out),
             # One more than fit: while one is measured, another trains.
             max_concurrent_trials=room + 1,
         )

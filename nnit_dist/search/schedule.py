@@ -54,21 +54,21 @@ class FreshSearch(OptunaSearch):
 
 
 def fresh_search(
-    space: Space, config: RunConfig, known: list[TrialRecord], seed: int
+    space: Space, config: RunConfig, trials: list[TrialRecord], seed: int
 ) -> FreshSearch:
     """Optuna's sampler, told what is known. The defaults come first, and what is unfinished."""
     defaults = space.defaults(config)
-    first = [trial["values"] for trial in known if trial["state"] == "open"]
-    if trial_name(defaults) not in {trial["name"] for trial in known}:
+    first = [trial["values"] for trial in trials if trial["state"] == "open"]
+    if trial_name(defaults) not in {trial["name"] for trial in trials}:
         first.insert(0, defaults)
     searcher = FreshSearch(
         space.domains,
         metric="success",
         mode="max",
         points_to_evaluate=first or None,
-        seed=seed + len(known),
+        seed=seed + len(trials),
     )
-    for trial in known:
+    for trial in trials:
         searcher.tried.add(trial["name"])
         if trial["state"] == "done":
             searcher.add_evaluated_point(trial["values"], last_success(trial))
@@ -100,13 +100,13 @@ class Halving(tune.schedulers.AsyncHyperBandScheduler):
         return self.CONTINUE if any(path.exists() for path in began) else decision
 
 
-def asha(known: list[TrialRecord], out: Path) -> Halving:
+def asha(trials: list[TrialRecord], out: Path) -> Halving:
     """ASHA of a search in `out`; it remembers what is known."""
     scheduler = Halving(out)
     for milestone, recorded in scheduler._brackets[0]._rungs:
         recorded |= {
             trial["name"]: trial["rungs"][int(milestone) - 1]["success"]
-            for trial in known
+            for trial in trials
             if trial["state"] == "done" and len(trial["rungs"]) >= milestone
         }
     return scheduler

@@ -28,14 +28,14 @@ class Watch(tune.Callback):
         out: Path,
         *,
         total: int,
-        known: list[TrialRecord],
+        trials: list[TrialRecord],
         rungs: int,
         server: Any,
     ) -> None:
         self.view, self.out, self.rungs, self.server = view, out, rungs, server
         self.places: dict[str, str] = {}  # of the last results, by trial
-        self.done = sum(trial["state"] != "open" for trial in known)
-        self.best = max((last_success(trial) for trial in known if trial["rungs"]), default=0.0)
+        self.done = sum(trial["state"] != "open" for trial in trials)
+        self.best = max((last_success(trial) for trial in trials if trial["rungs"]), default=0.0)
         self.looked, self.answer = 0.0, None
         self._done = metrics.Gauge("nnit_search_done", "Trials that are done.")
         self._best = metrics.Gauge("nnit_search_success", "Success of the best trial.")

@@ -49,19 +49,19 @@ SUCCESS_TOPOLOGIES = 4  # success after a teacher hardly differs from topology t
 def plan(context: RunContext) -> StagePlan:
     """The stage of a run; NnitError if its population is not finished."""
     context.run.require("population")
-    config, zoo, known = context.config, context.run.zoo(), context.earlier(RunDirectory.hypernet)
+    config, zoo, earlier = context.config, context.run.zoo(), context.earlier(RunDirectory.hypernet)
 
     def work(out: Path) -> Figures:
         tasks = [task_info(task, config.control_mode) for task in config.tasks]
         members, seen = list(zoo.members()), context.split.seen
         return Alignment(
-            config, tasks, members, seen, out=AlignDirectory(out), continue_from=known
+            config, tasks, members, seen, out=AlignDirectory(out), continue_from=earlier
         ).run()
 
     return StagePlan(
         "align",
         context.reads("tasks", "control_mode", "align", "topologies", "seed"),
-        {"zoo": zoo.path} | ({"known": known} if known else {}),
+        {"zoo": zoo.path} | ({"known": earlier} if earlier else {}),
         work,
     )
 

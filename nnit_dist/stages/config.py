@@ -174,11 +174,11 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
 def known_keys(start: str = "") -> list[Key]:
     """All keys that begin so, in the order of a configuration; NnitError if none does."""
     keys = list(keys_of(RunConfig))
-    found = [key for key in keys if key.path.startswith(start)]
-    if not found:
+    matching = [key for key in keys if key.path.startswith(start)]
+    if not matching:
         hint = nearest(start, [key.path for key in keys])
         raise NnitError(f"no key of a configuration begins with {start!r}.{hint}")
-    return found
+    return matching
 
 
 def value_of(config: RunConfig, key: str) -> Any:
@@ -271,12 +271,12 @@ def _check_tasks(config: RunConfig, path: Path) -> None:
 
 
 def _check_generated(config: RunConfig, path: Path) -> None:
-    held = config.topologies.unseen
+    kept = config.topologies.unseen
     for kind, count in (config.generate.unseen_topologies or {}).items():
-        if count > held.get(kind, 0):
+        if count > kept.get(kind, 0):
             raise NnitError(
                 f"{path}: generate.unseen_topologies asks for {count} of kind {kind}, and "
-                f"topologies.unseen keeps {held.get(kind, 0)}."
+                f"topologies.unseen keeps {kept.get(kind, 0)}."
             )
 
 
@@ -306,12 +306,12 @@ def _check_widths(config: RunConfig, path: Path) -> None:
                 f"{path}: the population has {hidden}, but {min(kept)} is in "
                 "topologies.unseen_widths."
             )
-    if known := [w for w in unseen if w in widths]:
-        raise NnitError(f"{path}: width {known[0]} is both a training and an unseen width.")
+    if both := [w for w in unseen if w in widths]:
+        raise NnitError(f"{path}: width {both[0]} is both a training and an unseen width.")
     # What is unseen must stay so: neither widths nor combinations may be reached by variation.
-    apart = [abs(w - u) - 1 for w in widths for u in unseen if u < widths[-1]]
-    apart += [(wider - w - 1) // 2 for w, wider in itertools.pairwise(widths)]
-    most = min([*apart, widths[0] - patch])
+    distances = [abs(w - u) - 1 for w in widths for u in unseen if u < widths[-1]]
+    distances += [(wider - w - 1) // 2 for w, wider in itertools.pairwise(widths)]
+    most = min([*distances, widths[0] - patch])
     if variation > most:
         raise NnitError(
             f"{path}: topologies.variation={variation} is too much: training networks would reach "

@@ -16,7 +16,8 @@ from nnit_dist.stages.plan import Figures, RunContext, StagePlan
 def plan(context: RunContext) -> StagePlan:
     """The stage of a run; NnitError if a task cannot be trained on."""
     config = context.config
-    known = context.earlier(lambda run: run.population.path)
+    path = context.earlier(lambda run: run.population.path)
+    earlier = PopulationDirectory(path) if path else None
     for task in config.tasks:
         check_task(task)
     key = context.reads("tasks", "control_mode", "population")
@@ -24,7 +25,6 @@ def plan(context: RunContext) -> StagePlan:
     key["population"] |= {"recipes": recipes}
 
     def work(out: Path) -> Figures:
-        earlier = PopulationDirectory(known) if known else None
         figures = run_population(
             config.population,
             config.tasks,
@@ -34,5 +34,5 @@ def plan(context: RunContext) -> StagePlan:
         )
         return dict(figures)
 
-    inputs = {"known": PopulationDirectory(known).zoo.path} if known else {}
+    inputs = {"known": earlier.zoo.path} if earlier else {}
     return StagePlan("population", key, inputs, work)

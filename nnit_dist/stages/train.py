@@ -18,21 +18,21 @@ from nnit_dist.training.state import read_metrics, steps_logged
 def plan(context: RunContext) -> StagePlan:
     """The stage of a run; NnitError if its alignment is not finished."""
     context.run.require("align")
-    hypernet, known = context.run.hypernet(), context.earlier(RunDirectory.nnit)
+    hypernet, earlier = context.run.hypernet(), context.earlier(RunDirectory.nnit)
     return StagePlan(
         "train",
         context.reads("nnit", "seed"),
-        {"ghn": hypernet} | ({"known": known} if known else {}),
-        lambda out: _train(context, known, TrainDirectory(out)),
+        {"ghn": hypernet} | ({"known": earlier} if earlier else {}),
+        lambda out: _train(context, earlier, TrainDirectory(out)),
     )
 
 
-def _train(context: RunContext, known: Path | None, out: TrainDirectory) -> Figures:
+def _train(context: RunContext, earlier: Path | None, out: TrainDirectory) -> Figures:
     config = context.config
     training = NNiTTraining(config.nnit, context.run.hypernet(), out, config.training, config.seed)
     with StageProgress("steps") as view:
         view.add(BAR, config.nnit.steps, steps_logged(out.metrics))
-        training.run(TrainSegment("train", config.nnit.steps, continue_from=known), view)
+        training.run(TrainSegment("train", config.nnit.steps, continue_from=earlier), view)
     return {
         "steps": config.nnit.steps,
         "flow_loss": read_metrics(out.metrics)[-1]["flow"],
