@@ -1,4 +1,4 @@
-"""What NNiT is compared with: the same data, the same way to ask, `generate(hidden, samples)`."""
+"""Baselines for NNiT. They use the same data and have the same method `generate`."""
 
 from typing import Protocol
 
@@ -7,9 +7,13 @@ from nnit_dist.core.topology import Hidden
 
 
 class Generator(Protocol):
-    """Writes policies of a topology; sample k depends on (seed, topology, k) alone."""
+    """Writes policies of a topology. Sample k depends on (seed, topology, k) alone."""
 
     name: str
 
     def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
-        """`samples` policies of hidden widths, the same for the same seed."""
+        """Write `samples` policies with the given hidden widths.
+
+        Raises:
+            NnitError: the method cannot write this topology.
+        """

@@ -1,7 +1,6 @@
-"""Baselines without learning: networks of seen topologies, cropped, averaged, or as Gaussians.
+"""Baselines without training: crops, averages and Gaussians of networks of seen topologies.
 
-All but `TrainedCrops` work on networks from the aligned sampler, which is what NNiT is trained on,
-and so have alignment's help as NNiT has.
+All except `TrainedCrops` use aligned networks of the hypernetwork, as NNiT does in training.
 """
 
 from dataclasses import dataclass
@@ -20,14 +19,14 @@ from nnit_dist.core.topology import Hidden, Topology
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.tokens import detokenize, token_layout, tokenize
 
-FIT_NETWORKS = 32  # of each seen topology that a Gaussian is fitted to
+FIT_NETWORKS = 32  # networks of each seen topology that the Gaussians are fitted to
 
 
 def nearest_topologies(hidden: Hidden, candidates: list[Hidden], count: int) -> list[Hidden]:
-    """The `count` topologies of `known` of the same depth whose widths are nearest (log scale).
+    """The `count` candidates of the same depth whose widths are nearest on a log scale.
 
     Raises:
-        NnitError: none has the same depth.
+        NnitError: no candidate has the same depth.
     """
     same = [other for other in candidates if len(other) == len(hidden)]
     if not same:
@@ -37,10 +36,10 @@ def nearest_topologies(hidden: Hidden, candidates: list[Hidden], count: int) -> 
 
 
 def fit_to(networks: MLPBatch, target: Topology) -> MLPBatch:
-    """Cut or zero-pad networks of one topology to `target`, which has as many layers.
+    """Crop or zero-pad networks of one topology to `target`, which has the same depth.
 
-    Padding changes no output: a unit without weights gives tanh(0). What is cut is made up for
-    by growing the rest as 1/sqrt(fan_in).
+    Padding changes no output: a unit without weights gives tanh(0) = 0. If inputs of a layer are
+    cropped, its other weights grow by sqrt(old fan_in / new fan_in).
     """
     weights, biases = [], []
     for layer, (out, fan_in) in enumerate(target.shapes):
@@ -53,10 +52,10 @@ def fit_to(networks: MLPBatch, target: Topology) -> MLPBatch:
 
 @dataclass
 class AlignedCrops:
-    """Aligned networks of the nearest seen topologies, cut or padded, and averaged.
+    """The average of aligned networks of the nearest seen topologies, cropped or padded.
 
-    One neighbour: "nearest seen network, cropped". Several: "average of crops", over as many
-    seen topologies, each after a mix of its own.
+    The number of networks is `neighbours`; with one, nothing is averaged. Each network imitates its
+    own random mix of teachers.
     """
 
     sampler: HypernetModel
@@ -82,14 +81,14 @@ class AlignedCrops:
 
 @dataclass
 class TrainedCrops:
-    """Policies as reinforcement learning left them, cut or padded; teachers in turn."""
+    """Policies of the population, taken in turn, cropped or padded. They are not aligned."""
 
     sampler: HypernetModel
     population: list[Policy]
     name: str = "trained_crop"
 
     def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
-        """Where the depth differs, the last hidden layer is repeated, or the last ones left out."""
+        """As `Generator.generate`. To fit the depth, last hidden layers are repeated or dropped."""
         target = self.sampler.topology(hidden)
         sources = [self.population[number % len(self.population)] for number in range(samples)]
         networks = [fit_to(_with_depth(source, len(hidden)), target) for source in sources]
@@ -98,10 +97,10 @@ class TrainedCrops:
 
 @dataclass
 class PatchGaussian:
-    """Every patch drawn on its own, from the Gaussian of that patch over seen networks.
+    """Networks whose patches are drawn independently, each from its own Gaussian.
 
-    Mean and full covariance of the patch's values, fitted over all seen topologies of the same
-    depth that have the patch.
+    A patch's Gaussian has the mean and the full covariance of its values in aligned networks of all
+    seen topologies of the same depth that have the patch.
     """
 
     sampler: HypernetModel
@@ -130,7 +129,7 @@ class PatchGaussian:
 
     @cached_property
     def _fitted(self) -> dict[int, dict[tuple, tuple[Tensor, Tensor]]]:
-        """By depth and place of a patch: mean [P], and a factor [P, P] of the covariance."""
+        """Mean [P] and covariance factor [P, P] of each patch, by depth and position."""
         by_depth: dict[int, dict[tuple, list[Tensor]]] = {}
         rng = stream(f"baseline.{self.name}.fit")
         for hidden in self.sampler.distribution.seen:
@@ -157,7 +156,10 @@ def _keys(topology: Topology, patch: int) -> list[tuple]:
 
 
 def _gaussian(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean, and a factor L of the covariance L L^T (by eigenvectors: it may be singular)."""
+    """Mean [P] of values [K, P], and a factor L [P, P] of the covariance L L^T.
+
+    L comes from eigenvectors, because the covariance may be singular.
+    """
     size, vectors = torch.linalg.eigh(torch.cov(values.T.double()))
     factor = vectors * size.clamp(min=0).sqrt()
     return values.mean(0), factor.to(values)
@@ -173,7 +175,7 @@ def _mean(networks: MLPBatch, topology: Topology) -> MLPBatch:
 
 
 def _with_depth(policy: Policy, depth: int) -> MLPBatch:
-    """A network for raw observations with its last hidden layers repeated or left out."""
+    """The policy's network with its last hidden layer repeated, or its last ones left out."""
     layers = MLPBatch.from_policies([policy]).layers(0)
     hidden = [layers[min(i, policy.topology.depth - 1)] for i in range(depth)]
     return MLPBatch.from_layers([[*hidden, layers[-1]]], policy.topology.activation)
@@ -182,7 +184,7 @@ def _with_depth(policy: Policy, depth: int) -> MLPBatch:
 def policies_of(
     sampler: HypernetModel, name: str, networks: list[MLPBatch], seed: int, *, raw: bool = False
 ) -> list[Policy]:
-    """Policies of networks for normalized observations, or for `raw` ones; numbered in order."""
+    """Turn networks for normalized, or for `raw`, observations into policies with ids in order."""
     if not networks:
         return []
     batch = MLPBatch.cat(networks)

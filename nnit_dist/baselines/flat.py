@@ -1,8 +1,8 @@
-"""Flat-vector diffusion: a whole network as one vector, padded to the largest.
+"""Flat-vector diffusion: a network is one vector, padded to the size of the largest network.
 
-The way of p-diff and HyperDiffusion (arXiv 2402.13144, 2303.17015), given what they lack: the
-topology as a condition, and aligned networks (after the best teachers, mixed), objective, training
-and sampler as NNiT has them.
+p-diff and HyperDiffusion (arXiv 2402.13144, 2303.17015) work in this way. Here the vector is also
+conditioned on the topology. The objective, the training, the sampler and the aligned networks are
+those of NNiT; the networks imitate mixes of the best teachers.
 
 Shapes: B networks, F values of the largest network.
 """
@@ -34,7 +34,7 @@ from nnit_dist.training.optimizer import learning_rate, set_learning_rate
 
 @dataclass(frozen=True)
 class FlatLayout:
-    """Where a layer's values lie: hidden layers from the first place on, the output in the last."""
+    """Positions of layers in a flat vector: hidden layers first, the output layer always last."""
 
     obs_dim: int
     act_dim: int
@@ -43,20 +43,20 @@ class FlatLayout:
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """(out, in) of the layers of the largest network, which has room for all."""
+        """(out, in) of every layer of the largest network."""
         largest = Topology(self.obs_dim, (self.width,) * self.depth, self.act_dim)
         return largest.shapes
 
     @property
     def length(self) -> int:
-        """Numbers of a vector: all weights and biases of the largest network."""
+        """Length of a vector: the number of weights and biases of the largest network."""
         return sum(out * fan_in + out for out, fan_in in self.shapes)
 
     def places(self, topology: Topology) -> list[int]:
-        """The place of every layer of a topology.
+        """The position of every layer of a topology among the layers of the largest network.
 
         Raises:
-            NnitError: it has more layers or units than there are places for.
+            NnitError: the topology is deeper or wider than the largest network.
         """
         if topology.depth > self.depth or max(topology.hidden) > self.width:
             raise NnitError(
@@ -66,7 +66,10 @@ class FlatLayout:
         return [*range(topology.depth), self.depth]
 
     def flatten(self, topology: Topology, networks: MLPBatch) -> Tensor:
-        """Networks of a topology -> [B, F], weights in units of 1/sqrt(fan_in), else zero."""
+        """Turn networks of a topology into vectors [B, F], padded with zeros.
+
+        Weights are in units of 1/sqrt(fan_in).
+        """
         parts: list[Tensor] = []
         layers = {place: layer for layer, place in enumerate(self.places(topology))}
         for place, (out, fan_in) in enumerate(self.shapes):
@@ -81,7 +84,7 @@ class FlatLayout:
         return torch.cat(parts, 1)
 
     def unflatten(self, topology: Topology, values: Tensor) -> MLPBatch:
-        """Inverse of `flatten`."""
+        """Turn vectors [B, F] into networks of a topology: the inverse of `flatten`."""
         sizes = [size for out, fan_in in self.shapes for size in (out * fan_in, out)]
         parts = values.split(sizes, 1)
         weights, biases = [], []
@@ -92,18 +95,18 @@ class FlatLayout:
         return MLPBatch.of_topology(topology, weights, biases)
 
     def mask(self, topology: Topology) -> Tensor:
-        """float32 [F]: 1 where a value belongs to the topology."""
+        """Mask float32 [F]: 1 where a value belongs to the topology, 0 in the padding."""
         return (self.flatten(topology, MLPBatch.full([topology], 1.0))[0] > 0).float()
 
     def condition(self, condition: ConditioningShape) -> Tensor:
-        """float32 [2 * depth]: which layers there are, and their widths."""
+        """Condition float32 [2 * depth]: relative widths of the hidden layers, and which exist."""
         widths = [w / self.width for w in condition.dims[1:-1]]
         rest = [0.0] * (self.depth - len(widths))
         return torch.tensor([*widths, *rest, *([1.0] * len(widths)), *rest])
 
 
 class FlatNetwork(nn.Module):
-    """A residual MLP, modulated by noise level and topology."""
+    """A residual MLP, modulated by the noise level and the topology."""
 
     def __init__(self, length: int, condition: int, width: int, depth: int = 4) -> None:
         super().__init__()
@@ -119,7 +122,7 @@ class FlatNetwork(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x_BF: Tensor, time_B: Tensor, condition_BC: Tensor) -> Tensor:
-        """Clean vectors [B, F] for noisy ones, their times [B] and conditions [B, C]."""
+        """Predict clean vectors [B, F] from noisy ones, noise levels [B] and conditions [B, C]."""
         rates = torch.linspace(0, math.log(1000), 32, device=x_BF.device).exp()
         angles = time_B[:, None] * rates
         c = self.embed(torch.cat([angles.sin(), angles.cos(), condition_BC], 1))
@@ -131,7 +134,7 @@ class FlatNetwork(nn.Module):
 
 
 def width_for(parameters: int, layout: FlatLayout) -> int:
-    """The width that brings a `FlatNetwork` nearest to so many parameters."""
+    """The width at which a `FlatNetwork` has the nearest number of parameters."""
     sizes = range(16, 1024, 4)
     count = lambda w: sum(  # noqa: E731
         p.numel() for p in FlatNetwork(layout.length, 2 * layout.depth, w).parameters()
@@ -144,9 +147,9 @@ def width_for(parameters: int, layout: FlatLayout) -> int:
 
 
 class FlatDiffusion:
-    """Flow matching on flat vectors of aligned networks after the best teachers.
+    """Flow matching on flat vectors of aligned networks that imitate the best teachers.
 
-    Trained as `config` trains NNiT, with about as many `parameters`.
+    It is trained with NNiT's `config`, and has about as many parameters as `parameters`.
     """
 
     name = "flat_diffusion"
@@ -172,15 +175,15 @@ class FlatDiffusion:
 
     @property
     def parameters(self) -> int:
-        """How many parameters the network has."""
+        """Number of parameters of the network."""
         return sum(p.numel() for p in self.network.parameters())
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The contents of a checkpoint."""
         return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
 
     def step(self, step: int) -> float:
-        """Take step number `step`; returns the loss."""
+        """Take step number `step`, and return the loss."""
         config = self.config
         set_learning_rate(
             self.optimizer, learning_rate(step, config.steps, peak=config.lr, warmup=WARMUP)
@@ -199,7 +202,7 @@ class FlatDiffusion:
         return float(loss.detach())
 
     def loss(self, rng: torch.Generator, batch: int) -> Tensor:
-        """The flow loss of `batch` fresh networks."""
+        """The flow loss on `batch` new networks."""
         x, mask, condition = self._draw(rng, batch)
         time = torch.sigmoid(torch.randn(batch, generator=rng))
         noise = torch.randn(x.shape, generator=rng)
@@ -208,7 +211,7 @@ class FlatDiffusion:
         return (error.sum(1) / mask.sum(1) / (1 - time).clamp(min=MIN_REST) ** 2).mean()
 
     def _draw(self, rng: torch.Generator, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors [B, F], masks and conditions of fresh aligned networks, as NNiT gets them."""
+        """Draw aligned networks: vectors [B, F], masks [B, F] and conditions [B, 2 * depth]."""
         seen = self.sampler.distribution.seen
         picked = torch.randint(len(seen), (batch,), generator=rng).tolist()
         topologies = [self.sampler.vary_widths(seen[i], rng) for i in picked]
@@ -232,7 +235,7 @@ class FlatDiffusion:
         )
 
     def _spread(self) -> Tensor:
-        """Spread of the values of each layer and of its biases, [F]."""
+        """Root mean square of each layer's weights and of its biases, for every value: [F]."""
         self.scale = torch.ones(self.layout.length)
         vectors, masks, _ = self._draw(stream("flat.scale", self.seed), 128)
         sizes = [size for out, fan_in in self.layout.shapes for size in (out * fan_in, out)]
@@ -245,7 +248,11 @@ class FlatDiffusion:
     def generate(
         self, hidden: Hidden, samples: int, seed: int = 0, steps: int = 16
     ) -> list[Policy]:
-        """Networks of one topology; NnitError for one that is deeper or wider than the largest."""
+        """As `Generator.generate`, with `steps` steps of the sampler.
+
+        Raises:
+            NnitError: the topology is deeper or wider than all seen ones.
+        """
         topology = self.sampler.topology(hidden)
         mask, condition = (
             self.layout.mask(topology),

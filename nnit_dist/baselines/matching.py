@@ -1,8 +1,8 @@
-"""Permutation matching: neurons put in the order of a reference network's (no training).
+"""Permutation matching: reorders a network's neurons to match a reference network.
 
-Weight matching of Git Re-Basin (Ainsworth et al., arXiv 2209.04836, algorithm 1): layer after
-layer, the permutation of hidden neurons that brings the weights into and out of them closest to
-the reference's. A narrower network is matched to the first neurons of each of the reference's
+This is the weight matching of Git Re-Basin (Ainsworth et al., arXiv 2209.04836, algorithm 1). It
+permutes the hidden neurons layer by layer, so that their input and output weights are closest to
+those of the reference. A narrower network is matched to the first neurons of the reference's
 layers, so that neuron i means the same in networks of any width.
 """
 
@@ -13,13 +13,14 @@ from torch import Tensor
 
 from nnit_dist.core.mlp import Layer, MLPBatch
 
-SWEEPS = 20  # at most; it has usually settled after a few
+SWEEPS = 20  # maximum; the matching usually converges after a few
 
 
 def match(network: MLPBatch, reference: MLPBatch) -> MLPBatch:
-    """The network with its hidden neurons in the reference's order; both are batches of one.
+    """Reorder a network's hidden neurons to match the reference; both are batches of one network.
 
-    What it computes stays the same. The reference has as many layers, none narrower.
+    The network's function stays the same. The reference has the same depth, and none of its layers
+    is narrower.
     """
     layers = network.layers(0)
     cropped = [
@@ -30,7 +31,7 @@ def match(network: MLPBatch, reference: MLPBatch) -> MLPBatch:
 
 
 def permute(network: MLPBatch, orders: list[np.ndarray]) -> MLPBatch:
-    """A batch of one with hidden layer l's neurons in the order `orders[l]`: the same function."""
+    """Put the neurons of hidden layer l in the order `orders[l]`, without changing the function."""
     permuted = []
     for i, (weight, bias) in enumerate(network.layers(0)):
         if i > 0:
@@ -43,7 +44,7 @@ def permute(network: MLPBatch, orders: list[np.ndarray]) -> MLPBatch:
 
 
 def _nearest_places(layers: list[Layer], reference: list[Layer]) -> list[np.ndarray]:
-    """For every hidden layer, the reference's place of each neuron."""
+    """For every hidden layer, the index of each neuron's match in the reference."""
     joined = [_joined(weight, bias) for weight, bias in layers]
     reference_joined = [_joined(weight, bias) for weight, bias in reference]
     hidden = len(layers) - 1
@@ -66,7 +67,7 @@ def _joined(weight: Tensor, bias: Tensor) -> np.ndarray:
 def _assign(
     joined: list[np.ndarray], reference: list[np.ndarray], places: list[np.ndarray], layer: int
 ) -> np.ndarray:
-    """The reference's places of one layer's neurons, given those of the others."""
+    """Match the neurons of one layer to the reference's, given the matches of the other layers."""
     inputs = places[layer - 1] if layer > 0 else np.arange(joined[0].shape[1] - 1)
     columns = np.append(inputs, reference[layer].shape[1] - 1)  # the bias matches the bias
     after = places[layer + 1] if layer + 1 < len(places) else np.arange(joined[-1].shape[0])

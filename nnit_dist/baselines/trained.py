@@ -1,8 +1,8 @@
-"""Baselines that need training: each gets what NNiT gets, and is trained once and kept.
+"""Trained baselines: each is trained once, and its file is used again.
 
-NNiT on weights that are not aligned, on permutation-matched ones and on those of hypernetworks
-with other decoders; and flat-vector diffusion. All from the states of one run's alignment, with
-NNiT's own network and number of steps.
+They are NNiT on independently trained weights, on permutation-matched weights, on weights of
+hypernetworks with other decoders, and flat-vector diffusion. All use the distillation data of one
+run and the number of steps of its NNiT. The NNiT baselines also have the same network.
 """
 
 import hashlib
@@ -36,17 +36,17 @@ from nnit_dist.training.state import restore_state, save_state
 
 Weights = Literal["independent", "matched", "mlp", "pointwise"]
 INDEPENDENT_STEPS = 3000
-COPIES = 4  # of independent networks of a seen topology, each as many as there are best teachers
+COPIES = 4  # independent networks of each seen topology for each best teacher
 SAVE_EVERY = 250  # steps
-Watch = Callable[[str, int, int], None]  # what is being trained, steps done, steps to do
+Watch = Callable[[str, int, int], None]  # gets the name of the model, steps done, all steps
 
 
 @dataclass
 class TrainedBaselines:
-    """Everything trained for comparison with one task of a run; a killed training goes on.
+    """The trained baselines for one task of a run. A training that was killed resumes.
 
-    It is kept in `kept/KEY`, where the key tells the run's artefacts and settings: a run that is
-    made again gets new baselines. `watch` is called with the progress.
+    They are kept in `kept/KEY`. The key is a hash of the run's artifacts and settings, so that a
+    changed run gets new baselines. `watch` is called with the progress.
     """
 
     run: RunDirectory
@@ -66,14 +66,18 @@ class TrainedBaselines:
         self.out.mkdir(parents=True, exist_ok=True)
 
     def nnit(self, weights: Weights) -> "NNiTOn":
-        """NNiT trained on other weights."""
+        """NNiT trained on other weights.
+
+        Raises:
+            NnitError: `weights` is "matched" and a depth has no reference topology.
+        """
         path = self.out / f"nnit-{weights}.safetensors"
         if not path.exists():
             self._train_nnit(self._source(weights), path, f"NNiT on {weights} weights")
         return NNiTOn(NNiTModel.load(path), f"nnit_{weights}")
 
     def flat(self) -> FlatDiffusion:
-        """Flat-vector diffusion with as many parameters as NNiT, and as many steps."""
+        """Flat-vector diffusion with about as many parameters as NNiT, and as many steps."""
         model = NNiTModel.load(self.run.nnit())
         flat = FlatDiffusion(self.sampler, self.config, model.parameters, self.seed)
         path = self.out / "flat.safetensors"
@@ -85,11 +89,14 @@ class TrainedBaselines:
         return flat
 
     def networks(self, weights: Literal["independent", "matched"]) -> MLPBatch:
-        """Networks trained each on its own, as they are or matched.
+        """Networks that are trained independently, as they are or permutation-matched.
 
-        For every seen topology `COPIES` groups of a network for each of the best teachers: in those
-        of even number of exactly this topology and after that teacher alone, in the others with
-        widths varied and after mixes, as aligned networks are.
+        Each seen topology has `COPIES` networks for each best teacher. Half of them have exactly
+        this topology and imitate that teacher alone. The others have varied widths and imitate
+        random mixes, as aligned networks do.
+
+        Raises:
+            NnitError: `weights` is "matched" and a depth has no reference topology.
         """
         if weights == "matched":
             _check_references(self.sampler.distribution.seen)
@@ -140,10 +147,10 @@ class TrainedBaselines:
         return networks if weights == "independent" else _matched(networks)
 
     def aligned(self, decoder: Literal["mlp", "pointwise"]) -> HypernetModel:
-        """A hypernetwork with another decoder, distilled on the final states of the run.
+        """A hypernetwork with another decoder, trained on the final states of the run.
 
-        These include states that networks of the run's own hypernetwork visited, and successes are
-        those of the run's own: only the decoder differs.
+        The states include those that the run's own generated networks visited. The measured success
+        of teachers is also taken from the run, so that only the decoder differs.
         """
         path = self.out / f"ghn-{decoder}.safetensors"
         if not path.exists():
@@ -175,7 +182,7 @@ class TrainedBaselines:
         trained_model(trainer, source).save(path)
 
     def _train(self, trainee: "Trainee", steps: int, path: Path, name: str) -> None:
-        """Take all steps, from where a killed training of what becomes `path` stands."""
+        """Take all steps; resume from the state beside `path` if a training was killed."""
         saved = path.with_suffix(".partial.pt")
         start = restore_state(trainee.state(), saved) if saved.exists() else 0
         for step in range(start, steps):
@@ -187,10 +194,10 @@ class TrainedBaselines:
 
 
 class Trainee(Protocol):
-    """What takes numbered steps and can be stopped between them."""
+    """A model in training, which can stop and resume between numbered steps."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The contents of a checkpoint."""
 
     def step(self, step: int, /) -> object:
         """Take optimizer step number `step`."""
@@ -198,7 +205,7 @@ class Trainee(Protocol):
 
 @dataclass
 class NNiTOn:
-    """An NNiT under a name of its own."""
+    """An NNiT as a baseline with its own name."""
 
     model: NNiTModel
     name: str
@@ -212,7 +219,7 @@ class NNiTOn:
 
 
 def _matched(networks: MLPBatch) -> MLPBatch:
-    """Every network matched to the first of its depth that is of full width."""
+    """Match every network to the first one of its depth whose layers all have the largest width."""
     hidden = [networks.topology(i).hidden for i in range(len(networks))]
     each = [networks.select([i]) for i in range(len(networks))]
     most = max(map(max, hidden))

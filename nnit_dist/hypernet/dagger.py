@@ -1,7 +1,7 @@
-"""Rounds of distillation: train, roll generated networks out, and learn on what they visited too.
+"""Rounds of distillation with DAgger: train, roll out generated networks, train on their states.
 
-DAgger (arXiv 1011.0686): round 0 learns on states of the teachers' own rollouts. Every later round
-adds states that generated networks visited, where the teachers say what to do.
+Round 0 of DAgger (arXiv 1011.0686) trains on states of the teachers' own rollouts. Every later
+round adds states that generated networks visited. The teachers' actions are the targets everywhere.
 """
 
 from bisect import bisect_left
@@ -34,23 +34,23 @@ from nnit_dist.training.sampling import TaskSampler, TrainingDistribution
 from nnit_dist.training.state import load_state
 
 BAR = "distil, steps"
-# Runs jobs of a task, and shows how far they are under a title; returns what each job's episodes
-# visited, float32 [N, obs_dim] a job.
+# Runs jobs of a task and shows their progress under a title. Returns the observations of each job's
+# episodes, float32 [N, obs_dim].
 Record = Callable[[TaskInfo, list[Job], str], list[np.ndarray]]
 
 
 @dataclass
 class DistillationRounds:
-    """Trains a hypernetwork in `distill.dagger_rounds` rounds and one.
+    """Training of a hypernetwork in round 0 and `distill.dagger_rounds` rounds of DAgger.
 
-    Whatever there is of what it writes is not made again.
+    Files that an earlier call wrote are used again.
 
     Attributes:
-        teachers: of every task.
-        teacher_rollouts: holds the distillation data of the first round.
-        out: gets the distillation data of later rounds, metrics, and the trainer's state after
-            each round and after steps `stops`.
-        continue_from: a hypernetwork to begin with.
+        teachers: the teachers of every task, in the order of `tasks`.
+        teacher_rollouts: the directory with the distillation data of round 0.
+        out: the directory for the distillation data of later rounds, for metrics, and for the
+            trainer's state after each round and after each step in `stops`.
+        continue_from: the file of a trained hypernetwork to start from.
     """
 
     ghn: GHNConfig
@@ -66,7 +66,11 @@ class DistillationRounds:
     stops: Sequence[int] = ()
 
     def train(self, until: int, record: Record, view: StageProgress) -> None:
-        """What is left up to step `until`, an end of a round or a stop; NnitError if it fails."""
+        """Train up to step `until`, the end of a round or one of `stops`.
+
+        Raises:
+            NnitError: recording rollouts or training failed.
+        """
         segments = [segment for segment in self._segments if segment.end <= until]
         done = [segment for segment in self._done if segment in segments]
         for segment in segments[segments.index(done[-1]) + 1 :] if done else segments:
@@ -75,23 +79,23 @@ class DistillationRounds:
             self._train(segment, view)
 
     def model(self) -> HypernetModel:
-        """The hypernetwork as far as it is trained; the success of its networks is not measured."""
+        """The hypernetwork after the latest segment, with zeros for the success to be measured."""
         return self._model(self._done[-1])
 
     def forget(self) -> None:
-        """Delete all states of the trainer but the newest: nothing goes on from them any more."""
+        """Delete all states of the trainer but the newest, from which training continues."""
         for segment in self._done[:-1]:
             self._state(segment).unlink()
 
     @cached_property
     def _ends(self) -> list["TrainSegment"]:
-        """The last piece of training of every round."""
+        """The last segment of every round."""
         steps, rounds = self.distill.steps, self.distill.dagger_rounds + 1
         return [TrainSegment(steps * (i + 1) // rounds, i, f"round-{i}") for i in range(rounds)]
 
     @cached_property
     def _segments(self) -> list["TrainSegment"]:
-        """Pieces of training, after each of which its state is kept."""
+        """All segments in order; the trainer's state is kept after each."""
         ends = [segment.end for segment in self._ends]
         stops = sorted(set(self.stops) - set(ends))
         between = [TrainSegment(stop, bisect_left(ends, stop), f"step-{stop}") for stop in stops]
@@ -122,9 +126,9 @@ class DistillationRounds:
         distillation_data.save(self._states(index, number))
 
     def _jobs(self, index: int, number: int) -> list[tuple[int, Job]]:
-        """Generated networks near random seen topologies, by the teacher they imitate most.
+        """Rollouts of generated networks, each with the index of the teacher it imitates most.
 
-        Every other one has the noise on its weights that training has.
+        Every other network has noise on its weights, as in training.
         """
         distill, jobs = self.distill, list[tuple[int, Job]]()
         model = self._model(self._ends[index - 1]).each_task()[number]
@@ -196,7 +200,7 @@ class DistillationRounds:
 
 @dataclass(frozen=True)
 class TrainSegment:
-    """A piece of training, of one round, up to a step."""
+    """A part of one round's training, up to step `end`."""
 
     end: int
     round: int
@@ -206,7 +210,10 @@ class TrainSegment:
 def with_noise(
     policy: Policy, norm: ObservationNormalizer, scale: float, rng: torch.Generator
 ) -> Policy:
-    """With noise on its weights for normalized inputs, `scale` times the rms of each tensor."""
+    """A copy with Gaussian noise on its weights for normalized observations.
+
+    The standard deviation is `scale` times the root mean square of each weight or bias tensor.
+    """
     network = MLPBatch.from_policies([policy], norm)
     noisy = network.add_noise(scale, MLPBatch.randn(policy.topology, 1, rng))
     layers = [(weight.numpy(), bias.numpy()) for weight, bias in noisy.layers(0)]

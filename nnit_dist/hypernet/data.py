@@ -1,4 +1,4 @@
-"""What the hypernetwork learns from: states that were visited, and the teachers to act in them.
+"""Distillation data: visited states, and the teachers whose actions the hypernetwork learns.
 
 Shapes: B networks, S states, T teachers.
 """
@@ -21,9 +21,10 @@ from nnit_dist.core.storage import local_file
 
 @dataclass
 class DistillationData:
-    """Whitened observations [N, obs_dim] by teacher, and the teachers for whitened observations.
+    """Normalized observations [N, obs_dim] of each teacher, and the teachers as networks for them.
 
-    A teacher's states are those that it visited itself, and networks that are mostly after it.
+    A teacher's states were visited by the teacher itself, or by generated networks that imitate
+    this teacher most.
     """
 
     norm: ObservationNormalizer
@@ -44,18 +45,18 @@ class DistillationData:
     def of(
         cls, norm: ObservationNormalizer, obs: list[np.ndarray], teachers: list[Policy]
     ) -> "DistillationData":
-        """From the normalized states [N, obs_dim] that each teacher visited."""
+        """Distillation data from normalized states [N, obs_dim] of each teacher."""
         networks = MLPBatch.from_policies(teachers, norm)
         return cls(norm, [torch.from_numpy(states) for states in obs], networks)
 
     def of_teachers(self, teachers: list[int]) -> "DistillationData":
-        """Those of these teachers alone."""
+        """The data of some teachers, given by index."""
         return DistillationData(
             self.norm, [self.obs[i] for i in teachers], self.teachers.select(teachers)
         )
 
     def thinned(self, most: int) -> "DistillationData":
-        """With no more than about `most` states, as many of every teacher's as it has a share."""
+        """About `most` states at most; each teacher keeps the same share of its states."""
         share = min(1.0, most / sum(len(states) for states in self.obs))
         kept = [torch.linspace(0, len(o) - 1, round(share * len(o))).long() for o in self.obs]
         return DistillationData(
@@ -63,7 +64,7 @@ class DistillationData:
         )
 
     def parted(self, every: int) -> tuple["DistillationData", "DistillationData"]:
-        """Two with the same teachers: without every so many states, and with those alone."""
+        """Split the states: all but every `every`-th of each teacher, and every `every`-th."""
         left = [torch.arange(len(states)) % every > 0 for states in self.obs]
         return (
             DistillationData(
@@ -77,17 +78,17 @@ class DistillationData:
     def draw(
         self, teacher_weights: Tensor, count: int, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """States [B, S, obs_dim] and the actions there [B, S, act_dim] for mixes [B, T].
+        """Draw states [B, S, obs_dim] and target actions [B, S, act_dim] for mixes [B, T].
 
-        Each state is one of a teacher's, by its share in the mix; actions are the teachers', in
-        [-1, 1], averaged by the mixes.
+        S is `count`. A teacher's share of the states is its weight in the mix. The target is the
+        weighted mean of the teachers' clipped actions, in [-1, 1].
         """
         lengths = torch.tensor([len(states) for states in self.obs])
         owners, places = draw_states(teacher_weights, lengths, count, rng)
         picked = (lengths.cumsum(0) - lengths)[owners] + places
         shares, teachers = teacher_weights.topk(
             int((teacher_weights > 0).sum(1).max())
-        )  # without those of no share
+        )  # leaves out most teachers of weight 0
         rows = picked[..., None] * len(self.teachers) + teachers[:, None]
         actions = self._actions.flatten(0, 1)[rows] * shares[:, None, :, None]
         return self._states[picked], actions.sum(2)
@@ -100,8 +101,8 @@ class DistillationData:
     @cached_property
     @torch.no_grad()
     def _actions(self) -> Tensor:
-        """What every teacher does in each of them, float32 [N, T, act_dim]."""
-        # One after the other takes less memory.
+        """Actions of every teacher in every state, float32 [N, T, act_dim]."""
+        # One teacher at a time takes less memory.
         teachers = (self.teachers.select([i]).cropped() for i in range(len(self.teachers)))
         actions = [teacher.forward(self._states[None])[0] for teacher in teachers]
         return torch.stack(actions, 1).clamp(-1, 1)
@@ -130,9 +131,10 @@ class DistillationData:
 def draw_states(
     teacher_weights: Tensor, lengths: Tensor, count: int, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Whose states, and which of them, for mixes [B, T] of teachers with `lengths` [T] states.
+    """Draw the teacher of each state, and the state's index among that teacher's states.
 
-    Both int64 [B, count]; a teacher's share of the states is its share in the mix.
+    Both are int64 [B, count], for mixes [B, T] of teachers with `lengths` [T] states. A teacher is
+    drawn with its weight in the mix.
     """
     owners = torch.multinomial(teacher_weights, count, replacement=True, generator=rng)
     return owners, (torch.rand(owners.shape, generator=rng) * lengths[owners]).long()

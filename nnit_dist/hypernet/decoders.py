@@ -1,9 +1,9 @@
-"""Decoders: from a node's embedding to the field that its layer's weights are cut from.
+"""Decoders: from a node's embedding to the field that contains its layer's weights.
 
-The spatial decoder has 3x3 convolutions, so that neighbouring weights depend on each other; it
-is what NNiT (arXiv 2603.00180) adds to hypernetworks. For comparison, the same with 1x1
-convolutions and no smoothing, and an MLP, which is what the "convolutional" decoders of GHN-2
-and HyperPPO come to for a matrix.
+The spatial decoder has 3x3 convolutions, so that neighboring weights depend on each other. NNiT
+(arXiv 2603.00180) adds it to hypernetworks. Two decoders serve for comparison: the same with 1x1
+convolutions and without smoothing, and an MLP, to which the "convolutional" decoders of GHN-2 and
+HyperPPO are equivalent for a matrix.
 
 Shapes: B nodes, D embedding, C channels, K kinds of matrices, H x W field.
 """
@@ -21,15 +21,16 @@ BASE = 4
 
 
 def kinds_of(tasks: int) -> int:
-    """How many kinds of matrices have positional maps of their own: see `field_kind`."""
+    """Number of kinds of matrices; each kind has its own positional maps, see `field_kind`."""
     return 1 + 2 * tasks
 
 
 def field_kind(layer_kind: int, task: int) -> int:
-    """Hidden matrices are of one kind; input and output matrices are of one kind each a task.
+    """The kind of a layer's matrix.
 
-    What an observation or an action means differs from task to task. Those of further tasks come
-    last, so that a task can be added to a trained decoder.
+    All hidden layers are of one kind. The input and the output layer of each task are two more, as
+    observations and actions have different meanings in different tasks. The kinds of later tasks
+    come last, so that a task can be added to a trained decoder.
     """
     if layer_kind == HIDDEN or task == 0:
         return layer_kind
@@ -37,15 +38,15 @@ def field_kind(layer_kind: int, task: int) -> int:
 
 
 class SpatialDecoder(nn.Module):
-    """Grows a node's embedding to a field, doubling its size at each scale.
+    """Decodes a node's embedding to a field whose size doubles at each scale.
 
-    At every scale: upsample, 3x3 convolution, a learned positional map added, FiLM by the
-    node's embedding. Without the maps and the FiLM, upsampling and convolutions cannot place
-    detail. The maps start as band-limited noise, so that the field starts smooth.
-    A part of the field is decoded exactly as the whole would be.
+    Each scale upsamples, convolves (3x3), adds a learned positional map, and applies FiLM by the
+    node's embedding. Upsampling and convolutions alone cannot place detail. The maps start as
+    band-limited noise, so that the field starts smooth. A part of the field that is decoded alone
+    has the same values as in the whole field.
 
-    `pointwise` takes away all that makes neighbours alike: 1x1 convolutions, maps of white noise,
-    upsampling by repetition.
+    `pointwise` removes everything that makes neighboring weights alike: it uses 1x1 convolutions,
+    maps of white noise, and upsampling by repetition.
     """
 
     def __init__(
@@ -78,17 +79,20 @@ class SpatialDecoder(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def part(self, out: int, fan_in: int) -> tuple[int, int]:
-        """The size of the part to decode for a layer: few sizes, so that many layers share one."""
+        """The size (rows, columns) of the part to decode for a layer.
+
+        There are few sizes, so that many layers can be decoded together.
+        """
         step = self.size // BASE
         return math.ceil(out / step) * step, math.ceil(fan_in / step) * step
 
     def forward(self, node: Tensor, kind: Tensor, rows: int, cols: int) -> Tensor:
-        """node [B, D], one-hot kind [B, K] -> field [B, 2, rows, cols] of unit scale.
+        """Decode nodes [B, D] of one-hot kinds [B, K] to fields [B, 2, rows, cols] of unit scale.
 
         Channel 0 is the weight, channel 1 the bias.
         """
         x = rearrange(self.stem(node), "b (c h w) -> b c h w", h=BASE, w=BASE)
-        x = x.contiguous(memory_format=torch.channels_last)  # the step takes 0.75 of the time
+        x = x.contiguous(memory_format=torch.channels_last)  # a step takes 0.75 of the time
         sizes = [(min(rows + 1, self.size), min(cols + 1, self.size))]  # + 1: the head's kernel
         for block in reversed(self.blocks[1:]):
             assert isinstance(block, DecoderBlock)
@@ -100,7 +104,7 @@ class SpatialDecoder(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Upsample by two, convolve, add the positional map, modulate by the node."""
+    """Upsampling by two, convolution, positional map, and FiLM by the node's embedding."""
 
     def __init__(
         self, dim: int, fan_in: int, out: int, kinds: int, *, side: int, length: float, kernel: int
@@ -118,12 +122,12 @@ class DecoderBlock(nn.Module):
         return min(self.side // 2, (size + 1) // 2 + 1)
 
     def forward(self, x: Tensor, node: Tensor, kind: Tensor, rows: int, cols: int) -> Tensor:
-        """Fields [N, C, rows, cols] of twice the size, for nodes [N, D] and their kinds [N, K]."""
+        """Upsampled fields [B, C, rows, cols] for nodes [B, D] of one-hot kinds [B, K]."""
         if self.smooth:
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
         else:
             x = F.interpolate(x, scale_factor=2)
-        # One row and column more than asked for, for the kernel.
+        # The kernel reads one row and one column beyond those asked for.
         x = self.conv(x[:, :, : rows + 1, : cols + 1])[:, :, :rows, :cols]
         x = x + torch.tensordot(kind, self.maps[:, :, :rows, :cols], 1)
         gain, shift = self.film(node)[:, :, None, None].chunk(2, dim=1)
@@ -131,13 +135,16 @@ class DecoderBlock(nn.Module):
 
 
 class FiLM(nn.Linear):
-    """A gain for every channel, and then a shift for every one (arXiv 1709.07871)."""
+    """Linear layer whose outputs are a gain and then a shift for each channel (arXiv 1709.07871).
+
+    A warm start extends each of the two `parts` of its outputs on its own.
+    """
 
     parts = 2
 
 
 class MLPDecoder(nn.Module):
-    """Writes every weight of the field on its own, by a two-layer MLP."""
+    """Decodes every weight of the field independently, by a two-layer MLP."""
 
     def __init__(self, dim: int, size: int, kinds: int, hidden: int = 224) -> None:
         super().__init__()
@@ -147,7 +154,7 @@ class MLPDecoder(nn.Module):
         )
 
     def part(self, out: int, fan_in: int) -> tuple[int, int]:
-        """The whole: one product writes it."""
+        """The size of the whole field: one matrix product computes it."""
         return self.size, self.size
 
     def forward(self, node: Tensor, kind: Tensor, rows: int, cols: int) -> Tensor:
@@ -160,7 +167,7 @@ class MLPDecoder(nn.Module):
 
 
 def smooth_noise(kinds: int, channels: int, side: int, length: float) -> Tensor:
-    """Unit-variance Gaussian noise [kinds, channels, side, side], correlated over `length`."""
+    """Gaussian noise [kinds, channels, side, side] of unit variance and correlation `length`."""
     noise = torch.randn(kinds * channels, 1, side, side)
     if length > 0.5:
         reach = max(1, math.ceil(2 * length))
@@ -175,5 +182,5 @@ def smooth_noise(kinds: int, channels: int, side: int, length: float) -> Tensor:
 
 
 def field_size(needed: int) -> int:
-    """The smallest size that doublings of the base reach."""
+    """The smallest field size of at least `needed`: `BASE` doubled once or more."""
     return BASE * 2 ** max(1, math.ceil(math.log2(needed / BASE)))

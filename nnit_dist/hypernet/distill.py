@@ -1,14 +1,14 @@
-"""Training of the graph hypernetwork: one worker of Ray Train.
+"""Training of the graph hypernetwork: the part of one worker of Ray Train.
 
-Each step draws topologies and mixes of teachers, number i of them from (seed, step, i), so that
-it does not matter over how many workers they are spread. Tasks take turns. The generated network
-must act as its teachers do on average, on states that teachers and generated networks visited.
-Gaussian noise on the generated weights during training makes the function flat around them, so that
-the small errors of a generative model cost little success. Widths are varied, and the sizes and the
-depth that the hypernetwork is told are jittered (`told.py`).
+Each step draws topologies and mixes of teachers. Number i depends on (seed, step, i) alone, so the
+number of workers does not matter. Tasks alternate in proportion to their weights. A generated
+network is trained to act as its teachers do on average, on states that teachers and generated
+networks visited. Gaussian noise on the generated weights makes the policy insensitive to small
+errors in its weights, so that errors of a generative model cost little success. Widths are varied,
+and the conditioning shape is jittered (`training/sampling.py`).
 
-What is random is drawn ahead of a step, in processes of its own if a worker has some
-(`training.py`); the step itself is a few large operations.
+All random numbers of a step are drawn ahead, by the worker's loader processes if it has any
+(`training/loop.py`). The step itself is a few large operations.
 
 Shapes: B networks, T teachers of all tasks, S states, L layers at most, W units at most.
 """
@@ -51,7 +51,7 @@ WARMUP = 100  # steps in which the learning rate rises
 
 @dataclass(frozen=True)
 class TaskSource:
-    """What a task is learnt from: the file of its distillation data, and its teachers there."""
+    """The training data of a task: the file of its distillation data, and its teachers in order."""
 
     task: str
     states: str
@@ -60,7 +60,7 @@ class TaskSource:
 
 @dataclass(frozen=True)
 class DistillSpec:
-    """What a hypernetwork is trained on, and how. Paths are text: they travel to other machines."""
+    """Data and settings of a training. Paths are text, because they are sent to other machines."""
 
     config: DistillConfig
     ghn: GHNConfig
@@ -71,9 +71,10 @@ class DistillSpec:
 
 @dataclass(frozen=True)
 class DistillWork:
-    """What a worker of Ray Train is to do: train up to `until` steps, and leave the state.
+    """The work of a Ray Train worker: train up to step `until`, then write the state to `result`.
 
-    It begins with the hypernetwork `continue_from`, or goes on from the state `start_from`.
+    Training starts from the hypernetwork in `continue_from`, or resumes from the trainer's state in
+    `start_from`.
     """
 
     spec: DistillSpec
@@ -84,7 +85,7 @@ class DistillWork:
 
 
 def distill_worker(work: DistillWork, loop_spec: LoopSpec) -> None:
-    """Train up to `work.until` steps, then keep the trainer's state."""
+    """Train up to step `work.until`, then write the trainer's state."""
     device, rank, workers = worker_setup()
     trainer = Distiller(work.spec, device, (rank, workers))
     every = work.spec.config.checkpoint_every
@@ -100,10 +101,10 @@ def distill_worker(work: DistillWork, loop_spec: LoopSpec) -> None:
 
 @dataclass(frozen=True)
 class TaskData:
-    """One task: its teachers (by id), which are the best (bool [T]), and topologies.
+    """One task: the ids of its teachers, which of them are best (bool [T]), and its topologies.
 
-    Its teachers and their states follow those of the tasks before: `first_teacher` and
-    `first_state` are theirs among all, and `states` counts each teacher's own.
+    `states` int64 [T] counts the states of each teacher. Teachers and states of all tasks are
+    numbered in the order of the tasks; this task's begin at `first_teacher` and `first_state`.
     """
 
     task: str
@@ -115,7 +116,10 @@ class TaskData:
     first_state: int
 
     def draw_states(self, teacher_weights: Tensor, count: int, rng: torch.Generator) -> Tensor:
-        """Indices int64 [B, count] of states, each a teacher's by its share in mixes [B, own T]."""
+        """Draw indices int64 [B, count] of states, for mixes [B, T] of this task's teachers.
+
+        A teacher's share of the states is its weight in the mix.
+        """
         first = self.first_state + self.states.cumsum(0) - self.states
         owners, places = draw_states(teacher_weights, self.states, count, rng)
         return first[owners] + places
@@ -123,10 +127,10 @@ class TaskData:
 
 @dataclass
 class Batch:
-    """What a worker needs for a step: the networks, whom they imitate and where they must act.
+    """The inputs of a worker's step: networks to write, the teachers they imitate, and the states.
 
-    `teacher_weights` float32 [B, T], `latent_noise` [B, latent_dim], `states` int64 [B, S] of all
-    states; `noise` is standard normal, for the networks' weights.
+    `teacher_weights` is float32 [B, T], `latent_noise` float32 [B, latent_dim]. `states` int64
+    [B, S] are indices among the states of all tasks. `noise` is standard normal noise for weights.
     """
 
     plan: Plan
@@ -147,9 +151,9 @@ class Batch:
 
 
 class Distiller:
-    """GHN, latents and optimizer, with one training step.
+    """The trainer of the hypernetwork and the latents.
 
-    `share` is (rank, workers): which of a step's topologies are this worker's.
+    `share` is (rank, workers). A worker takes every `workers`-th topology of a step, from its rank.
     """
 
     def __init__(
@@ -178,15 +182,15 @@ class Distiller:
         )
 
     def state(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        """All that a training goes on with."""
+        """The contents of a checkpoint."""
         return {"ghn": self.ghn, "latents": self.latents, "optimizer": self.optimizer}
 
     def step(self, step: int) -> dict[str, float]:
-        """Take step number `step`; returns the mean losses."""
+        """Take step number `step`, and return the mean losses."""
         return self.train_step(step, self.sample_batch(step))
 
     def sample_batch(self, step: int) -> Batch:
-        """Draw this worker's share of step number `step`; on the CPU, whatever the device."""
+        """Draw this worker's share of step number `step`, on the CPU."""
         cfg, (rank, workers) = self.config, self.share
         numbers = range(rank, cfg.topologies_per_step, workers)
         tasks = [self.task_sampler.task_of(step + number) for number in numbers]
@@ -227,7 +231,7 @@ class Distiller:
         )
 
     def train_step(self, step: int, batch: Batch) -> dict[str, float]:
-        """Take step number `step` with its prepared batch; returns the mean losses."""
+        """Take step number `step` with its batch, and return the mean losses."""
         cfg, batch = self.config, batch.to(self.device)
         set_learning_rate(
             self.optimizer, learning_rate(step, cfg.steps, peak=cfg.lr, warmup=WARMUP)
@@ -237,7 +241,7 @@ class Distiller:
         target = self._targets(batch.teacher_weights, obs)
         output = networks.add_noise(cfg.weight_noise, batch.noise).forward(obs)
         act_dims = networks.act_dims.to(obs.device, non_blocking=True)
-        errors = action_error(output, target).mean(1).sum(1) / act_dims  # what it lacks is zero
+        errors = action_error(output, target).mean(1).sum(1) / act_dims  # padding has no error
         networks_per_step = cfg.topologies_per_step * cfg.networks_per_topology
         error = self.share[1] / networks_per_step * errors.sum()  # gradients are averaged
         loss = error + cfg.kl_weight * self._kl()
@@ -259,7 +263,7 @@ class Distiller:
 
     @torch.no_grad()
     def _targets(self, teacher_weights: Tensor, obs: Tensor) -> Tensor:
-        """What the teachers of each mix do on average, in [-1, 1]: [B, S, act_dim]."""
+        """Weighted mean of the teachers' clipped actions, in [-1, 1]: [B, S, act_dim]."""
         networks, teachers = teacher_weights.nonzero(as_tuple=True)
         actions = self.teachers.select(teachers).forward(obs[networks]).clamp(-1, 1)
         shares = teacher_weights[networks, teachers][:, None, None]
@@ -268,10 +272,10 @@ class Distiller:
 
     @torch.no_grad()
     def warm_start_from(self, earlier: HypernetModel) -> None:
-        """Begin with a trained hypernetwork: its tasks come first, further ones are new.
+        """Copy the weights of a trained hypernetwork; its tasks come first, new tasks after them.
 
         Raises:
-            NnitError: the hypernetworks differ in more than their tasks.
+            NnitError: the hypernetworks have other sizes, or the earlier tasks do not come first.
         """
         names = [task.task.name for task in earlier.tasks]
         if [data.task for data in self.task_data][: len(names)] != names:
@@ -301,7 +305,7 @@ class Distiller:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Networks of one topology, `networks_per_topology` of them."""
+    """The random draws for the `networks_per_topology` networks of one topology."""
 
     topology: Topology
     teacher_weights: Tensor

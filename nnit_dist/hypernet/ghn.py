@@ -1,10 +1,10 @@
 """The graph hypernetwork: GHN(topology, latent) -> the weights of a policy.
 
-Nodes are the layers of the policy, joined in a chain. Each node's embedding is
-grown by a decoder to a two-dimensional field, and the layer's matrix
-is the field's top-left [out, in], scaled by 1/sqrt(fan_in). Neuron i of a narrow
-network so comes from the same place as neuron i of a wide one, and neighbouring
-neurons have similar weights: that is what "aligned" means here.
+Nodes are the layers of the policy, connected in a chain. A decoder turns each
+node's embedding into a two-dimensional field. The layer's matrix is the
+field's top-left [out, in], scaled by 1/sqrt(fan_in). So neuron i of a narrow
+network comes from the same place as neuron i of a wide one, and neighboring
+neurons have similar weights. Such networks are called aligned.
 
 After GHN-2 (arXiv 2110.13100) and HyperPPO (arXiv 2309.16663), whose decoders use
 1x1 convolutions only; the spatial decoder is what NNiT (arXiv 2603.00180) adds.
@@ -28,7 +28,7 @@ from nnit_dist.hypernet.decoders import MLPDecoder, SpatialDecoder, field_kind, 
 
 
 def build_decoder(config: GHNConfig, size: int, kinds: int) -> SpatialDecoder | MLPDecoder:
-    """The decoder of nodes to fields of `size`, of as many `kinds`."""
+    """The decoder of a configuration, for square fields of side `size` and `kinds` of matrices."""
     dim = config.embed_dim
     if config.decoder == "mlp":
         return MLPDecoder(dim, size, kinds)
@@ -39,9 +39,9 @@ def build_decoder(config: GHNConfig, size: int, kinds: int) -> SpatialDecoder | 
 
 
 class GHN(nn.Module):
-    """Writes the weights of any topology with layers up to `max_width`, for each of its tasks.
+    """A hypernetwork that writes the weights of any topology with layers up to `max_width`.
 
-    `obs_dim` and `act_dim` are the largest of any task.
+    It serves `tasks` tasks. `obs_dim` and `act_dim` are the largest of any of them.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class GHN(nn.Module):
         condition: list[ConditioningShape] | None = None,
         tasks: list[int] | None = None,
     ) -> MLPBatch:
-        """For each (topology, z [B, latent_dim]) B networks, in order.
+        """Write a network for every latent of every pair (topology, latents [n, latent_dim]).
 
-        `condition` is what the nodes are conditioned on, the true shapes by default; `tasks` are
-        the numbers of their tasks, the first by default.
+        `condition` has the shape that each topology is conditioned on, by default the true one.
+        `tasks` has the index of each topology's task, by default 0.
         """
         topologies, counts = [topology for topology, _ in batch], [len(z) for _, z in batch]
         z = torch.cat([z for _, z in batch])
@@ -81,7 +81,7 @@ class GHN(nn.Module):
         tasks: list[int] | None = None,
         counts: list[int] | None = None,
     ) -> "Plan":
-        """What `write` has to know of `counts` networks of each topology, one by default."""
+        """Prepare the inputs of `write` for `counts` networks of each topology, by default one."""
         condition = condition or [ConditioningShape.of(topology) for topology in topologies]
         tasks, counts = tasks or [0] * len(topologies), counts or [1] * len(topologies)
         features = nn.utils.rnn.pad_sequence(
@@ -111,15 +111,16 @@ class GHN(nn.Module):
         )
 
     def _part(self, out: int, fan_in: int) -> tuple[int, int]:
-        """The part of the field to decode for a layer; on a GPU one pass for all is the fastest."""
+        """The part of the field to decode for a layer; on a GPU the whole field."""
+        # On a GPU a single pass over all layers is the fastest.
         on_cpu = next(self.parameters()).device.type == "cpu"
         return self.decoder.part(out, fan_in) if on_cpu else (self.size, self.size)
 
     def write(self, plan: "Plan", z: Tensor) -> MLPBatch:
-        """The networks for z [B, latent_dim], each layer padded to the whole field.
+        """Write the networks of latents z [B, latent_dim], each layer padded to the whole field.
 
-        All layers that need a part of the field of the same size, of whatever task, topology and
-        depth, are decoded together.
+        All layers that need a part of the same size are decoded together, across tasks and
+        topologies.
         """
         nodes = self.embed(plan, z)
         batch, length = nodes.shape[:2]
@@ -135,7 +136,7 @@ class GHN(nn.Module):
             inputs = torch.arange(cols, device=z.device) < fan_in[:, None]
             weight, bias = (field * inputs[:, None, None] * neurons[:, None, :, None]).unbind(1)
             weights[members, :rows, :cols] = weight / fan_in[:, None, None].sqrt()
-            # A bias belongs to a neuron: the second channel, averaged over the inputs.
+            # A neuron's bias is the second channel, averaged over the inputs.
             biases[members, :rows] = bias.sum(-1) / fan_in[:, None]
         by_layer = [list(x.unflatten(0, (batch, length)).unbind(1)) for x in (weights, biases)]
         return MLPBatch(by_layer[0], by_layer[1], plan.shapes, plan.activations)
@@ -157,10 +158,11 @@ class GHN(nn.Module):
 
 @dataclass
 class Plan:
-    """Networks to write: what their nodes hear, and which part of a field each layer is.
+    """Networks to write: features and kinds of their nodes, and their shapes.
 
-    `features` float32 [B, L, 7], `kinds` int64 [B, L], `shapes` and `activations` as in `MLPBatch`,
-    and for every size of a part the layers that need it, as indices int64 into [B * L].
+    `features` is float32 [B, L, 7] and `kinds` int64 [B, L]. `shapes` and `activations` are as in
+    `MLPBatch`. `groups` lists each size of a field's part with the layers that need it, as int64
+    indices into [B * L].
     """
 
     features: Tensor
@@ -180,9 +182,9 @@ class Plan:
 
 
 def node_features(condition: ConditioningShape) -> Tensor:
-    """[L, 7]: log fan-in and fan-out, depth from both ends, and the kind of each layer.
+    """Features float32 [L, 7]: log2 of fan-in and fan-out, depth from both ends, one-hot kind.
 
-    Doublings of width are as far apart as 1: a unit more or less must be heard.
+    The logarithms are not scaled down, so that one unit more or less makes a difference.
     """
     last = len(condition.dims) - 2
     rows = [

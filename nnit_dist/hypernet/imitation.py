@@ -1,7 +1,8 @@
-"""Networks that learn to act as mixes of teachers, each by gradient descent on its own weights.
+"""Imitation: gradient descent on the weights of each network, to act as a mix of teachers.
 
-Many are trained at once. From starts of their own, their neurons come in any order: what alignment
-is compared with. From what the hypernetwork wrote, they keep its order and act better.
+Many networks are trained at once. Networks that start from random weights have their neurons in
+arbitrary order; baselines use them as weights without alignment. Networks that start from generated
+weights keep the order of their neurons and act better; refining uses this.
 
 Shapes: T teachers, S states.
 """
@@ -32,10 +33,10 @@ def imitate(
     lr: float = 3e-3,
     states: int = 64,
 ) -> MLPBatch:
-    """Networks for normalized observations, each trained to imitate its mix of teachers [B, T].
+    """Train networks for normalized observations, each to imitate its mix of teachers [B, T].
 
-    They begin with `starts`, or where that has topologies with random weights. Each step compares
-    them on `states` states.
+    They start from the networks in `starts`, or from random weights if it has topologies. Each step
+    compares every network with its teachers on `states` states.
     """
     trained, order = [], []
     given = starts.depths.tolist() if isinstance(starts, MLPBatch) else [t.depth for t in starts]
@@ -47,7 +48,7 @@ def imitate(
             networks = _random_networks(
                 [starts[i] for i in members], stream("imitation.networks", seed, depth)
             )
-        # Padding stays 0, as its gradients are.
+        # Padding stays 0, because its gradients are 0.
         parameters = [x.clone().requires_grad_() for x in (*networks.weights, *networks.biases)]
         layers = len(networks.weights)
         networks = replace(networks, weights=parameters[:layers], biases=parameters[layers:])
@@ -69,7 +70,7 @@ def imitate(
 
 
 def _random_networks(topologies: list[Topology], rng: torch.Generator) -> MLPBatch:
-    """Networks of one depth with normal weights times 1/sqrt(fan_in), and biases of 0."""
+    """Networks of one depth with normal weights of standard deviation 1/sqrt(fan_in), biases 0."""
     ones = MLPBatch.full(topologies, 1.0)
     scales = ones.shapes[..., 1].double().rsqrt().float()
     weights = [

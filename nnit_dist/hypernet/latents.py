@@ -1,7 +1,7 @@
-"""A latent per teacher, mixes of them, and what training with it minimises.
+"""Latents of teachers, mixes of teachers, and the error of actions.
 
-A mix of teachers is a network that does what they do on average, weighted: its latent is as
-much between theirs. So the population is continuous, and a network need not copy a teacher.
+A mix is a weighting of teachers. Its network acts as the weighted average of the teachers, and its
+latent mean is the weighted average of their latent means. So the population is continuous.
 
 Shapes: B networks, T teachers.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class TeacherLatents(nn.Module):
-    """Mean and spread of z for every teacher."""
+    """Mean and log standard deviation of the latent z of every teacher, [T, latent_dim]."""
 
     def __init__(self, teachers: int, latent_dim: int, initial_std: float = 0.1) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class TeacherLatents(nn.Module):
         self.log_std = nn.Parameter(torch.full((teachers, latent_dim), initial_std).log())
 
     def sample(self, teacher_weights: Tensor, noise: Tensor) -> Tensor:
-        """z [B, latent_dim] for mixes [B, T] and standard normal noise [B, latent_dim]."""
+        """Latents z [B, latent_dim] for mixes [B, T] and standard normal noise [B, latent_dim]."""
         return sample_latents(teacher_weights, self.mean, self.log_std, noise)
 
     def kl(self) -> Tensor:
@@ -29,17 +29,17 @@ class TeacherLatents(nn.Module):
 
 
 def sample_latents(teacher_weights: Tensor, mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
-    """As `TeacherLatents.sample`, of means and spreads [T, latent_dim] of whichever teachers."""
+    """`TeacherLatents.sample` for the given means and log standard deviations [T, latent_dim]."""
     return teacher_weights @ mean + (teacher_weights @ log_std).exp() * noise
 
 
 def action_error(output: Tensor, target: Tensor) -> Tensor:
     """Squared error of actions, where overshooting a clipped target costs nothing.
 
-    `output` is the generated network's output before clipping, `target` the action to take, in
-    [-1, 1]; the network acts through clip(., -1, 1), so beyond the clip nothing is left to match.
+    `output` is the network's output before clipping, and `target` the action to take, in [-1, 1].
+    The policy clips its actions to [-1, 1], so an output beyond a target of -1 or 1 is no error.
     """
-    full = target.abs() > 1 - 1e-6  # a mix of several ones may be a rounding short of one
+    full = target.abs() > 1 - 1e-6  # an average of ones may be rounded below 1
     beyond = full & (output * target.sign() >= 1)
     return torch.where(beyond, 0.0, output - target).square()
 
@@ -52,11 +52,11 @@ def draw_teacher_weights(
     *,
     rng: torch.Generator,
 ) -> Tensor:
-    """Mixes of teachers float32 [count, T], each adding up to 1.
+    """Draw mixes of teachers, float32 [count, T]; the weights of each add up to 1.
 
-    With probability `best_share` of `blended` of the `best` (bool [T]; of all, if they are fewer),
-    any mix of them as likely as any; else one of the others alone. Where all or none are best, a
-    mix of any of them.
+    With probability `best_share` a mix has random weights over `max_teachers_per_mix` of the `best`
+    teachers (bool [T]), or over all of them if there are fewer. Otherwise it is one of the other
+    teachers alone. If all or none are best, every mix is drawn from all teachers.
     """
     groups = [group.nonzero().flatten() for group in (best, ~best) if group.any()]
     teacher_weights = torch.zeros(count, len(best))

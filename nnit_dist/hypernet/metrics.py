@@ -1,4 +1,4 @@
-"""How aligned networks are: what "structurally aligned" means, in numbers.
+"""Measures of how well the neurons of networks are aligned.
 
 Shapes: K networks, S states.
 """
@@ -12,10 +12,10 @@ from nnit_dist.core.mlp import MLPBatch
 
 
 def neighbour_correlation(networks: MLPBatch) -> tuple[float, float]:
-    """Correlation of neighbouring weights along the neurons of a layer, and along its inputs.
+    """Correlation of neighboring weights along the neurons of a layer, and along its inputs.
 
-    The first is over all matrices but the output's, whose rows are actions; the second over all
-    but the first, whose columns are observations. Weights are centred by matrix.
+    The first leaves out output layers, whose rows are actions. The second leaves out first layers,
+    whose columns are observations. Each matrix is centered by its mean.
     """
     down, across = _Correlation(), _Correlation()
     for network in range(len(networks)):
@@ -45,8 +45,8 @@ class _Correlation:
 def neuron_similarity(first: MLPBatch, second: MLPBatch, obs: Tensor) -> float:
     """Mean correlation, over states, of neuron i of a layer in two networks of the same depth.
 
-    Each is a batch of one, for normalized observations [S, obs_dim]. For all i that both have; 1 if
-    corresponding neurons do the same, 0 if they are strangers.
+    Each network is a batch of one, for normalized observations [S, obs_dim]. The mean is over all
+    neurons that both networks have: 1 if they act alike, 0 if they are unrelated.
     """
     correlations = []
     activations = (network.cropped().hidden_activations(obs[None]) for network in (first, second))

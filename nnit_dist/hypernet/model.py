@@ -1,6 +1,6 @@
-"""A trained hypernetwork as a source of policies: topology and teachers in, policies out.
+"""A trained hypernetwork, which writes policies of a topology that imitate a mix of teachers.
 
-One hypernetwork serves several tasks; a model writes policies of one of them at a time.
+One hypernetwork serves several tasks. A model writes policies for one of them at a time.
 """
 
 import json
@@ -30,7 +30,7 @@ FORMAT = "nnit.ghn/6"
 
 @dataclass(frozen=True)
 class Teacher:
-    """A policy that the hypernetwork learnt from; `best`: the best snapshot of its trial."""
+    """A policy that the hypernetwork imitates; `best` marks the best snapshot of a trial."""
 
     id: str
     best: bool
@@ -38,12 +38,13 @@ class Teacher:
 
 @dataclass
 class HypernetTask:
-    """What the hypernetwork knows of one task.
+    """One task of the hypernetwork, with its normalizer, teachers and latents.
 
     Attributes:
-        normalizer: folds networks for normalized observations to raw ones.
-        success: measured success_once of networks that imitate each teacher, float32 [teachers];
-            of those that imitate the best, of mixes of them.
+        normalizer: turns networks for normalized observations into ones for raw observations.
+        success: measured success_once in [0, 1] of networks that imitate each teacher, float32
+            [teachers]. All best teachers have the mean success of networks that imitate mixes of
+            them.
     """
 
     task: TaskInfo
@@ -60,12 +61,12 @@ class HypernetTask:
 
 @dataclass
 class HypernetModel:
-    """The hypernetwork with all that turns what it writes into policies of one of its tasks.
+    """The hypernetwork with its tasks; it writes policies for one of them.
 
     Attributes:
         distribution: the topologies that it was trained on.
-        max_teachers_per_mix: how many of the best teachers its networks imitated at once.
-        number: the place among `tasks` of the task that it writes policies for.
+        max_teachers_per_mix: how many of the best teachers a network imitates at most.
+        number: the index in `tasks` of the task that it writes policies for.
     """
 
     ghn: GHN
@@ -85,7 +86,11 @@ class HypernetModel:
         return self.current.task
 
     def for_task(self, task: str) -> "HypernetModel":
-        """The same hypernetwork, writing policies for one of its tasks; NnitError for another."""
+        """The same hypernetwork, set to write policies for `task`.
+
+        Raises:
+            NnitError: the hypernetwork was not trained for this task.
+        """
         names = [known.task.name for known in self.tasks]
         if task not in names:
             raise NnitError(
@@ -94,16 +99,16 @@ class HypernetModel:
         return replace(self, number=names.index(task))
 
     def each_task(self) -> list["HypernetModel"]:
-        """The same hypernetwork, once for each of its tasks."""
+        """The same hypernetwork as a model for each of its tasks."""
         return [replace(self, number=number) for number in range(len(self.tasks))]
 
     @property
     def parameters(self) -> int:
-        """How many parameters the hypernetwork has."""
+        """Number of parameters of the hypernetwork."""
         return sum(p.numel() for p in self.ghn.parameters())
 
     def writes(self, hidden: Hidden) -> bool:
-        """Whether the hypernetwork writes layers as wide as these."""
+        """Whether all hidden layers are narrow enough for the hypernetwork."""
         return max(hidden) <= self.distribution.max_width
 
     def topology(self, hidden: Hidden) -> Topology:
@@ -111,11 +116,11 @@ class HypernetModel:
         return Topology(self.task.obs_dim, hidden, self.task.act_dim)
 
     def vary_widths(self, hidden: Hidden, rng: torch.Generator) -> Topology:
-        """A topology near a seen one, as training has them."""
+        """A topology near a seen one, drawn as in training."""
         return self.distribution.vary(self.topology(hidden), rng)
 
     def draw_teacher_weights(self, count: int, best_share: float, rng: torch.Generator) -> Tensor:
-        """Mixes of teachers as training has them, float32 [count, teachers]."""
+        """Draw mixes of teachers as in training, float32 [count, teachers]."""
         best = torch.tensor([teacher.best for teacher in self.current.teachers])
         return draw_teacher_weights(best, count, best_share, self.max_teachers_per_mix, rng=rng)
 
@@ -133,10 +138,10 @@ class HypernetModel:
         generators: list[torch.Generator],
         conditions: list[ConditioningShape] | None = None,
     ) -> MLPBatch:
-        """A network of each topology that imitates a mix of teachers, of [B, teachers].
+        """Write a network of each topology that imitates its mix of teachers, of [B, teachers].
 
-        Latents are drawn around the mix's, each from its own generator. `conditions` are what the
-        hypernetwork is conditioned on, the true shapes by default.
+        Each latent is drawn around the mean of the mix, from its own generator. `conditions` are
+        the shapes that the hypernetwork is conditioned on, by default the true ones.
         """
         mixes = zip(teacher_weights, generators, strict=True)
         z = torch.stack([self.draw_latent(weights, rng) for weights, rng in mixes])
@@ -150,21 +155,21 @@ class HypernetModel:
         conditions: list[ConditioningShape] | None,
         tasks: list[int],
     ) -> MLPBatch:
-        """A network of each topology from each latent [B, latent_dim], on the CPU.
+        """Write a network of each topology, on the CPU, from its latent, of z [B, latent_dim].
 
-        They may be of different tasks, whose numbers are given.
+        `tasks` has the index of each network's task.
         """
         return self.ghn(list(zip(topologies, z[:, None], strict=True)), conditions, tasks).to("cpu")
 
     @torch.no_grad()
     def draw_latent(self, weights: Tensor, rng: torch.Generator) -> Tensor:
-        """A latent [latent_dim] around that of a mix of teachers [teachers]."""
+        """Draw a latent [latent_dim] for a mix of teachers [teachers]."""
         latents = self.current.latents
         noise = torch.randn(latents.mean.shape[1], generator=rng)
         return latents.sample(weights.to(latents.mean), noise.to(latents.mean))
 
     def to(self, device: torch.device) -> "HypernetModel":
-        """The same, computed on a device; networks still come on the CPU."""
+        """Move the hypernetwork to a device; the networks that it writes are still on the CPU."""
         self.ghn.to(device)
         for task in self.tasks:
             task.latents.to(device)
@@ -174,13 +179,13 @@ class HypernetModel:
     def policies(
         self, hidden: Hidden, count: int, seed: int, weights: Tensor | None = None
     ) -> list[Policy]:
-        """`count` policies of one topology that imitate a mix of teachers [teachers].
+        """Write `count` policies of one topology that imitate a mix of teachers [teachers].
 
-        By default each imitates a random mix of the best. Policy k depends on (seed, topology, mix,
-        k) alone, but for rounding.
+        By default each imitates a random mix of the best teachers. Policy k depends only on (seed,
+        topology, mix, k), apart from rounding errors.
 
         Raises:
-            NnitError: a layer is wider than the hypernetwork writes.
+            NnitError: a layer is too wide for the hypernetwork.
         """
         if not self.writes(hidden):
             raise NnitError(
@@ -208,7 +213,7 @@ class HypernetModel:
         return json.dumps(shares)
 
     def save(self, path: Path) -> Path:
-        """Write all tasks as one safetensors file."""
+        """Write the model with all tasks as one safetensors file."""
         tensors = {f"ghn.{k}": v.contiguous() for k, v in self.ghn.state_dict().items()}
         for i, known in enumerate(self.tasks):
             tensors |= {f"latents.{i}.{k}": v for k, v in known.latents.state_dict().items()}
@@ -233,10 +238,10 @@ class HypernetModel:
 
     @classmethod
     def load(cls, path: Path, task: str | None = None) -> "HypernetModel":
-        """Read what `save` wrote, to write policies for a task, the first by default.
+        """Read a model that `save` wrote, for one of its tasks, by default the first.
 
         Raises:
-            NnitError: the file is something else, or has no such task.
+            NnitError: the file is not such a model, or the model does not have the task.
         """
         tensors, metadata = read_model(path, FORMAT)
         config = GHNConfig.model_validate_json(metadata["config"])

@@ -1,7 +1,7 @@
-"""Behavior modes: which teachers can be averaged. Measured, pair by pair.
+"""Behavior modes: sets of teachers that can be averaged, measured pair by pair.
 
-Two good policies may average to a bad one: where one passes an object on the left and the other on
-the right, their mean runs into it. A behavior mode is a maximal clique of teachers any two of which
+The average of two good policies may be bad: if one passes an object on the left and the other on
+the right, their mean runs into it. A behavior mode is a maximal clique of teachers in which any two
 can be averaged.
 """
 
@@ -23,10 +23,10 @@ from nnit_dist.rollout.evaluation import Evaluator
 def measure_pairs(
     best: list[Member], episodes: int, out: Path, evaluator: Evaluator
 ) -> dict[tuple[int, int], float]:
-    """How much success averaging costs, for every pair (i, j) of the best, i < j.
+    """Measure the drop in success_once when a pair of teachers is averaged, for all pairs i < j.
 
-    The mean of the two's success_once less that of a policy that acts as their average, over the
-    same start states. Every episode is kept in `out`.
+    The drop is the mean success_once of the two policies minus that of a policy that acts as their
+    average, on the same start states. All episodes are written to `out`.
 
     Raises:
         NnitError: a simulator failed.
@@ -50,9 +50,9 @@ def measure_pairs(
 def largest_behavior_mode(
     count: int, drops: dict[tuple[int, int], float], max_drop: float
 ) -> list[int]:
-    """The largest behavior mode of `count` teachers; of several, the first.
+    """Indices of the largest behavior mode of `count` teachers; of equally large ones, the first.
 
-    Two teachers can be averaged where that costs no more than `max_drop` success.
+    Two teachers can be averaged if their drop in success_once is at most `max_drop`.
     """
     graph = networkx.Graph()
     graph.add_nodes_from(range(count))
@@ -62,7 +62,7 @@ def largest_behavior_mode(
 
 
 def average(first: Policy, second: Policy) -> FunctionPolicy:
-    """A policy that acts as the two do on average."""
+    """A policy whose action is the mean of the two policies' actions."""
     digest = hashlib.sha256((first.fingerprint() + second.fingerprint()).encode())
     return FunctionPolicy(
         partial(_mean_action, first, second),

@@ -1,4 +1,4 @@
-"""Which policies of the population teach the hypernetwork, task by task."""
+"""The choice of each task's teachers from the population."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -13,9 +13,9 @@ from nnit_dist.hypernet.model import Teacher
 
 @dataclass(frozen=True)
 class TeacherSet:
-    """The teachers of one task: the best snapshots of its trials, then earlier ones.
+    """The teachers of one task: the best snapshots of its trials, then earlier snapshots.
 
-    `number` is the task's place among those of the run.
+    `number` is the index of the task in the run.
     """
 
     task: TaskInfo
@@ -33,31 +33,31 @@ class TeacherSet:
         min_success: float,
         snapshots: int,
     ) -> Self:
-        """From the population: the trials that reach `min_success`.
+        """Select the teachers from the trials of the population that reach `min_success`.
 
-        Of each, the best snapshot and up to `snapshots` earlier ones.
+        Each of these trials gives its best snapshot and up to `snapshots` earlier ones.
 
         Raises:
-            NnitError: no trial is good enough.
+            NnitError: no trial reaches `min_success`.
         """
         candidates = [member for member in members if member.policy.task == task.name]
         best = _good_enough(task.name, candidates, min_success)
         return cls(task, number, best, _earlier(best, candidates, snapshots))
 
     def restricted_to(self, best: list[int]) -> Self:
-        """With these of the best alone, and the earlier snapshots of their trials."""
+        """Keep only some of the best teachers, and the earlier snapshots of their trials."""
         kept = [self.best[i] for i in best]
         trials = {member.trial for member in kept}
         return replace(self, best=kept, earlier=[m for m in self.earlier if m.trial in trials])
 
     @property
     def policies(self) -> list[Policy]:
-        """The best, then the earlier ones."""
+        """All policies: the best snapshots, then the earlier ones."""
         return [member.policy for member in [*self.best, *self.earlier]]
 
     @property
     def teachers(self) -> list[Teacher]:
-        """As the hypernetwork knows them, in the order of `policies`."""
+        """The teachers of the hypernetwork, in the order of `policies`."""
         return [Teacher(p.id, i < len(self.best)) for i, p in enumerate(self.policies)]
 
 
@@ -74,7 +74,7 @@ def _good_enough(task: str, members: list[Member], min_success: float) -> list[M
 
 
 def _earlier(teachers: list[Member], members: list[Member], count: int) -> list[Member]:
-    """Up to `count` earlier snapshots of the trial of each teacher, evenly over its training."""
+    """Up to `count` earlier snapshots of each teacher's trial, evenly spread over its training."""
     chosen: list[Member] = []
     for best in teachers:
         before = [m for m in members if m.trial == best.trial and m.env_steps < best.env_steps]

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nnit_dist.training.config import TaskWeights
 
-# Four do for PushCube-v1 alone. The model of four tasks is measured with eight.
+# Four steps are enough for PushCube-v1 alone. The model of four tasks was measured with eight.
 DEFAULT_STEPS = 8
 
 

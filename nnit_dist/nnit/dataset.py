@@ -1,7 +1,7 @@
 """Training examples: fresh networks that the hypernetwork writes, or a fixed list of them.
 
-Their widths are varied as in alignment, and the shape that hypernetwork and transformer are
-conditioned on is jittered for both alike.
+Widths are varied as in the hypernetwork's training. The shape that networks are conditioned on is
+jittered; the hypernetwork and the transformer get the same shape.
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,15 @@ from nnit_dist.nnit.trainer import Example
 from nnit_dist.training.sampling import TaskSampler, TrainingDistribution, jitter_condition
 
 NORMALIZER_NETWORKS = 256
-WINDOW = 16  # steps whose networks are mixed where they are used again
+WINDOW = 16  # batches whose networks are mixed when they are used again
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A training network that is not yet written: near a seen topology, of a mix of teachers.
+    """The random draws for a training network that the hypernetwork has not written yet.
 
-    Its generator goes on to draw the latent; `task` is its task's number.
+    `task` is the index of its task, and `topology` is near the `seen` one. The latent is drawn from
+    `rng` when the network is written.
     """
 
     task: int
@@ -44,11 +45,11 @@ class AlignedDataset:
     """Networks that a hypernetwork writes, and architectures without weights.
 
     A step has `topologies_per_step` topologies, `networks_per_topology` networks of each, and then
-    the architectures. Writing the networks is a third of a step's time on a CPU, so they may be
-    used in several steps (`reuse`), each time with noise of their own and beside other networks.
+    the architectures. Writing the networks is a third of a step's time on a CPU, so each network
+    can be used in several steps (`reuse`), every time with new noise and beside other networks.
 
-    Each task has a token normalizer of its own. (With one for all, a task whose weights are seven
-    times as large needed four times the sampler's steps.)
+    Each task has its own token normalizer. With a common one, a task whose weights are seven times
+    as large needed four times the sampler's steps.
     """
 
     def __init__(self, model: HypernetModel, config: NNiTConfig, seed: int) -> None:
@@ -67,11 +68,15 @@ class AlignedDataset:
 
     @property
     def seen(self) -> list[Hidden]:
-        """Hidden widths of the topologies on the training grid."""
+        """Hidden widths of the seen topologies."""
         return self.distribution.seen
 
     def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
-        """Examples of these numbers: networks below topologies * networks, else architectures."""
+        """The examples of a step with these numbers.
+
+        The first `topologies_per_step * networks_per_topology` numbers are networks, the others
+        architectures.
+        """
         first = self.config.topologies_per_step * self.config.networks_per_topology
         networks = [number for number in numbers if number < first]
         reuse = self.config.reuse
@@ -80,7 +85,7 @@ class AlignedDataset:
         self._kept = {key: one for key, one in self._kept.items() if key[0] >= oldest}
         for batch, number in wanted.values():
             if (batch, number) not in self._kept:
-                # Always together: written beside others, a network differs in its last bits.
+                # Always written together: beside other networks, the last bits would differ.
                 written = self._examples(self.drawn(batch, networks))
                 self._kept |= {(batch, n): one for n, one in zip(networks, written, strict=True)}
         return [
@@ -89,7 +94,7 @@ class AlignedDataset:
         ]
 
     def drawn(self, batch: int, numbers: Sequence[int]) -> list[Drawn]:
-        """The networks of these numbers of a batch (`batch_of`), not yet written."""
+        """Draw the networks with these numbers of a batch (`batch_of`), without writing them."""
         config, rng = self.config, stream("nnit.topologies", self.seed, batch)
         picked = torch.randint(
             len(self.seen), (config.topologies_per_step,), generator=rng
@@ -101,7 +106,7 @@ class AlignedDataset:
         ]
 
     def _draw(self, hidden: Hidden, batch: int, number: int) -> Drawn:
-        """A network near a seen topology, from its own generator."""
+        """Draw a network near a seen topology, from its own generator."""
         rng, task = stream("nnit.networks", self.seed, batch, number), self._task(batch, number)
         topology = self.models[task].vary_widths(hidden, rng)
         (weights,) = self.models[task].draw_teacher_weights(1, self.config.best_share, rng)
@@ -112,7 +117,7 @@ class AlignedDataset:
         return self.task_sampler.task_of(batch + number)
 
     def write(self, drawn: list[Drawn]) -> MLPBatch:
-        """The networks, for normalized observations; each can be written once."""
+        """Write the networks, for normalized observations. Each can be written only once."""
         z = [self.models[d.task].draw_latent(d.teacher_weights, d.rng) for d in drawn]
         return self.model.write(
             [d.topology for d in drawn],
@@ -147,7 +152,7 @@ class AlignedDataset:
         return Example(self.vocabulary.filled(ids), float(weights @ model.current.success))
 
     def _fit_normalizer(self, model: HypernetModel) -> TokenNormalizer:
-        """Statistics of tokens of seen topologies, per kind of token."""
+        """Fit a task's token normalizer to networks of seen topologies."""
         count = NORMALIZER_NETWORKS
         hidden = [self.seen[i * len(self.seen) // count] for i in range(count)]
         generators = [stream("nnit.token-normalizer", self.seed, i) for i in range(count)]
@@ -166,11 +171,10 @@ def _tokens(networks: MLPBatch, layouts: list[TokenLayout]) -> list[Tensor]:
 
 
 def batch_of(step: int, number: int, reuse: int) -> int:
-    """Which batch of networks a step takes its network `number` from; the step's own without reuse.
+    """The batch from which a step takes its network `number`; without reuse, the step itself.
 
-    In a window of `reuse` * WINDOW steps there are WINDOW batches, which are passed through
-    `reuse` times. From pass to pass a number moves on by as many batches, so that networks meet
-    others each time.
+    A window of `reuse * WINDOW` steps uses WINDOW batches, in `reuse` passes. In pass p the batch
+    of network `number` is shifted by `p * number`, so that networks are combined anew in each pass.
     """
     window, offset = divmod(step, reuse * WINDOW)
     again, place = divmod(offset, WINDOW)
@@ -183,7 +187,7 @@ def draw_condition(
     vocabulary: ArchitectureVocabulary,
     rng: torch.Generator,
 ) -> ConditioningShape:
-    """Jittered, with widths in whole units that the vocabulary has."""
+    """Draw a jittered conditioning shape with whole widths that the vocabulary has."""
     condition = jitter_condition(
         topology, config.condition_width_noise, config.condition_depth_noise, rng
     )
@@ -196,10 +200,10 @@ def _hidden(condition: ConditioningShape) -> Hidden:
 
 
 class ListedDataset:
-    """A fixed list of networks that succeed equally often, for weights that no hypernetwork writes.
+    """A fixed list of networks for normalized observations, all with the same success_once.
 
-    They are for normalized observations. `model` gives the task, its sizes and the normalizer; its
-    networks are not used.
+    It serves baselines whose weights no hypernetwork writes. `model` provides only the task and its
+    normalizer.
     """
 
     def __init__(
@@ -229,7 +233,7 @@ class ListedDataset:
         self._patches = [self.token_normalizers[0].normalize(*pair)[0] for pair in pairs]
 
     def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
-        """As `AlignedDataset`, but every network is picked on its own."""
+        """The examples of a step with these numbers, each drawn independently from the list."""
         count = self.config.topologies_per_step * self.config.networks_per_topology
         streams = [stream("nnit.listed", self.seed, step, number) for number in numbers]
         return [self._example(rng, n >= count) for rng, n in zip(streams, numbers, strict=True)]

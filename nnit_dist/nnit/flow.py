@@ -1,12 +1,12 @@
-"""The two diffusions: flow matching on patches, masking on architecture tokens. Torch alone.
+"""The two diffusion processes: flow matching on patches, masking on architecture tokens.
 
-Flow matching (arXiv 2210.02747) on the straight path x_t = (1 - t) noise + t data.
-The network predicts the data; the error is measured on the velocity
-(data - x_t) / (1 - t), which weighs it by 1 / (1 - t)^2. Architecture tokens are masked at a
-rate of their own (arXiv 2107.03006, 2406.07524).
+Flow matching (arXiv 2210.02747) uses the straight path x_t = (1 - t) noise + t data. The network
+predicts the data. The error is that of the velocity (data - x_t) / (1 - t), which weights the
+squared error of the data by 1 / (1 - t)^2. Architecture tokens are masked at a separate rate
+(arXiv 2107.03006, 2406.07524).
 
 Shapes: S sequences, M patches, A architecture tokens, P values a patch, V vocabulary; `owner`
-names each token's sequence.
+is the sequence of each token.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-MIN_REST = 0.1  # the weight of the last steps is bounded: 1 - t counts as at least this
+MIN_REST = 0.1  # lower bound of 1 - t in the loss, which bounds the weight near t = 1
 
 
 def noised(x_MP: Tensor, noise_MP: Tensor, time_M: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def noised(x_MP: Tensor, noise_MP: Tensor, time_M: Tensor) -> Tensor:
 def flow_loss(
     predicted: Tensor, x_MP: Tensor, mask_MP: Tensor, time_S: Tensor, *, owner_M: Tensor
 ) -> Tensor:
-    """Mean squared velocity error over each sequence's weights [S]; 0 where it has none."""
+    """Mean squared velocity error of each sequence's weights, [S]; 0 for one without weights."""
     error = ((predicted - x_MP).square() * mask_MP).sum(1)
     total = torch.zeros_like(time_S).index_add(0, owner_M, error)
     count = torch.zeros_like(time_S).index_add(0, owner_M, mask_MP.sum(1))
@@ -35,19 +35,19 @@ def flow_loss(
 
 
 def sample_time(generator: torch.Generator, mean: float = 0.0, std: float = 1.0) -> float:
-    """A noise level, logit-normal: most of the training where it is neither easy nor idle.
+    """Draw a noise level in (0, 1) from a logit-normal distribution (arXiv 2403.03206).
 
-    (arXiv 2403.03206; a larger `mean` is nearer to data.)
+    It favors intermediate levels. A larger `mean` gives levels nearer to the data.
     """
     return float(torch.sigmoid(mean + std * torch.randn((), generator=generator)))
 
 
 def integrate(predict: Callable[[Tensor, float], Tensor], noise: Tensor, steps: int) -> Tensor:
-    """Heun's method from noise to data along the predicted velocity.
+    """Integrate from noise to data along the predicted velocity, with Heun's method.
 
-    `predict(x, t)` returns the clean patches. The last step lands on the prediction itself. Steps
-    are smallest near noise, where it is decided which network comes out: in steps of one size,
-    two of 48 networks for PullCube-v1 came to nothing.
+    `predict(x, t)` returns the clean patches. The last step ends at the prediction itself. Steps
+    are smallest near the noise, where the trajectory commits to one network. With equal steps, two
+    of 48 networks for PullCube-v1 failed.
     """
     x, times = noise, torch.linspace(0, 1, steps + 1).square().tolist()
     for now, after in itertools.pairwise(times):
@@ -61,7 +61,7 @@ def integrate(predict: Callable[[Tensor, float], Tensor], noise: Tensor, steps: 
 
 
 def mask_ids(ids_A: Tensor, mask_id: int, rate: float, generator: torch.Generator) -> Tensor:
-    """Each token replaced by the mask with probability `rate`."""
+    """Replace each token by the mask with probability `rate`."""
     return torch.where(torch.rand(ids_A.shape, generator=generator) < rate, mask_id, ids_A)
 
 
@@ -74,7 +74,7 @@ def masked_loss(
     owner_A: Tensor,
     S: int,
 ) -> Tensor:
-    """Mean cross-entropy over each sequence's hidden tokens [S], over the ids allowed to each."""
+    """Mean cross-entropy [S] of each sequence's hidden tokens, over the ids allowed for each."""
     logits = logits_AV.masked_fill(~allowed_AV, -torch.inf)
     loss = torch.nn.functional.cross_entropy(logits, ids_A, reduction="none")
     total = torch.zeros(S, device=loss.device).index_add(0, owner_A, loss * hidden_A)
@@ -90,7 +90,11 @@ def unmask(
     *,
     generator: torch.Generator,
 ) -> Tensor:
-    """Draw the masked tokens one slot at a time, first to last, from the predicted logits."""
+    """Draw the masked tokens of ids [B, A] slot by slot, first to last, from predicted logits.
+
+    `predict` maps ids [B, A] to logits [B, A, V]. `allowed` bool [A, V] has the ids that each slot
+    may hold.
+    """
     for slot in range(ids_BA.shape[1]):
         if not (ids_BA[:, slot] == mask_id).any():
             continue

@@ -1,4 +1,4 @@
-"""A trained NNiT and its sampler: topology in, working policies out."""
+"""A trained NNiT and its sampler, which writes policies of a given topology."""
 
 import json
 import math
@@ -33,13 +33,13 @@ FORMAT = "nnit.model/5"
 
 @dataclass(frozen=True)
 class NNiTTask:
-    """What a model knows of one task that it writes policies for.
+    """One task that a model writes policies for, with its normalizers.
 
     Attributes:
-        normalizer: folds networks for normalized observations to raw ones.
+        normalizer: turns networks for normalized observations into ones for raw observations.
         token_normalizer: statistics of the tokens of the task's networks.
-        best_success: the highest success that its training networks were conditioned on, and what
-            is asked for by default.
+        best_success: success_once, in [0, 1], of networks that imitate the task's best teachers.
+            The sampler conditions on it by default.
     """
 
     task: TaskInfo
@@ -50,12 +50,12 @@ class NNiTTask:
 
 @dataclass
 class NNiTModel:
-    """The network with all that turns its samples into policies of one of its tasks.
+    """The network with its tasks; it writes policies for one of them.
 
     Attributes:
         distribution: the topologies that it was trained on.
-        guidable: whether training left task and success out at times.
-        number: the place among `tasks` of the task that it writes policies for.
+        guidable: whether training dropped task and success at times, which guidance needs.
+        number: the index in `tasks` of the task that it writes policies for.
     """
 
     network: NNiT
@@ -78,17 +78,21 @@ class NNiTModel:
 
     @property
     def best_success(self) -> float:
-        """What is asked for by default."""
+        """The success_once that policies are conditioned on by default, in [0, 1]."""
         return self.current.best_success
 
     def for_task(self, task: str) -> "NNiTModel":
-        """The same network, writing policies for one of its tasks; NnitError for another."""
+        """The same network, set to write policies for `task`.
+
+        Raises:
+            NnitError: the network was not trained for this task.
+        """
         self.vocabulary.check_task(task)
         return replace(self, number=self.vocabulary.tasks.index(task))
 
     @property
     def parameters(self) -> int:
-        """How many parameters the network has."""
+        """Number of parameters of the network."""
         return sum(p.numel() for p in self.network.parameters())
 
     def check(
@@ -97,7 +101,7 @@ class NNiTModel:
         success: float | None = None,
         guidance: float = 0.0,
     ) -> None:
-        """Raise NnitError unless this model can write `hidden` as asked for."""
+        """Raise NnitError if this model cannot write `hidden` with this success and guidance."""
         self.vocabulary.encode(self.task.name, hidden)
         if success is not None and not 0 <= success <= 1:
             raise NnitError(f"a success lies between 0 and 1; got {success}.")
@@ -122,21 +126,19 @@ class NNiTModel:
         success: float | None = None,
         guidance: float = 0.0,
     ) -> list[Policy]:
-        """`samples` policies of one topology.
+        """Write `samples` policies of one topology.
 
-        Sample k depends on (seed, topology, k) and on what is asked for alone, whatever else is
-        generated with it and on however many cores.
+        Sample k depends only on (seed, topology, k), `steps`, `success` and `guidance`, not on the
+        other samples or on the number of cores.
 
         Args:
             first: number of the first sample.
-            steps: of the sampler.
-            success: the success_once that the policies are to have; the best by default.
-            guidance: how far to go beyond what is asked for, away from any task and success
-                (arXiv 2207.12598); 0 is none.
+            steps: steps of the sampler.
+            success: success_once to condition on, in [0, 1]; `best_success` by default.
+            guidance: strength of classifier-free guidance (arXiv 2207.12598); 0 is none.
 
         Raises:
-            NnitError: the topology is out of this model's range, `success` is no share, or the
-                model cannot be guided.
+            NnitError: the topology or `success` is out of range, or the model cannot be guided.
         """
         self.check(hidden, success=success, guidance=guidance)
         topology = Topology(self.task.obs_dim, hidden, self.task.act_dim)
@@ -163,9 +165,10 @@ class NNiTModel:
     def draw_architectures(
         self, count: int, seed: int = 0, success: float | None = None
     ) -> list[Hidden]:
-        """`count` architectures from the model's own distribution (masked diffusion).
+        """Draw `count` architectures from the model's own distribution, by masked diffusion.
 
-        Of networks that have the `success`, the best by default. What decodes to none is left out.
+        They are conditioned on `success`, by default `best_success`. Draws that form no valid
+        architecture are left out, so there may be fewer.
         """
         generator = torch.Generator().manual_seed(seed)
         vocabulary, time = self.vocabulary, torch.zeros(count)
@@ -184,7 +187,7 @@ class NNiTModel:
         return [architecture[1] for architecture in decoded if architecture is not None]
 
     def _packings(self, layout: TokenLayout) -> tuple[Packed, Packed]:
-        """One network of a layout: with its task, and with any."""
+        """The packed sequence of one network, with its task and with the task masked."""
         ids = self.vocabulary.encode(self.task.name, layout.topology.hidden)
         condition = [self._condition(layout.topology)]
         asked, any_task = (
@@ -194,9 +197,10 @@ class NNiTModel:
         return asked, any_task
 
     def _condition(self, topology: Topology) -> ConditioningShape:
-        """What a topology counts as: itself, or the largest of training where it goes beyond.
+        """The conditioning shape of a topology: its true shape, up to the largest of training.
 
-        (PushCube-v1, twenty wider topologies: success 0.86 told so, 0.77 told the truth.)
+        For twenty wider topologies on PushCube-v1, success_once was 0.86 with this limit and 0.77
+        with the true shapes.
         """
         widths = (min(width, self.vocabulary.max_width) for width in topology.hidden)
         depth = min(topology.depth, self.vocabulary.max_depth)
@@ -210,7 +214,7 @@ class NNiTModel:
         x_NP: Tensor,
         time: float,
     ) -> Tensor:
-        """Clean patches [N, P] of one network, guided."""
+        """Predict the clean patches [N, P] of one network, with guidance."""
         asked, any_task = packings
         level, zero = torch.full((1,), time), torch.zeros(1)
         clean = self.network(asked, x_NP, level, zero, torch.full((1,), success))[0]
@@ -225,7 +229,7 @@ class NNiTModel:
         return torch.randn(layout.mask.shape, generator=generator)
 
     def save(self, path: Path) -> Path:
-        """Write one safetensors file; weights are kept as float16."""
+        """Write the model as one safetensors file; weights are float16."""
         network = self.network.state_dict().items()
         tensors = {f"network.{k}": v.half().contiguous() for k, v in network}
         tokens = [known.token_normalizer for known in self.tasks]
@@ -253,7 +257,11 @@ class NNiTModel:
 
     @classmethod
     def load(cls, path: Path) -> "NNiTModel":
-        """Read what `save` wrote; NnitError if it is something else."""
+        """Read a model that `save` wrote.
+
+        Raises:
+            NnitError: the file is not such a model, or its weights do not fit its configuration.
+        """
         tensors, metadata = read_model(path, FORMAT)
         vocabulary = ArchitectureVocabulary(*json.loads(metadata["vocabulary"]))
         config = TransformerConfig(**json.loads(metadata["config"]))
@@ -275,7 +283,7 @@ class NNiTModel:
 
 def _read_tasks(tasks: list[dict], tensors: dict[str, Tensor]) -> list[NNiTTask]:
     mean, std = tensors["token_normalizer.mean"], tensors["token_normalizer.std"]
-    if mean.dim() == 1:  # older files have one for all tasks
+    if mean.dim() == 1:  # older files have one normalizer for all tasks
         mean, std = mean.expand(len(tasks), -1), std.expand(len(tasks), -1)
     return [
         NNiTTask(
@@ -291,10 +299,10 @@ def _read_tasks(tasks: list[dict], tensors: dict[str, Tensor]) -> list[NNiTTask]
 
 
 def load_model(task: str, path: Path | None = None) -> NNiTModel:
-    """The NNiT of a task: from a model file, a run directory, or the run that ships.
+    """Load the NNiT of a task from a model file, a run directory, or by default the shipped run.
 
     Raises:
-        NnitError: there is no model there, or it writes policies for another task.
+        NnitError: there is no model there, or it was not trained for the task.
     """
     if path is None:
         path = shipped(task).nnit()

@@ -1,4 +1,4 @@
-"""Weights to zero mean and unit spread, by kind of token. Torch alone.
+"""The normalizer of tokens: weights to zero mean and unit variance, per kind of token.
 
 Shapes: B networks, N tokens, P values a token.
 """
@@ -20,7 +20,7 @@ class TokenNormalizer:
 
     @classmethod
     def fit(cls, samples: list[tuple[Tensor, TokenLayout]]) -> "TokenNormalizer":
-        """From (values [B, N, P], layout) pairs; padding does not count."""
+        """Fit the normalizer to pairs of values [B, N, P] and their layout, without the padding."""
         values: list[list[Tensor]] = [[] for _ in range(KINDS)]
         for tokens, layout in samples:
             for kind in range(KINDS):
@@ -32,10 +32,10 @@ class TokenNormalizer:
         return cls(mean, std.clamp(min=1e-6))
 
     def normalize(self, values: Tensor, layout: TokenLayout) -> Tensor:
-        """Values [B, N, P] to zero mean and unit spread; padding becomes 0."""
+        """Scale values [B, N, P] to zero mean and unit variance; padding becomes 0."""
         white = (values - self.mean[layout.kind, None]) / self.std[layout.kind, None]
         return white * layout.mask
 
     def denormalize(self, values: Tensor, layout: TokenLayout) -> Tensor:
-        """Inverse of `whiten` on everything that is not padding."""
+        """The inverse of `normalize`, except for the padding."""
         return values * self.std[layout.kind, None] + self.mean[layout.kind, None]

@@ -1,9 +1,9 @@
-"""Sequences of many networks, one after another in one row of tokens, without padding.
+"""Packing: the sequences of many networks, one after another in one row of tokens.
 
-A sequence is an architecture's tokens and then its patches; or an architecture's alone.
+A sequence has the tokens of an architecture, followed by its weight patches if it has weights.
 
-Shapes: S sequences, T tokens in all, A of them architecture tokens and M patches, F place
-features, P values a patch.
+Shapes: S sequences, T tokens in all, A architecture tokens, M patches, F position features,
+P values a patch.
 """
 
 import itertools
@@ -19,16 +19,26 @@ from nnit_dist.nnit.tokens import KINDS, TokenLayout
 
 @dataclass
 class Packed:
-    """Where every token of a row belongs. Index tensors are int64.
+    """A row of packed sequences. Index tensors are int64.
 
-    `ids_A` are architecture tokens and `slots_A` their slots; `kind_M` the patches' kinds and
-    `places_M` (float32 [M, F]) their places. `architecture_A` and `patches_M` say where in the
-    row they stand, `owner_T` whose a token is. `runs` lists (sequences, tokens a sequence) of
-    neighbours of one length, which attention takes together. `filler` tokens at the end are a
-    run of their own and say nothing: rows of few different lengths meet kernels that are compiled
-    already (a step on a CPU: 1.15 times as fast). `tables` lists (sequences, tokens that each is
-    padded to) of neighbours, no more than twice as long as one another; token t stands at
-    `table_T[t]` of all tables, flattened.
+    Attributes:
+        ids_A: the architecture tokens.
+        slots_A: the slot of each architecture token in its architecture.
+        kind_M: the kind of each patch.
+        places_M: position features of each patch, float32 [M, F].
+        mask_MP: float32, 1 where a value is a weight and 0 where it is padding.
+        architecture_A: the index in the row of each architecture token.
+        patches_M: the index in the row of each patch.
+        owner_T: the sequence of each token.
+        table_T: the index of each token in all `tables`, flattened.
+        tables: (sequences, padded length) of consecutive sequences whose lengths differ at most by
+            a factor of two. Attention on a GPU computes each table at once.
+        runs: (sequences, length) of consecutive sequences of equal length. Attention on a CPU
+            computes each run at once.
+        filler: number of meaningless tokens at the end, which form a run of their own. They round
+            the length up: few different lengths make a step on a CPU 1.15 times as fast, because
+            its kernels are compiled already.
+        sequences: S.
     """
 
     ids_A: Tensor
@@ -56,7 +66,7 @@ class Packed:
         return self.owner_T[self.patches_M]
 
     def to(self, device: torch.device) -> "Packed":
-        """The same on a device."""
+        """The same row on a device."""
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)  # type: ignore[arg-type]  # tensors for tensors
 
@@ -69,10 +79,11 @@ def pack(
     *,
     multiple: int = 1,
 ) -> Packed:
-    """Pack S sequences in the order given; sort them by length to make few runs.
+    """Pack S sequences in the given order. If they are sorted by length, there are few runs.
 
-    A sequence without a layout is an architecture alone. `unit` is the width that places are
-    told in, see `place_features`; the row is filled up to a `multiple`.
+    A sequence without a layout is an architecture without weights. A missing `condition` stands for
+    the true shape. `unit` is the scale of positions, see `place_features`. The length of the row is
+    rounded up to a multiple of `multiple`.
     """
     lengths = [
         len(i) + (layout.length if layout else 0) for i, layout in zip(ids, layouts, strict=True)
@@ -116,7 +127,7 @@ def _tables(lengths: list[int]) -> list[tuple[int, int]]:
             groups[-1].append(length)
         else:
             groups.append([length])
-    # Attention's kernels like multiples of eight.
+    # Attention is fastest on multiples of eight.
     return [(len(group), -(-max(group) // 8) * 8) for group in groups]
 
 
@@ -135,9 +146,11 @@ PLACE_FEATURES = 8 * 2 * FREQUENCIES + KINDS
 
 
 def place_features(layout: TokenLayout, condition: ConditioningShape, unit: int) -> Tensor:
-    """[N, PLACE_FEATURES]: where a patch lies, absolutely and in its layer, and in which layer.
+    """Position features [N, PLACE_FEATURES] of patches.
 
-    Rows, columns and sizes are told in multiples of `unit`, layers of eight.
+    They encode row and column, both absolute and relative to the layer's size, the layer's size,
+    its position from both ends, and the patch's kind. Rows, columns and sizes are divided by
+    `unit`, positions of layers by 8.
     """
     sizes = torch.tensor(list(zip(condition.dims[1:], condition.dims, strict=False)))[layout.layer]
     place = torch.tensor(condition.layer_positions)[layout.layer]
@@ -156,7 +169,7 @@ def place_features(layout: TokenLayout, condition: ConditioningShape, unit: int)
 
 
 def fourier(x: Tensor) -> Tensor:
-    """[...] -> [..., 2 * FREQUENCIES]: sinusoids of a number of order one."""
+    """Sines and cosines [..., 2 * FREQUENCIES] of numbers [...] of order one."""
     rates = torch.pi / 4 * 2.0 ** torch.arange(FREQUENCIES, device=x.device)
     angles = x[..., None] * rates
     return torch.cat([angles.sin(), angles.cos()], -1)

@@ -1,11 +1,11 @@
-"""Patches: a policy's weights as a sequence of tokens, and back.
+"""Tokens: a policy's weights as a sequence of patches and back, and discrete architecture tokens.
 
-A weight matrix is cut into p x p patches and a bias into runs of p; edges are
-padded and the padding is masked. Weights are tokenised in units of
-1/sqrt(fan_in), so a token means the same whatever the layer's width. Tokens of
-one kind stand together: input patches, hidden patches, output patches, biases.
+A weight matrix is cut into p x p patches and a bias into runs of p. Edges are
+padded, and the padding is masked. Weights are in units of 1/sqrt(fan_in), so
+that a token means the same at any width of the layer. Tokens of one kind are
+consecutive: input patches, hidden patches, output patches, biases.
 
-Torch alone. Shapes: B networks, N tokens, P = p * p values a token.
+Shapes: B networks, N tokens, P = p * p values a token.
 """
 
 from dataclasses import dataclass
@@ -22,16 +22,16 @@ from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.splits import DEEPER
 from nnit_dist.core.topology import Topology
 
-BIAS, KINDS = 3, 4  # a patch of weights is of its layer's kind
-LAYOUT_CACHE_BYTES = 256 * 2**20  # a process that draws topologies at random meets thousands
+BIAS, KINDS = 3, 4  # a patch of weights has the kind of its layer: 0, 1 or 2
+LAYOUT_CACHE_BYTES = 256 * 2**20  # a training process uses thousands of random topologies
 
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Where every token of a topology lies.
+    """The kind and the position of every token of a topology.
 
-    `kind`, `layer`, `row` and `col` are int64 [N]: row and column of the token's first weight.
-    `mask` is float32 [N, P], 1 where a value is a weight and 0 where it is padding.
+    `kind`, `layer`, `row` and `col` are int64 [N]; `row` and `col` are those of the token's first
+    weight. `mask` is float32 [N, P], 1 where a value is a weight and 0 where it is padding.
     `parts` lists, in token order, (layer, is_bias, number of tokens).
     """
 
@@ -46,18 +46,18 @@ class TokenLayout:
 
     @property
     def length(self) -> int:
-        """How many tokens a network has."""
+        """Number of tokens of a network."""
         return len(self.kind)
 
     @property
     def nbytes(self) -> int:
-        """Memory of its tensors."""
+        """Memory of the tensors, in bytes."""
         return sum(x.nbytes for x in (self.kind, self.layer, self.row, self.col, self.mask))
 
 
 @cached(LRUCache(LAYOUT_CACHE_BYTES, getsizeof=attrgetter("nbytes")), lock=Lock())
 def token_layout(topology: Topology, patch: int) -> TokenLayout:
-    """The token layout of a topology; the same for every policy that has it."""
+    """The token layout of a topology, with patches of side `patch`."""
     columns: dict[str, list[Tensor]] = {"kind": [], "layer": [], "row": [], "col": [], "mask": []}
     parts = []
     order = [(i, False) for i in range(topology.num_layers)]
@@ -85,7 +85,7 @@ def token_layout(topology: Topology, patch: int) -> TokenLayout:
 
 
 def tokenize(networks: MLPBatch, layout: TokenLayout) -> Tensor:
-    """Networks of the layout's topology -> values [B, N, P]."""
+    """Turn networks of the layout's topology into token values [B, N, P]."""
     pieces = []
     for layer, is_bias, _ in layout.parts:
         out, fan_in = layout.topology.shapes[layer]
@@ -99,7 +99,7 @@ def tokenize(networks: MLPBatch, layout: TokenLayout) -> Tensor:
 
 
 def detokenize(values: Tensor, layout: TokenLayout) -> MLPBatch:
-    """Inverse of `tokenize`; the padding is dropped."""
+    """Turn token values [B, N, P] into networks: the inverse of `tokenize`, without padding."""
     p, shapes = layout.patch, layout.topology.shapes
     weights: dict[int, Tensor] = {}
     biases: dict[int, Tensor] = {}
@@ -119,7 +119,7 @@ def detokenize(values: Tensor, layout: TokenLayout) -> MLPBatch:
 
 
 def _cut(matrix: Tensor, patch: int) -> Tensor:
-    """[B, rows, cols] -> [B, N, P], edges padded with zeros."""
+    """Cut matrices [B, rows, cols] into patches [B, N, P], with edges padded with zeros."""
     rows, cols = matrix.shape[1:]
     padded = F.pad(matrix, (0, -cols % patch, 0, -rows % patch))
     grid = padded.unflatten(1, (-1, patch)).unflatten(-1, (-1, patch))
@@ -127,11 +127,11 @@ def _cut(matrix: Tensor, patch: int) -> Tensor:
 
 
 class ArchitectureVocabulary:
-    """Discrete tokens: task, depth, and one width a layer.
+    """Discrete tokens of an architecture: its task, its depth, and the width of each hidden layer.
 
-    A width may be any number of units, from one patch up; its id is the number itself. Training
-    has them up to `max_width` and depths up to `max_depth`, and architectures are drawn from
-    these; what may be asked for reaches to twice the width and `DEEPER` layers more.
+    The id of a width is the width itself, in units; the smallest is the side of a patch. Training
+    uses widths up to `max_width` and depths up to `max_depth`, and architectures are drawn within
+    these limits. The vocabulary itself has twice the width and `DEEPER` more layers.
     """
 
     def __init__(self, tasks: list[str], patch: int, max_width: int, max_depth: int) -> None:
@@ -139,8 +139,8 @@ class ArchitectureVocabulary:
         self.max_width, self.max_depth = max_width, max_depth
         self.most_units = 2 * max_width
         self.depths = list(range(1, max_depth + DEEPER + 1))
-        self.slots = 2 + max_depth  # of an architecture that is drawn
-        self.none = 0  # the width of a layer that is not there
+        self.slots = 2 + max_depth  # number of tokens of a drawn architecture
+        self.none = 0  # the width of a missing layer
         self._depth = 1 + self.most_units
         self._task = self._depth + len(self.depths)
         self.mask = self._task + len(tasks)
@@ -148,7 +148,7 @@ class ArchitectureVocabulary:
         self.types_count = 4 + len(tasks)
 
     def encode(self, task: str, hidden: tuple[int, ...]) -> list[int]:
-        """Token ids of an architecture: 2 + its depth.
+        """Token ids of an architecture: task, depth, and one width for each hidden layer.
 
         Raises:
             NnitError: the task is unknown, or a width or the depth is out of range.
@@ -172,24 +172,24 @@ class ArchitectureVocabulary:
         return [self._task + self.tasks.index(task), self._depth + len(hidden) - 1, *hidden]
 
     def check_task(self, task: str) -> None:
-        """Raise NnitError unless it is one of the model's."""
+        """Raise NnitError if the vocabulary does not have the task."""
         if task not in self.tasks:
             raise NnitError(
                 f"this model writes policies for {', '.join(self.tasks)}, not for {task}."
             )
 
     def extends(self, other: "ArchitectureVocabulary") -> bool:
-        """Whether it is another's with tasks added at the end, if any."""
+        """Whether this vocabulary equals `other` apart from further tasks at the end."""
         names = ("patch", "max_width", "max_depth")
         same = all(getattr(self, name) == getattr(other, name) for name in names)
         return same and self.tasks[: len(other.tasks)] == other.tasks
 
     def filled(self, ids: list[int]) -> list[int]:
-        """Ids with `none` for every layer that is not there: all slots of a drawn architecture."""
+        """Fill token ids up to `slots` with `none`, for the layers that are missing."""
         return ids + [self.none] * (self.slots - len(ids))
 
     def decode(self, ids: list[int]) -> tuple[str, tuple[int, ...]] | None:
-        """(task, hidden) of token ids, with or without `none`, or None if they are neither."""
+        """Turn token ids, filled or not, into (task, hidden); None if they form no architecture."""
         task, depth = ids[0] - self._task, ids[1] - self._depth + 1
         widths = ids[2:]
         present = [self.patch <= w <= self.most_units for w in widths]
@@ -200,7 +200,7 @@ class ArchitectureVocabulary:
         return self.tasks[task], tuple(widths[:depth])
 
     def allowed(self) -> Tensor:
-        """bool [2 + deepest, size]: which ids each slot may hold."""
+        """Which ids each slot may hold, bool [2 + largest depth, size]."""
         allowed = torch.zeros(2 + self.depths[-1], self.size, dtype=torch.bool)
         allowed[0, self._task : self.mask] = True
         allowed[1, self._depth : self._task] = True
@@ -209,24 +209,24 @@ class ArchitectureVocabulary:
         return allowed
 
     def drawable(self) -> Tensor:
-        """bool [slots, size]: `allowed` within the range of training."""
+        """Which ids each slot of a drawn architecture may hold, bool [slots, size]."""
         drawable = self.allowed()[: self.slots]
         drawable[1, self._depth + self.max_depth :] = False
         drawable[2:, 1 + self.max_width :] = False
         return drawable
 
     def numbers(self) -> Tensor:
-        """float32 [size]: a width in multiples of `max_width`, a depth in eights, else 0."""
+        """The number of each id, float32 [size]: width / `max_width`, depth / 8, otherwise 0."""
         values = torch.zeros(self.size)
         values[1 : self._depth] = torch.arange(1, self._depth) / self.max_width
         values[self._depth : self._task] = torch.tensor(self.depths) / 8
         return values
 
     def types(self) -> Tensor:
-        """int64 [size]: none 0, width 1, depth 2, mask 3, then the tasks.
+        """The type of each id, int64 [size]: none 0, width 1, depth 2, mask 3, then the tasks.
 
-        What the network knows of a width or a depth beyond its type is its number: so one that
-        training never had means something.
+        All widths share one embedding, as do all depths. They differ only by their number, so that
+        the network also understands widths and depths that are not in the training data.
         """
         types = torch.zeros(self.size, dtype=torch.int64)
         types[1 : self._depth], types[self._depth : self._task] = 1, 2

@@ -1,4 +1,4 @@
-"""Training NNiT under Ray Train, in one segment or several, and what each worker does."""
+"""Training of NNiT under Ray Train, in one segment or several."""
 
 import copy
 from dataclasses import dataclass
@@ -26,10 +26,12 @@ BAR = "nnit"
 
 @dataclass(frozen=True)
 class TrainSegment:
-    """A part of a training, up to `until` steps; the same name goes on where it was.
+    """A part of a training, up to step `until`. A segment resumes from checkpoints under its name.
 
-    It begins with the weights of the model `continue_from`, or goes on from the `state` that the
-    segment before left at `start_from`.
+    Attributes:
+        continue_from: a model file whose weights are the start of the training.
+        start_from: a trainer's state to resume from, written by the segment before.
+        state: the file for the trainer's state at the end, if another segment follows.
     """
 
     name: str
@@ -41,7 +43,7 @@ class TrainSegment:
 
 @dataclass(frozen=True)
 class NNiTSpec:
-    """What a worker of Ray Train is to do. Paths are text: they travel to other machines."""
+    """The work of a Ray Train worker. Paths are text, because they are sent to other machines."""
 
     config: NNiTConfig
     hypernet: str
@@ -64,7 +66,7 @@ class NNiTTraining:
     seed: int
 
     def run(self, segment: TrainSegment, view: StageProgress) -> None:
-        """Train a segment under Ray Train, and write the model as it is then.
+        """Train a segment under Ray Train, and write the model.
 
         Raises:
             NnitError: training failed more often than its placement allows.
@@ -90,7 +92,7 @@ class NNiTTraining:
 
 
 def nnit_worker(spec: NNiTSpec, loop_spec: LoopSpec) -> None:
-    """Train up to `spec.until` steps, then write the model and, if asked for, the state."""
+    """Train up to step `spec.until`, then write the model, and the state if `spec.state` is set."""
     device, rank, workers = worker_setup()
     writes_on = torch.device("cpu") if loop_spec.loaders else device
     hypernet = HypernetModel.load(path_of(spec.hypernet)).to(writes_on)
@@ -117,9 +119,9 @@ def nnit_worker(spec: NNiTSpec, loop_spec: LoopSpec) -> None:
 
 @torch.no_grad()
 def trained_model(trainer: Trainer, dataset: AlignedDataset | ListedDataset) -> NNiTModel:
-    """The averaged network of a training with everything that sampling needs.
+    """The trained model, with the averaged network.
 
-    Its weights are rounded to float16, as which they are kept.
+    Its weights are rounded to float16, because model files hold float16.
     """
     network = copy.deepcopy(trainer.average).cpu()
     for parameter in network.parameters():
@@ -136,10 +138,10 @@ def trained_model(trainer: Trainer, dataset: AlignedDataset | ListedDataset) -> 
 
 
 def warm_start_from(trainer: Trainer, earlier: NNiTModel) -> None:
-    """Begin a training with a trained model's network; its tasks come first, further ones are new.
+    """Copy the weights of a trained model; its tasks come first, new tasks after them.
 
     Raises:
-        NnitError: the networks differ in more than their tasks.
+        NnitError: the networks have other sizes, or the earlier tasks do not come first.
     """
     same = trainer.config.transformer == earlier.config
     if not (same and trainer.dataset.vocabulary.extends(earlier.vocabulary)):
@@ -153,7 +155,7 @@ def warm_start_from(trainer: Trainer, earlier: NNiTModel) -> None:
 
 
 def training_of(run: RunDirectory) -> tuple[NNiTConfig, int]:
-    """Settings and seed with which a finished run trained its NNiT."""
+    """The configuration and the seed with which a finished run trained its NNiT."""
     settings = run.settings("train")
     return NNiTConfig(**settings["nnit"]), settings["seed"]
 

@@ -1,8 +1,8 @@
-"""One optimiser step of NNiT, with torch alone: corrupt, pack, predict, descend.
+"""The trainer of NNiT: corrupt examples, pack them, predict the clean ones, take an optimizer step.
 
-A step's batch is global: its examples are numbered, and number i is drawn and corrupted from
-(seed, step, i). So it does not matter how they are spread over workers and over the parts that
-a worker takes one after another; the gradient is the same.
+The examples of a step are numbered over all workers. Example i depends on (seed, step, i) alone. So
+the gradient does not depend on the number of workers, nor on `accumulate`, the number of parts in
+which a worker computes its share.
 """
 
 import copy
@@ -37,10 +37,10 @@ WARMUP = 50  # steps in which the learning rate rises
 
 @dataclass
 class Example:
-    """A network as a sequence, or an architecture alone (no layout, no patches).
+    """A network as a sequence, or an architecture without weights, layout and condition.
 
-    `ids` are architecture tokens, `x` whitened patches [N, P], `success` what the network
-    reaches, `told` what it counts as.
+    `ids` are architecture tokens, `x` normalized patches [N, P], `success` the success_once in
+    [0, 1], and `condition` the shape that the transformer is conditioned on.
     """
 
     ids: list[int]
@@ -51,12 +51,12 @@ class Example:
 
     @property
     def length(self) -> int:
-        """Tokens of its sequence."""
+        """Number of tokens of the sequence."""
         return len(self.ids) + (self.layout.length if self.layout else 0)
 
 
 class Dataset(Protocol):
-    """Where examples come from: the same ones for the same (step, numbers)."""
+    """A source of examples, which gives the same ones for the same (step, numbers)."""
 
     vocabulary: ArchitectureVocabulary
 
@@ -66,10 +66,11 @@ class Dataset(Protocol):
 
 @dataclass
 class Corrupted:
-    """Packed examples with noise on their patches and masks on their architecture.
+    """Packed examples with noise on their patches and masks on their architecture tokens.
 
-    What the network gets (`packed`, `x_t`, `time`, `rate`, `success`), and what it must find:
-    the clean `x` [M, P] and `ids` [A] where `hidden` [A].
+    Inputs of the network are `packed`, `x_t` [M, P], `time` [S], `rate` [S] and `success` [S].
+    Targets are the clean patches `x` [M, P], and the clean `ids` [A] of tokens that are masked
+    according to `hidden`, bool [A].
     """
 
     packed: Packed
@@ -82,14 +83,14 @@ class Corrupted:
     hidden: Tensor
 
     def to(self, device: torch.device) -> "Corrupted":
-        """The same on a device."""
+        """The same examples on a device."""
         return Corrupted(**{name: part.to(device) for name, part in vars(self).items()})
 
 
 class Trainer:
-    """Network, averaged network and optimiser, with one training step.
+    """The trainer of a network and of the moving average of its weights.
 
-    `share` is (rank, workers): which of a step's examples are this worker's.
+    `share` is (rank, workers). A worker takes every `workers`-th example of a step, from its rank.
     """
 
     def __init__(
@@ -118,21 +119,24 @@ class Trainer:
         self.autocast = config.bf16 and has_bf16(device)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The contents of a checkpoint."""
         return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
 
     def step(self, step: int) -> dict[str, float]:
-        """Take step number `step`; returns the mean losses and the norm of the gradient."""
+        """Take step number `step`, and return the mean losses and the norm of the gradient."""
         return self.train_step(step, self.sample_batch(step))
 
     def sample_batch(self, step: int) -> list[Corrupted]:
-        """This worker's share of step number `step`, in its parts; on the CPU."""
+        """Draw this worker's share of step number `step`, in `accumulate` parts, on the CPU."""
         rank, workers = self.share
         mine = range(rank, self._networks + self.config.architectures, workers)
         return [self.corrupted(step, part) for part in self._parts(mine)]
 
     def train_step(self, step: int, parts: Iterable[Corrupted]) -> dict[str, float]:
-        """Descend along the gradient of the batch, of which `parts` are this worker's share."""
+        """Take step number `step`, of which `parts` are this worker's share.
+
+        Returns the mean losses and the norm of the gradient.
+        """
         rate = learning_rate(step, self.config.steps, peak=self.config.lr, warmup=WARMUP)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
@@ -151,7 +155,7 @@ class Trainer:
         return {"flow": flow, "architecture": architecture, "grad_norm": float(norm)}
 
     def losses(self, batch: Corrupted) -> tuple[Tensor, Tensor]:
-        """This part's contribution to the step's mean flow loss and mean architecture loss."""
+        """The contribution of a part to the step's mean flow loss and mean architecture loss."""
         packed, config = batch.packed, self.config
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             patches, logits = self.network(packed, batch.x_t, batch.time, batch.rate, batch.success)
@@ -170,7 +174,7 @@ class Trainer:
         return flow.sum() / self._networks, architecture.sum() / count
 
     def corrupted(self, step: int, numbers: Sequence[int]) -> Corrupted:
-        """The examples of these numbers, each corrupted from (seed, step, number)."""
+        """The examples with these numbers, each corrupted by its own random numbers."""
         examples = self.dataset.examples(step, numbers)
         ordered = sorted(zip(numbers, examples, strict=True), key=lambda pair: pair[1].length)
         return corrupt(
@@ -207,13 +211,12 @@ def corrupt(
     condition_dropout: float,
     logits: tuple[float, float] = (0.0, 1.0),
 ) -> Corrupted:
-    """Give each example its own noise levels, noise and masks, and pack them.
+    """Corrupt each example with its own noise levels, noise and masks, and pack them.
 
-    `logits` are mean and spread of the noise levels'.
-
-    An architecture alone is masked at a rate of any size. Beside patches it is left whole but in
-    a share `mask_rate` of the networks, and task and success are dropped together in a share
-    `drop_rate` of all, which is what guidance needs.
+    Architectures without weights are masked at a uniformly random rate. A share `mask_rate` of the
+    networks is masked in the same way, the others not at all. Task and success are dropped together
+    in a share `condition_dropout` of all examples, which guidance needs. `logits` are the mean and
+    the standard deviation of the logits of noise levels.
     """
     ids, times, rates, successes, noises = [], [], [], [], []
     for example, rng in zip(examples, generators, strict=True):

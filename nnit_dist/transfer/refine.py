@@ -1,8 +1,9 @@
-"""Refining: gradient descent on a written policy, towards the teacher that it acts most like.
+"""Refining: a generated policy is trained to imitate the teacher that it acts most like.
 
-A generator that serves every topology fits none of them to the end. What it wrote is a good start:
-a second or two of imitation on recorded states, without a simulator, and the policy acts as its
-teacher does. What is refined is trained, a little: its success is not that of the generator.
+A generator for all topologies fits none of them perfectly, but its policies are good starting
+points. One or two seconds of imitation on recorded states, without a simulator, are enough for a
+policy to act as its teacher does. A refined policy is trained, so its success is no measure of the
+generator.
 """
 
 from collections.abc import Callable
@@ -22,8 +23,8 @@ from nnit_dist.hypernet.latents import action_error
 from nnit_dist.hypernet.model import HypernetModel
 
 STEPS, STATES, LR = 2000, 256, 1e-2
-TOGETHER = 16  # policies that are refined at once
-KEPT_STATES = 40_000  # of a task
+TOGETHER = 16  # policies that are refined in one batch
+KEPT_STATES = 40_000  # states of a task that are kept for refining
 COMPARED = 2000  # states on which policies and teachers are compared
 
 
@@ -37,13 +38,14 @@ def refine(
     watch: Callable[[int], None] = lambda done: None,
     scratch: bool = False,
 ) -> tuple[list[Policy], list[tuple[float, float]]]:
-    """Policies of one task, refined, and the squared errors of each one's actions before and after.
+    """Refine policies of one task; return them, and each one's action error before and after.
 
-    Errors are on states that refining does not use, one in ten. `watch` hears how many are done.
-    With `scratch` they begin with random weights instead, and learn from the same teachers.
+    Errors are mean squared errors on a tenth of the states, which refining does not train on.
+    `watch` is called with the number of refined policies. With `scratch`, training starts from
+    random weights, with the same teachers.
 
     Raises:
-        NnitError: a policy is for other observations or actions than the teachers.
+        NnitError: a policy and the teachers have different numbers of observations or actions.
     """
     for policy in policies:
         if (policy.topology.obs_dim, policy.topology.act_dim) != (
@@ -82,12 +84,16 @@ def refine(
 
 
 def keep_for_refining(model: HypernetModel, data: DistillationData, path: Path) -> None:
-    """Keep what the best teachers of a task do, and some of the states to do it in."""
+    """Write the best teachers of a task, and some of their states, to `path`."""
     data.of_teachers(model.current.best).thinned(KEPT_STATES).save(path)
 
 
 def load_distillation_data(run: RunDirectory, task: str) -> DistillationData:
-    """The lessons of a task that a run's alignment left; NnitError if there are none."""
+    """Read the distillation data of a task that the align stage of a run wrote.
+
+    Raises:
+        NnitError: the run has no distillation data of the task.
+    """
     path = run.distillation_data(task)
     if not path.exists():
         raise NnitError(
@@ -98,7 +104,7 @@ def load_distillation_data(run: RunDirectory, task: str) -> DistillationData:
 
 
 def _nearest(network: MLPBatch, distillation_data: DistillationData) -> torch.Tensor:
-    """The teacher whose actions a network's are most like, as a mix [teachers] of it alone."""
+    """A mix [T] of the one teacher whose actions are most like the network's."""
     teachers = torch.eye(len(distillation_data.teachers))
     errors = [_error(network, teacher, distillation_data) for teacher in teachers]
     return teachers[errors.index(min(errors))]
@@ -106,6 +112,6 @@ def _nearest(network: MLPBatch, distillation_data: DistillationData) -> torch.Te
 
 @torch.no_grad()
 def _error(network: MLPBatch, mix: torch.Tensor, distillation_data: DistillationData) -> float:
-    """Mean squared error of a network's actions after a mix of teachers [teachers]."""
+    """Mean squared error between a network's actions and those of a mix of teachers [T]."""
     obs, actions = distillation_data.draw(mix[None], COMPARED, stream("refine.compare"))
     return float(action_error(network.forward(obs), actions).mean())
