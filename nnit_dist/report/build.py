@@ -26,7 +26,7 @@ TEMPLATE, TASK = (Path(__file__).with_name(name) for name in ("template.html", "
 
 
 class ReportFigures(TypedDict):
-    """The name of the page in its directory, and its characters."""
+    """File name of the HTML page, and its length in characters."""
 
     report: str
     bytes: int
@@ -35,7 +35,7 @@ class ReportFigures(TypedDict):
 def build_report(run: RunDirectory, name: str, out: ReportDirectory) -> ReportFigures:
     """Write the page, its tables in Markdown, copies of the results, and the pictures.
 
-    Reads the manifests and artifacts of every earlier stage. Pictures of a task lie in `out/TASK`.
+    Reads the manifests and artifacts of every earlier stage. Each task's pictures go to `out/TASK`.
     """
     for results in (run.evaluate.summaries, run.evaluate.networks):
         copy(results, out.path / results.name)
@@ -63,7 +63,7 @@ def build_report(run: RunDirectory, name: str, out: ReportDirectory) -> ReportFi
 
 
 def _task_section(run: RunDirectory, task: str, rows: list[NetworkResult], out: Path) -> str:
-    """What a task's networks can do, as HTML."""
+    """The HTML section on one task: figures, pictures, tables and a film."""
     figures: TaskFigures = run.figures("evaluate")["tasks"][task]
     pictures = {
         "success": plots.success_by_topology(rows),
@@ -102,7 +102,7 @@ def _data(path: Path) -> str:
 
 
 def _as_markdown(run: RunDirectory, name: str) -> str:
-    """Results and cost of all tasks, to paste."""
+    """The results and costs of all tasks, as Markdown."""
     samples = run.settings("generate")["generate"]["samples"]
     episodes = run.settings("evaluate")["evaluate"]["episodes"]
     return f"""# {name}

@@ -1,7 +1,7 @@
-"""Films of policies at work, side by side.
+"""Films of several episodes, side by side in one video.
 
-Rendered by ManiSkill where there is a Vulkan device; elsewhere drawn from above, from the
-positions that the simulator holds.
+ManiSkill renders the frames if the machine has a Vulkan device. Otherwise they are drawn from
+above, from the positions of the tool and the objects in the simulator.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Clip:
 
 
 def film(clips: list[Clip], path: Path) -> Path:
-    """Write an MP4 of a few episodes side by side, of policies of one task."""
+    """Write an MP4 of several episodes side by side; all policies must be of one task."""
     rendered = has_render_device()
     first = clips[0].policy
     env = SimEnv(first.task, first.control_mode, reward=False, render=rendered)
@@ -59,7 +59,7 @@ def film(clips: list[Clip], path: Path) -> Path:
 
 
 def film_unseen(run: RunDirectory, task: str, path: Path) -> Path:
-    """An MP4 of one NNiT sample each of a few unseen topologies, in one episode each."""
+    """Write an MP4 of a few unseen topologies: one NNiT sample and one episode of each."""
     model = NNiTModel.load(run.nnit()).for_task(task)
     policies = [model.generate(hidden, 1)[0] for hidden in _choose(run.split())]
     clips = [
@@ -70,7 +70,7 @@ def film_unseen(run: RunDirectory, task: str, path: Path) -> Path:
 
 
 def film_extremes(result: Evaluation, directory: Path) -> list[Path]:
-    """An MP4 each of the best, the median and the worst network; failed start states first."""
+    """Write an MP4 each of the best, the median and the worst policy, failed episodes first."""
     rows = sorted(result.rows(), key=lambda row: (-row["success_once"], row["policy_id"]))
     if not rows:
         return []
@@ -86,7 +86,7 @@ def film_extremes(result: Evaluation, directory: Path) -> list[Path]:
 
 
 def _choose(split: TopologySplit) -> list[Hidden]:
-    """Unseen topologies from the smallest to the largest; seen ones where none is held out."""
+    """A few unseen topologies, from the smallest to the largest; seen ones if none is unseen."""
     unseen = sorted({h for kind in split.unseen.values() for h in kind}, key=lambda h: (sum(h), h))
     pool = unseen or split.seen
     count = min(CLIPS, len(pool))
@@ -116,7 +116,7 @@ def _caption(frame: np.ndarray, title: str, success: bool) -> np.ndarray:
 
 
 def _draw_from_above(trail: list[dict[str, np.ndarray]]) -> np.ndarray:
-    """Every actor's position in the table's plane, and the tool's path."""
+    """Every object's position in the table's plane, and the tool's path."""
     figure = Figure(figsize=(4, 4), dpi=SIDE / 4)
     axes = figure.add_subplot()
     path = np.array([positions["tool"][:2] for positions in trail])

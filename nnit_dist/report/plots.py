@@ -23,7 +23,7 @@ COLORS = {"NNiT": "#0969da", "direct GHN query": "#bf8700", "teachers": "#57606a
 
 
 def success_by_topology(rows: list[NetworkResult]) -> Figure:
-    """One dot a topology and method (mean over samples), seen and unseen kinds apart."""
+    """Success on each topology (mean over samples), one dot per method, by kind of topology."""
     kinds = [kind for kind in ("seen", *UNSEEN_KINDS) if any(row["kind"] == kind for row in rows)]
     figure, axes = plt.subplots(figsize=(9, 3.6))
     teachers = [row["success_once"] for row in rows if row["kind"] == "teacher"]
@@ -76,14 +76,14 @@ def _draw_study(axes: Axes, summaries: list[StudySummary], label: str) -> None:
     x = [float(row["setting"]) for row in rows]
     means = np.array([row["success_once"] for row in rows])
     low, high = np.array([row["low"] for row in rows]), np.array([row["high"] for row in rows])
-    spread = np.maximum([means - low, high - means], 0)  # rounding may fall below
+    spread = np.maximum([means - low, high - means], 0)  # rounding can make it negative
     axes.errorbar(x, means, spread, color=COLORS["NNiT"], marker="o", ms=4, capsize=3)
     axes.set_xlabel(label)
     axes.set_ylabel("success once")
 
 
 def population_curves(run: RunDirectory) -> Figure:
-    """Deterministic success of every trial against env steps, a panel a task."""
+    """Deterministic success of every trial against env steps, one panel per task."""
     trials: dict[str, TrialFigures] = run.figures("population")["trials"]
     tasks = run.tasks()
     figure, panels = plt.subplots(len(tasks), figsize=(9, 3 * len(tasks)), squeeze=False)
@@ -141,7 +141,7 @@ def weight_matrices(run: RunDirectory, task: str) -> Figure:
 
 
 def show_matrix(axes: Axes, weight: np.ndarray, title: str) -> None:
-    """A weight matrix [out, in] as a picture, its colors up to the 99% quantile of magnitudes."""
+    """Draw a weight matrix [out, in]; colors saturate at the 99% quantile of magnitudes."""
     limit = np.quantile(np.abs(weight), 0.99)
     axes.imshow(weight, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     axes.set_title(title, fontsize=9)

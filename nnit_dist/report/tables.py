@@ -1,4 +1,4 @@
-"""The tables of the report, as cells; in HTML for the page and in Markdown to paste."""
+"""The tables of the report, in HTML for the page and in Markdown."""
 
 import html
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class Table:
 
 
 def summary_table(summaries: list[MethodSummary]) -> Table:
-    """Every method on every kind of topology of one task."""
+    """Success of every method on every kind of topology, for one task."""
     header = [
         "method",
         "topologies",
@@ -78,7 +78,7 @@ def summary_table(summaries: list[MethodSummary]) -> Table:
 
 
 def task_table(run: RunDirectory) -> Table:
-    """Tasks under each other: teachers, then NNiT by kind of topology; success once in %."""
+    """One row per task: success_once in % of the teachers, then of NNiT by kind of topology."""
     figures: dict[str, TaskFigures] = run.figures("evaluate")["tasks"]
     by_kind: dict[str, dict[str, Summary]] = {
         task: {row["kind"]: row for row in figures[task]["summaries"] if row["method"] == NNIT}
@@ -95,7 +95,7 @@ def task_table(run: RunDirectory) -> Table:
 
 
 def stage_table(run: RunDirectory) -> Table:
-    """What every stage cost."""
+    """Wall time, work and machine of every stage."""
     rows = []
     for stage, text in WORK.items():
         manifest = run.manifest(stage)
@@ -105,7 +105,7 @@ def stage_table(run: RunDirectory) -> Table:
 
 
 def trial_table(run: RunDirectory) -> Table:
-    """What the teachers of each task cost."""
+    """Trials, env steps, time and validation success of each task's population."""
     trials: dict[str, TrialFigures] = run.figures("population")["trials"]
     rows = []
     for task in run.tasks():
@@ -126,7 +126,7 @@ def trial_table(run: RunDirectory) -> Table:
 
 
 def topology_table(results: list[NetworkResult]) -> Table:
-    """Mean success on every topology of one task."""
+    """Mean success_once on every topology of one task, by method."""
     groups: dict[tuple[str, str], dict[str, list[float]]] = {}
     for result in results:
         if result["kind"] == "teacher":

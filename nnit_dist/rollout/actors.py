@@ -17,7 +17,7 @@ from nnit_dist.runtime.ray_session import AWAY_FROM_TRAINING, ROLE, TRAINING
 
 @dataclass(frozen=True)
 class Ready:
-    """A simulator that has started, and how many episodes it runs at once."""
+    """Reply of a simulator that has started; `width` is how many episodes it runs at once."""
 
     width: int = 1
 
@@ -42,13 +42,13 @@ class Simulator:
         return Ready()
 
     def rollout(self, parts: list[Part]) -> list[Rollouts]:
-        """Run every part's episodes; their policies are references to the object store."""
+        """Run the episodes of every part; policies are references to the object store."""
         return [run_part(self._env, part) for part in fetched(parts)]
 
 
 @contextmanager
 def _named_node() -> Iterator[None]:
-    """Say on which node building a simulator failed."""
+    """Name the node in the error if building a simulator fails."""
     try:
         yield
     except NnitError:
@@ -62,7 +62,7 @@ def _named_node() -> Iterator[None]:
 
 
 def fetched(parts: list[Part]) -> list[Part]:
-    """`parts` with their policies in place of references to them."""
+    """Return `parts` with each policy fetched from the object store."""
     policies = ray.get([part.policy for part in parts])
     return [
         Part(policy, part.seeds, part.noise, part.record)
@@ -71,10 +71,10 @@ def fetched(parts: list[Part]) -> list[Part]:
 
 
 class BatchSimulator:
-    """One ManiSkill3 simulation of many environments: many different networks at once.
+    """One ManiSkill3 simulation of many environments, each with its own network.
 
-    On a GPU, with start states from a CPU simulator beside it; with `physx_cpu`, which
-    stacks CPU environments in this process, for tests.
+    With `physx_cuda` it runs on a GPU and gets start states from a CPU simulator. With
+    `physx_cpu` it stacks CPU environments in this process, which is meant for tests.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class BatchSimulator:
 
 
 class StartStates:
-    """The CPU simulator beside a GPU's, in a process of its own, for start states."""
+    """A CPU simulator in its own process that records start states for a GPU simulator."""
 
     def __init__(self, task: str, control_mode: str) -> None:
         from nnit_dist.envs.sim import SimEnv
@@ -133,13 +133,13 @@ class StartStates:
 
 @dataclass(frozen=True)
 class Simulators:
-    """What a pool starts: simulators of one task on Ray.
+    """Simulators of one task, which a pool starts as Ray actors.
 
     Args:
         reward: measure returns, which takes a third longer (PushCube-v1).
-        sim_backend: `physx_cpu`, one environment a CPU core; `physx_cuda`, `width` environments
-            a GPU; `auto`, the latter where nodes that do not train have GPUs.
-        width: environments of a batch.
+        sim_backend: `physx_cpu` runs one environment per CPU core, `physx_cuda` runs `width`
+            environments per GPU. `auto` is `physx_cuda` if a node that does not train has a GPU.
+        width: environments per GPU.
     """
 
     task: str
@@ -149,7 +149,7 @@ class Simulators:
     width: int = 1024
 
     def start(self) -> Any:
-        """A new actor with `ready()` and `rollout(parts)`."""
+        """Start a new actor with `ready()` and `rollout(parts)`."""
         common = self.task, self.control_mode, self.reward
         if self.on_gpu:
             gpu: Any = ray.remote(BatchSimulator).options(num_gpus=1, max_restarts=0)
@@ -164,22 +164,23 @@ class Simulators:
         ray.kill(actor)
 
     def room(self) -> int:
-        """How many the cluster has room for now: one a GPU, or one a CPU of nodes that do not
-        train.
+        """Number of simulators that the present nodes have room for: one per GPU or CPU core.
+
+        Nodes that train are counted only with `physx_cuda`.
         """
         nodes = _nodes(training=self.sim_backend == "physx_cuda")
         return int(sum(node["Resources"].get("GPU" if self.on_gpu else "CPU", 0) for node in nodes))
 
     @cached_property
     def on_gpu(self) -> bool:
-        """Whether each takes a GPU, and no CPU; decided once, whatever nodes come later."""
+        """Whether each simulator takes a GPU; decided once, before further nodes join."""
         if self.sim_backend == "auto":
             return any(node["Resources"].get("GPU", 0) >= 1 for node in _nodes(training=False))
         return self.sim_backend == "physx_cuda"
 
 
 class _Node(TypedDict):
-    """What Ray says of a node, as far as it matters here."""
+    """The fields of a node in `ray.nodes()` that are used here."""
 
     Alive: bool
     Resources: dict[str, float]
@@ -187,7 +188,7 @@ class _Node(TypedDict):
 
 
 def _nodes(training: bool) -> list[_Node]:
-    """The nodes of the cluster that are alive, those that train among them or not."""
+    """Live nodes of the cluster, with or without the nodes that train."""
     nodes: list[_Node] = ray.nodes()
     alive = [node for node in nodes if node["Alive"]]
     return [node for node in alive if training or node["Labels"].get(ROLE) != TRAINING]

@@ -1,4 +1,4 @@
-"""Episodes of many different networks at once, each environment its own network and seed."""
+"""Episodes of many networks at once: each environment has its own network and seed."""
 
 import time
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ class _Episode:
 
 
 def run_parts(env: BatchEnv, parts: list[Part], rewarded: bool) -> list[Rollouts]:
-    """Run all episodes of `parts` in waves of as many as `env` has environments.
+    """Run all episodes of `parts` in waves of `env.num_envs` episodes.
 
-    Where the simulation is the same, the results are those of `rollout.run_part`, up to what
-    batching does to the last bits of a network's outputs.
+    In the same simulation, results equal those of `episodes.run_part`, except that batching
+    may change the last bits of a network's outputs.
     """
     started = time.perf_counter()
     episodes = [
@@ -104,9 +104,9 @@ class RowPolicies:
         by_depth: dict[int, list[int]] = {}
         for owner in rows:
             by_depth.setdefault(policies[owner].topology.depth, []).append(owner)
-        # With the rows of a group's networks, and how many each of these has.
+        # For each depth: its networks, their rows (padded), and the number of rows per network.
         self._groups: list[tuple[MLPBatch, torch.Tensor, int]] = []
-        places, start = [0] * len(owners), 0  # of each row in the outputs of all groups
+        places, start = [0] * len(owners), 0  # index of each row in the outputs of all groups
         for group in by_depth.values():
             longest = max(len(rows[owner]) for owner in group)
             padded: list[int] = []
@@ -133,7 +133,7 @@ class RowPolicies:
 def _noise(
     episodes: list[_Episode], steps: int, act_dim: int, device: torch.device
 ) -> torch.Tensor:
-    """Action noise [E, steps, act_dim], for each episode from its seed as in `run_part`."""
+    """Action noise [E, steps, act_dim], drawn from each episode's seed as in `run_part`."""
     noise = np.zeros((len(episodes), steps, act_dim))
     for row, episode in enumerate(episodes):
         if episode.noise:

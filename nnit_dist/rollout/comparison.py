@@ -1,4 +1,4 @@
-"""Two evaluations, compared."""
+"""Comparison of two stored evaluations."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from nnit_dist.rollout.summaries import pair_up, paired_results
 
 @dataclass(frozen=True)
 class _Stored:
-    """An evaluation of a directory: its results, and (start seed, success_once) of each episode."""
+    """A stored evaluation: its results, and (start seed, success_once) of each episode."""
 
     results: list[PolicyResult]
     episodes: list[tuple[int, bool]]
@@ -30,10 +30,10 @@ class _Stored:
 
 
 def compare_evaluations(first: Path, second: Path) -> str:
-    """What two directories of `nnit evaluate` say about each other, in a sentence.
+    """Describe the difference in success_once of two directories of `nnit evaluate`.
 
-    Paired by topology where they share several, else by start state; for two single policies
-    with McNemar's exact test.
+    Results are paired by topology if the directories share several, and otherwise by start
+    state. If each directory holds one policy, McNemar's exact test is added.
 
     Raises:
         NnitError: a directory holds no results, or they share no start states.
@@ -57,7 +57,7 @@ def compare_evaluations(first: Path, second: Path) -> str:
 
 
 def _mcnemar(a: _Stored, b: _Stored) -> str:
-    """Which of two policies solves which of their common start states, as a clause."""
+    """Say in a clause how many common start states only one of two policies solves."""
     success_a, success_b = dict(a.episodes), dict(b.episodes)
     seeds = sorted(a.seeds & b.seeds)
     result = paired([success_a[seed] for seed in seeds], [success_b[seed] for seed in seeds])
@@ -76,7 +76,7 @@ def _stored(directory: Path) -> _Stored:
     left = {(result["policy_id"], result["fingerprint"]): result["episodes"] for result in results}
     episodes = []
     for policy_id, weights, seed, once in zip(*(table[n].to_pylist() for n in names), strict=True):
-        if left.get((policy_id, weights), 0):  # where it was stopped early, those that count
+        if left.get((policy_id, weights), 0):  # after an early stop, later episodes do not count
             left[policy_id, weights] -= 1
             episodes.append((seed, once))
     return _Stored(results, episodes)

@@ -1,4 +1,4 @@
-"""One episode of one policy: the single place where success is measured.
+"""Episodes of one policy, and how their success is measured.
 
 ManiSkill's protocol: the episode runs its full length; `success_once` is success
 at any step, `success_at_end` success at the last one.
@@ -20,7 +20,7 @@ Act = Callable[[np.ndarray], np.ndarray]
 class Part:
     """Episodes of one network, within one call of a simulator.
 
-    `policy` has `act`; for a Ray actor it is a reference to one in the object store.
+    `policy` has a method `act`; in a call of a Ray actor it is a reference to the object store.
     """
 
     policy: Any
@@ -31,14 +31,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What N episodes of one network gave, in the order of their seeds.
+    """Results of N episodes of one network, in the order of `seeds`.
 
     Attributes:
         success_once: bool [N], success at any step.
         success_at_end: bool [N], success at the last step.
         returns: float64 [N], sums of rewards; NaN from a simulator without rewards.
         observations: float32 [N, steps, obs_dim] that the policy acted on, if recorded.
-        seconds: how long the simulator was at work on them.
+        seconds: time that the simulator spent on these episodes.
     """
 
     seeds: tuple[int, ...]
@@ -56,7 +56,7 @@ class Rollouts:
 
 
 def run_part(env: SimEnv, part: Part) -> Rollouts:
-    """The episodes of `part`, one after the other."""
+    """Run the episodes of `part`, one after the other."""
     recorded: list[list[np.ndarray]] | None = [] if part.record else None
     results, started = [], time.perf_counter()
     for seed in part.seeds:
@@ -78,7 +78,7 @@ def run_part(env: SimEnv, part: Part) -> Rollouts:
 def _run_episode(
     env: SimEnv, act: Act, seed: int, *, noise: float, seen: list[np.ndarray] | None
 ) -> tuple[bool, bool, float]:
-    """Success at any step and at the last one, and the return.
+    """Run an episode; return success at any step, success at the last step, and the return.
 
     `noise` is the standard deviation of Gaussian noise added to every action (drawn from
     `seed`). Visited observations are appended to `seen` when it is given.
@@ -100,5 +100,5 @@ def _run_episode(
 
 
 def mean_success(env: SimEnv, policy: Any, seeds: Iterable[int]) -> tuple[float, float, float]:
-    """Means of success_once, success_at_end and return over episodes in this process."""
+    """Run episodes in this process; return mean success_once, success_at_end and return."""
     return run_part(env, Part(policy, tuple(seeds))).means()

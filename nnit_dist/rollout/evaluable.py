@@ -23,7 +23,7 @@ from nnit_dist.core.zoo import Zoo
 class FunctionPolicy:
     """A callable that maps an observation [obs_dim] to an action [act_dim] in [-1, 1].
 
-    What it does cannot be told from outside, so its episodes are measured anew each time.
+    A callable has no weights that identify it, so its episodes are measured anew each time.
     """
 
     function: Callable[[np.ndarray], np.ndarray]
@@ -39,7 +39,7 @@ class FunctionPolicy:
         return np.clip(np.asarray(self.function(obs), np.float32), -1, 1)
 
     def fingerprint(self) -> str:
-        """What its measurements belong to."""
+        """Identifier of this instance, under which its episodes are stored."""
         return self.version
 
 
@@ -49,13 +49,13 @@ Evaluable = Policy | FunctionPolicy
 def read_evaluables(
     source: Any, task: str | None = None, control_mode: str = DEFAULT_CONTROL_MODE
 ) -> list[Evaluable]:
-    """Policies from whatever a user has: a policy, a callable, a path, or several of them.
+    """Read policies from a policy, a callable, a path, or a sequence of these.
 
     A path is a policy file, a directory of them, or a zoo; a string `module:function` names a
     callable. Callables need `task`.
 
     Raises:
-        NnitError: there is no such thing, a file is damaged, or a callable has no task.
+        NnitError: `source` is none of these, a file is damaged, or a callable has no task.
     """
     if isinstance(source, Policy | FunctionPolicy):
         return [source]
@@ -90,7 +90,7 @@ def _function(function: Callable, task: str | None, control_mode: str, name: str
 
 
 def _import(name: str) -> Callable:
-    """The callable `module:function`, also from the working directory."""
+    """Import the callable `module:function`; the working directory is searched too."""
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -106,7 +106,7 @@ def _import(name: str) -> Callable:
 
 
 def check_evaluables(evaluables: Sequence[Evaluable], info: TaskInfo) -> None:
-    """Raise NnitError unless every policy fits the task, is finite, and has an id of its own."""
+    """Raise NnitError unless every policy fits the task, is finite, and has a unique id."""
     seen: set[str] = set()
     for evaluable in evaluables:
         if evaluable.id in seen:

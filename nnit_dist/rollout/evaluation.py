@@ -1,4 +1,4 @@
-"""Measuring policies: every policy from the same start states, on the simulator pool."""
+"""Measure policies on a pool of simulators, all from the same start states."""
 
 import random
 import time
@@ -37,7 +37,7 @@ class Evaluation:
     failures: dict[str, str]
 
     def rows(self) -> list[PolicyResult]:
-        """One row a policy: its success with a 95% Wilson interval, and its mean return."""
+        """One row per measured policy: success with a 95% Wilson interval, and mean return."""
         return [
             self._row(index, policy)
             for index, policy in enumerate(self.policies)
@@ -45,7 +45,7 @@ class Evaluation:
         ]
 
     def success(self, policy_id: str) -> np.ndarray:
-        """`success_once` of a policy's episodes that count, bool [N], by start seed.
+        """`success_once` of a policy's counted episodes, bool [N], in the order of start seeds.
 
         Raises:
             NnitError: no such policy was measured.
@@ -56,7 +56,11 @@ class Evaluation:
         raise NnitError(f"no policy {policy_id!r} was measured.")
 
     def compare(self, first: str, second: str) -> Paired:
-        """Two policies from the same start states, episode by episode."""
+        """Compare two policies episode by episode, from the same start states.
+
+        Raises:
+            NnitError: one of them was not measured.
+        """
         a, b = self.success(first), self.success(second)
         common = min(len(a), len(b))
         return paired(a[:common], b[:common])
@@ -85,11 +89,11 @@ class Evaluator:
     """Where and how policies are measured.
 
     Args:
-        actors: simulator processes; one for every CPU of the cluster by default.
-        sim_backend: `physx_cpu`, `physx_cuda` (many networks at once on a GPU; not callables), or
-            `auto`: the latter where Ray has a GPU.
-        first_seed: the first start seed. By default of seeds that nothing is trained or selected
-            on.
+        actors: number of simulator processes; by default one per CPU (or GPU) of the cluster.
+        sim_backend: `physx_cpu`; `physx_cuda`, which runs many networks at once on a GPU, but no
+            callables; or `auto`, which is `physx_cuda` if Ray has a GPU.
+        first_seed: the first start seed. The default seeds are never used for training or
+            selection.
         title: the name of the progress bar.
     """
 
@@ -113,29 +117,29 @@ class Evaluator:
 
         Starts a local Ray on all cores unless one is running. Success follows ManiSkill's
         protocol: episodes run their full length; `success_once` is success at any step,
-        `success_at_end` at the last. What simulates is set by an `Evaluator`, as in
+        `success_at_end` at the last. An `Evaluator` chooses the simulators, as in
         `Evaluator(actors=2).evaluate(...)`.
 
         Args:
             policies: a policy, a path to policy files or to a zoo, a callable that maps an
-                observation [obs_dim] to an action [act_dim] in [-1, 1], or a list of these. Of
-                one task and control mode, with ids all different.
-            episodes: episodes a policy, each from its own start seed, the same for all policies.
-            out: a directory to keep every episode in (`out/episodes`, Parquet, one row an
-                episode). Those already there are not run again, so a killed evaluation goes on.
-            task, control_mode: of callables, which carry neither.
+                observation [obs_dim] to an action [act_dim] in [-1, 1], or a list of these. All
+                need the same task and control mode, and different ids.
+            episodes: number of episodes per policy, from the same start seeds for all policies.
+            out: a directory to keep every episode in (`out/episodes`, Parquet, one row per
+                episode). Stored episodes are not run again, so a killed evaluation can resume.
+            task, control_mode: task and control mode of callables, which do not name them.
             returns: whether to measure returns too, which takes a third longer (PushCube-v1).
-            until_halfwidth: stop measuring a policy when the 95% interval of its success is this
-                narrow to either side. Cheaper, and biased: `statistics.stopping_bias` says how
-                much.
+            until_halfwidth: stop measuring a policy once the half-width of the 95% interval of
+                its success_once is at most this. This takes fewer episodes but biases the
+                figures; `statistics.stopping_bias` computes by how much.
 
         Returns:
-            An `Evaluation`. Policies that make their simulator fail every time are in its
-            `failures` with the reason; the rest is measured all the same.
+            An `Evaluation`. Its `failures` name each policy that makes its simulator fail every
+            time, with the reason; all other policies are measured.
 
         Raises:
-            NnitError: no policies, no episodes, an unknown task, mixed tasks, doubled ids, sizes
-                that are not the task's, or NaN weights. Nothing is run then.
+            NnitError: no policies, no episodes, an unknown task, several tasks, duplicate ids,
+                sizes that are not the task's, or NaN weights. Then no episode is run.
 
         Example:
             >>> from pathlib import Path
@@ -179,10 +183,10 @@ def measure(
     title: str,
     watch: Callable[[int, float], None] | None = None,
 ) -> dict[str, str]:
-    """Run on a pool what is missing in `scores`, into it and the store.
+    """Run the episodes missing in `scores` on a pool; add them to `scores` and the store.
 
-    `watch` hears of the episodes done and the seconds left, a few times a second. Returns, by
-    policy, why those that failed did.
+    `watch` is called with the episodes done and the seconds left, a few times a second. Returns
+    the reason for each policy that failed, by its id.
     """
     work = _Measurement(evaluables, scores, store)
     try:
@@ -206,7 +210,7 @@ def measure(
 
 
 class _Measurement:
-    """What is missing in `scores`, on its way through a pool."""
+    """Runs the episodes missing in `scores` on a pool, and counts them."""
 
     def __init__(
         self, evaluables: Sequence[Evaluable], scores: Scores, store: EpisodeStore | None
@@ -226,7 +230,7 @@ class _Measurement:
             if (missing := self.scores.missing(index))
         }
         jobs = list(owners)
-        # In any order, so that what the first tenth tells about time and success holds.
+        # Shuffled, so that early figures of time and success are representative.
         random.Random(0).shuffle(jobs)
         self.started = time.monotonic()
         for outcome in pool.run(jobs):
@@ -252,7 +256,7 @@ class _Measurement:
             self.total -= pool.drop(job)
 
     def note(self, pool: SimulatorPool) -> str:
-        """What goes on, in a few words."""
+        """Describe the progress in a few words."""
         parts = [
             f"{self.fresh / (time.monotonic() - self.started):.0f}/s",
             f"success {self.successes / max(self.fresh, 1):.3f}",
@@ -268,7 +272,7 @@ class _Measurement:
 
 
 def _backend_for(evaluables: Sequence[Evaluable], sim_backend: SimBackend) -> SimBackend:
-    """Where these policies can be simulated; NnitError if not on what is asked for."""
+    """Backend that can run these policies; NnitError if they cannot run on `sim_backend`."""
     if all(isinstance(evaluable, Policy) for evaluable in evaluables):
         return sim_backend
     if sim_backend == "physx_cuda":

@@ -1,11 +1,11 @@
 """A pool of simulator actors that keeps every one busy and loses no result.
 
 `ray.util.ActorPool` drops a task when its actor dies. Here episodes whose actor dies or
-overruns its deadline are run again on a fresh actor, as `queue.EpisodeQueue` says.
+overruns its deadline are run again on a new actor (see `queue.EpisodeQueue`).
 
-Episodes travel in calls of a few seconds, so that the driver has little to do, and in ever
-shorter ones towards the end, so that all actors finish together (guided self-scheduling,
-Polychronopoulos and Kuck 1987). A network's weights travel once, to the object store.
+Each call of an actor runs a few seconds of episodes, so that the driver makes few calls. Calls
+become shorter towards the end, so that all actors finish together (guided self-scheduling,
+Polychronopoulos and Kuck 1987). Weights of a network are put into the object store once.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ from nnit_dist.runtime.progress import console
 from nnit_dist.runtime.ray_session import may_grow
 
 START_TIMEOUT_S = 180.0
-NODES_TIMEOUT_S = 1800.0  # of a cluster that has no node for simulators yet
-NODE_S = 120.0  # of work for each simulator that a node is asked for
+NODES_TIMEOUT_S = 1800.0  # while the cluster has no node for simulators
+NODE_S = 120.0  # waiting work per simulator that justifies asking for nodes
 CALL_S = 2.0
-CALLS_PER_S = 100  # what the driver is to have to do with; calls grow longer with more actors
-FIRST_CALL = 2
+CALLS_PER_S = 100  # at most, for the driver: with more actors, calls become longer
+FIRST_CALL = 2  # episodes, before their duration is known
 MAX_STARTS = 3
 TICK_S = 1.0
 
@@ -46,7 +46,7 @@ class _Actor:
 
 @dataclass(eq=False)
 class _Call:
-    """Episodes on their way through one actor."""
+    """A call of one actor that runs a chunk of episodes."""
 
     actor: _Actor
     chunk: Chunk
@@ -59,13 +59,13 @@ class SimulatorPool:
 
     Args:
         simulators: what to start (`actors.Simulators`).
-        actors: how many; by default as many as the cluster has room for, and more where nodes
-            join it, for which a cluster that grows is asked. Those that find no room join when
-            there is some.
+        actors: number of simulators. By default as many as the cluster has room for; then
+            simulators also start on nodes that join, and a cluster that grows is asked for
+            more nodes. Simulators that have no room yet join once there is room.
         max_attempts: how often an episode is tried before its job is given up.
-        deadline_s: a call that takes this much longer than expected counts as hung; its actor
-            is replaced.
-        grows: whether nodes may come to the cluster; by default as `may_grow` says in this process.
+        deadline_s: seconds beyond ten times a call's expected duration, after which the call
+            counts as hung and its actor is replaced.
+        grows: whether nodes may join the cluster; by default the result of `may_grow()`.
 
     Attributes:
         alive: simulators that are ready or at work.
@@ -83,7 +83,7 @@ class SimulatorPool:
         grows: bool | None = None,
     ) -> None:
         self.simulators, self.size = simulators, actors or max(1, simulators.room())
-        self._follows = actors is None  # nodes that come
+        self._follows = actors is None  # nodes that join
         self._asks = may_grow() if grows is None else grows
         self.max_attempts, self.deadline_s = max_attempts, deadline_s
         self.replaced = self.calls = 0
@@ -98,7 +98,7 @@ class SimulatorPool:
 
     @property
     def alive(self) -> int:
-        """Simulators that run, at work or idle."""
+        """Number of simulators that have started, busy or idle."""
         return len(self._idle) + len(self._calls)
 
     def __enter__(self) -> "SimulatorPool":
@@ -112,10 +112,10 @@ class SimulatorPool:
         return self
 
     def await_simulators(self, count: int) -> None:
-        """Wait until so many have started; a run begins with the first, and others join.
+        """Wait until `count` simulators have started; `run` needs one, and others join it.
 
         Raises:
-            NnitError: the simulator does not work, or Ray has no room for so many.
+            NnitError: the simulator does not work, or Ray has no room for `count` of them.
         """
         began = nodes_since = time.monotonic()
         if self._asks and not self.simulators.room():
@@ -143,7 +143,10 @@ class SimulatorPool:
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Rollouts] | Failure]:
         """Yield results as they arrive, in no fixed order; every episode exactly once.
 
-        A job that is given up yields one `Failure`, beside those episodes of it that end well.
+        A job that is given up yields one `Failure`, besides the results of its other episodes.
+
+        Raises:
+            NnitError: the simulator does not work, or none is left.
         """
         self._queue = EpisodeQueue(jobs, self.max_attempts)
         try:
@@ -158,11 +161,11 @@ class SimulatorPool:
             self._calls.clear()
 
     def drop(self, job: Job) -> int:
-        """Do not start those episodes of a job that do not yet run; returns how many."""
+        """Cancel the episodes of a job that have not started; return how many."""
         return self._queue.drop(job)
 
     def seconds_left(self, episodes: int) -> float:
-        """How long so many episodes still take, those that run now among them."""
+        """Estimated seconds until `episodes` have ended, including those that run now."""
         now = time.monotonic()
         spent = sum(min(now - c.started, self._pace * c.chunk.episodes) for c in self._calls)
         return max(0.0, self._pace * episodes - spent) / max(1, self.alive)
@@ -195,14 +198,14 @@ class SimulatorPool:
         reference.future().add_done_callback(lambda future: self._arrivals.put((evaluable, future)))
 
     def _await_arrival(self) -> Iterator[tuple[Job, Rollouts] | Failure]:
-        """Take one arrival in, or wait a moment for it, and look after calls that hang."""
+        """Handle one result if it arrives within a tick; look for new nodes and hung calls."""
         with contextlib.suppress(queue.Empty):
             evaluable, future = self._arrivals.get(timeout=TICK_S)
             error = future.exception()
             if isinstance(evaluable, _Actor):
                 self._settle_start(evaluable, future, error)
             elif evaluable not in self._calls:
-                pass  # it came too late, or the pool was closed
+                pass  # its call was given up, or the pool was closed
             elif error is None:
                 yield from self._succeed(evaluable, future.result())
             else:
@@ -223,11 +226,11 @@ class SimulatorPool:
             self._queue.release(work, call.chunk)
 
     def _learn_pace(self, call: _Call, at_work: float) -> None:
-        """Average, over the last few calls, what an episode takes: the simulator alone, and
-        from call to result. The first would not do for the time left, nor the second for the
-        length of calls: a driver that is late would shorten them and be later still.
+        """Update the average seconds per episode over the last few calls.
 
-        An actor's first call is slower, and counts only until there is a second one.
+        `_work` is the simulator's time, which sets the length of calls. `_pace` is the time from
+        call to result, which gives the time left. With `_pace`, a late driver would shorten calls
+        and so be later still. An actor's first call is slower; it counts only until a second ends.
         """
         pace = (time.monotonic() - call.started) / call.chunk.episodes
         work = at_work / call.chunk.episodes
@@ -241,12 +244,12 @@ class SimulatorPool:
         self._work += (work - self._work) * share
 
     def _fail(self, call: _Call, error: BaseException) -> Iterator[Failure]:
-        """Put a call's episodes back; the actor goes on, or another comes in its place."""
+        """Put a failed call's episodes back; replace the actor unless only the policy failed."""
         self._calls.remove(call)
         if isinstance(cause := getattr(error, "cause", None), NnitError):
-            raise NnitError(str(cause))  # the simulator refuses, whatever the policy
+            raise NnitError(str(cause))  # the simulator fails with any policy
         if isinstance(error, RayTaskError):
-            self._idle.append(call.actor)  # the policy raised; the simulator is well
+            self._idle.append(call.actor)  # the policy raised; the simulator still works
         else:
             self._replace(call.actor)
         yield from self._queue.fail(call.chunk, _reason(error))
@@ -259,7 +262,7 @@ class SimulatorPool:
         self._watch(actor.handle.ready.remote(), actor)
 
     def _grow(self) -> None:
-        """Use nodes that have joined, and ask for more where that is worth it."""
+        """Start simulators on nodes that joined; ask for nodes if enough work is waiting."""
         if not self._follows:
             return
         wanted = self.simulators.room()
@@ -278,7 +281,7 @@ class SimulatorPool:
             return
         self._actors.remove(actor)
         self.simulators.stop(actor.handle)
-        # What the simulator itself says will be the same the next time.
+        # An error that the simulator itself raises would come again.
         if not isinstance(error, RayTaskError) and actor.starts < MAX_STARTS:
             self._start(actor.starts + 1)
             return
@@ -301,9 +304,9 @@ class SimulatorPool:
 
 
 def call_size(waiting: int, alive: int, episode_s: float, width: int = 1) -> int:
-    """Episodes of a simulator's next call: a few seconds' worth, fewer when the end is near.
+    """Number of episodes in a simulator's next call: a few seconds' worth, fewer near the end.
 
-    `episode_s` is what an episode takes, or 0 if that is not known yet; `width` simulated at once.
+    `episode_s` is seconds per episode, 0 if unknown; a simulator runs `width` episodes at once.
     """
     fair = waiting // (2 * (alive + 1))
     call_s = max(CALL_S, alive / CALLS_PER_S)

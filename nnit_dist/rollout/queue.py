@@ -1,7 +1,7 @@
-"""Episodes that have not ended yet: which start next, which are tried again, which are given up.
+"""Queue of unfinished episodes: which start next, are retried, or are given up.
 
-Episodes that fail together are tried together once more, and then one by one, so that one that
-kills every simulator is found and only its network is given up.
+Episodes that fail together are retried together once, and then one by one. This finds an episode
+that kills every simulator, and only its network is given up.
 """
 
 from collections import deque
@@ -14,8 +14,8 @@ from typing import Any
 class Job:
     """Episodes of one policy from the given start seeds.
 
-    With `batch`, at most so many of them run at a time, and `SimulatorPool.drop` between two
-    batches spares the rest.
+    With `batch`, at most that many of them run at a time, so that `SimulatorPool.drop` can cancel
+    the rest after each batch.
     """
 
     policy: Any
@@ -35,11 +35,13 @@ class Failure:
 
 @dataclass(eq=False)
 class Work:
-    """A job on its way: in the queue as long as something of it may start.
+    """State of a job, which is `queued` while any of its episodes may start.
 
-    `retries` are groups of episodes that failed, and how often. While one of them runs, or a
-    batch, that chunk is the job's `holder`, and nothing else of the job starts. `weights` are the
-    policy in the object store.
+    Attributes:
+        pending: start seeds that were not tried yet.
+        retries: groups of start seeds that failed together, and how often.
+        weights: reference to the policy in the object store.
+        holder: the retry or batch that runs; until it ends, nothing else of the job starts.
     """
 
     job: Job
@@ -61,19 +63,19 @@ class Chunk:
 
     @property
     def episodes(self) -> int:
-        """How many there are in all parts."""
+        """Number of episodes in all parts."""
         return sum(len(seeds) for _, seeds in self.parts)
 
 
 class EpisodeQueue:
-    """A queue of jobs; true while something may start.
+    """A queue of jobs; true while an episode may start.
 
     Args:
-        jobs: what there is to do; one without seeds is none.
+        jobs: the jobs to run; jobs without seeds are ignored.
         max_attempts: how often an episode is tried before its job is given up.
 
     Attributes:
-        waiting: episodes that have not started, or are to start again.
+        waiting: number of episodes that have not started or wait for a retry.
     """
 
     def __init__(self, jobs: Sequence[Job], max_attempts: int) -> None:
@@ -86,7 +88,7 @@ class EpisodeQueue:
         return bool(self._queue)
 
     def take(self, size: int) -> Chunk:
-        """What starts next: a group that failed, by itself, or up to `size` other episodes."""
+        """Take the next episodes to run: one group that failed, or up to `size` others."""
         chunk = self._take_retry() if self._queue[0].retries else self._take_fresh(size)
         for work, _ in chunk.parts:
             work.running += 1
@@ -96,7 +98,7 @@ class EpisodeQueue:
         return chunk
 
     def fail(self, chunk: Chunk, reason: str) -> Iterator[Failure]:
-        """Put a chunk's episodes back, or give their job up."""
+        """Put the episodes of a failed chunk back, or give up their job."""
         failures = chunk.failures + 1
         for work, seeds in chunk.parts:
             if failures >= self.max_attempts and chunk.episodes == 1:
@@ -113,20 +115,20 @@ class EpisodeQueue:
             self.release(work, chunk)
 
     def release(self, work: Work, chunk: Chunk) -> None:
-        """A chunk of a job has ended: queue what is left of the job, or forget it."""
+        """Record that a chunk of a job has ended: queue the rest of the job, or forget the job."""
         work.running -= 1
         if work.holder is chunk:
             work.holder = None
         left = bool(work.pending or work.retries)
         if left and not work.queued and work.holder is None:
             work.queued = True
-            # What failed goes first: at the end it would keep everyone waiting.
+            # Retries go first: at the end, all simulators would wait for them.
             (self._queue.appendleft if work.retries else self._queue.append)(work)
         elif not left and not work.running:
             self._works.pop(work.job, None)
 
     def drop(self, job: Job) -> int:
-        """Do not start those episodes of a job that do not yet run; returns how many."""
+        """Cancel the episodes of a job that have not started; return how many."""
         work = self._works.get(job)
         return self._clear(work) if work else 0
 

@@ -1,4 +1,4 @@
-"""What recorded episodes visit, in the order of their jobs, whoever runs them first."""
+"""Observations of recorded episodes, in the order of their jobs."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -17,9 +17,12 @@ def record(
     jobs: Sequence[Job],
     follow: Callable[[int, float], None] = lambda episodes, seconds_left: None,
 ) -> list[np.ndarray]:
-    """Run jobs, which record, in a pool of their own; returns as `visited` does.
+    """Run jobs that record in a new pool; return their observations as `visited` does.
 
-    `follow` hears how many episodes have come, and how long the others take.
+    `follow` is called with the number of episodes done and the seconds left.
+
+    Raises:
+        NnitError: a job was given up, or no simulator starts.
     """
     left = sum(len(job.seeds) for job in jobs)
     with SimulatorPool(simulators, actors) as pool:
@@ -33,7 +36,9 @@ def visited(
     outcomes: Iterable[tuple[Job, Rollouts] | Failure],
     follow: Callable[[int], None] = lambda episodes: None,
 ) -> list[np.ndarray]:
-    """Observations of each job's episodes, float32 [N, obs_dim], one after another by its seeds.
+    """Collect each job's observations, float32 [N, obs_dim], episodes in the order of its seeds.
+
+    `follow` is called with the number of episodes done.
 
     Raises:
         NnitError: a job was given up.

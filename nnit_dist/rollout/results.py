@@ -1,14 +1,14 @@
-"""Records of an evaluation: what it measures of each network, and figures over many networks.
+"""Records of an evaluation: the success of each network, and figures over many networks.
 
-Their keys are those of the JSON and Parquet files that they are kept in.
+Their keys are those of the JSON and Parquet files that store them.
 """
 
 from typing import Literal, NotRequired, TypedDict
 
 from nnit_dist.core.topology import Hidden
 
-# One network's success over its episodes, with a 95% Wilson interval. `hidden` are its widths,
-# `source` what wrote it, and `return` its mean return, if returns were measured.
+# One network's success over its episodes, with a 95% Wilson interval. `hidden` are its
+# hidden widths, `source` names what wrote it, and `return` is its mean return, None if unmeasured.
 PolicyResult = TypedDict(
     "PolicyResult",
     {
@@ -35,7 +35,7 @@ class NetworkResult(PolicyResult):
 
 
 class StudyResult(PolicyResult):
-    """A network's success in a study of the sampler, by what the study varies."""
+    """A network's success in a study of the sampler; `setting` is the value that varies."""
 
     study: str
     setting: str
@@ -67,7 +67,7 @@ class StudySummary(Summary):
 
 
 class PairedDifference(TypedDict):
-    """Difference of two methods' success over the topologies of both, with a 95% interval."""
+    """Difference of two methods' success over their common topologies, with a 95% interval."""
 
     difference: float
     low: float
@@ -80,7 +80,7 @@ STUDIES: tuple[StudyName, ...] = ("steps", "asked", "drawn")
 
 
 class Studies(TypedDict, total=False):
-    """Summaries of each study, and Spearman's correlation of success asked for and measured."""
+    """Summaries of each study, and Spearman's correlation of requested and measured success."""
 
     steps: list[StudySummary]
     asked: list[StudySummary]
@@ -89,7 +89,7 @@ class Studies(TypedDict, total=False):
 
 
 class TaskFigures(TypedDict):
-    """What the evaluation of a run finds on one task; `failures` are reasons by policy."""
+    """Figures of a run on one task; `failures` gives the reason for each policy id that failed."""
 
     summaries: list[MethodSummary]
     failures: dict[str, str]

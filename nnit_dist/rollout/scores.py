@@ -11,11 +11,11 @@ MISSING = -1
 
 
 class Scores:
-    """Every policy from the same start seeds.
+    """Scores of P policies from the same E start seeds.
 
-    With `halfwidth`, a policy is measured no further once the 95% interval of its success is
-    that narrow (see `statistics.stop_length`); only the episodes up to there count, whatever else
-    ran, so that figures do not depend on the order in which episodes arrive.
+    With `halfwidth`, measuring a policy stops once the 95% interval of its success is that narrow
+    (see `statistics.stop_length`). Only the episodes up to that point count, even if more were
+    run, so that figures do not depend on the order in which episodes arrive.
 
     Attributes:
         success_once, success_at_end: int8 [P, E], 1, 0, or MISSING.
@@ -33,7 +33,7 @@ class Scores:
         self._counted = np.full(policies, len(self.seeds))
 
     def add(self, policy: int, rollouts: Rollouts) -> None:
-        """Fill in episodes; those of other start seeds are passed over."""
+        """Fill in episodes; those of other start seeds are ignored."""
         rows = [row for row, seed in enumerate(rollouts.seeds) if seed in self._column]
         columns = [self._column[rollouts.seeds[row]] for row in rows]
         self.success_once[policy, columns] = rollouts.success_once[rows]
@@ -56,5 +56,5 @@ class Scores:
 
     @property
     def batch(self) -> int | None:
-        """Episodes between two looks at whether a policy is measured well enough."""
+        """Episodes between two checks of whether to stop; None without `halfwidth`."""
         return None if self.halfwidth is None else STOP_EVERY

@@ -12,7 +12,11 @@ STOP_FIRST = 20
 
 
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a success probability (Wilson 1927)."""
+    """Wilson score interval of a success probability (Wilson 1927).
+
+    Raises:
+        ValueError: `successes` is not in [0, `trials`], or there are no trials.
+    """
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"{successes} successes of {trials} trials")
     z = norm.ppf(0.5 + confidence / 2)
@@ -27,8 +31,11 @@ def cluster_bootstrap(
 ) -> tuple[float, float]:
     """Percentile interval of the mean over all values, resampling whole clusters.
 
-    `values[i]` are the figures of cluster i: the networks of one topology, which share
-    what is hard about it and so are not independent.
+    `values[i]` are the figures of cluster i. Networks of one topology form a cluster: they
+    share the topology's difficulty, so they are not independent.
+
+    Raises:
+        ValueError: there are no clusters, or one is empty.
     """
     sums, sizes = _sums(values)
     picks = _resample(len(values), resamples, seed)
@@ -46,8 +53,8 @@ def paired_bootstrap(
     """Difference of two means over the same clusters, and its percentile interval.
 
     `ours[i]` and `theirs[i]` are the figures of two methods on cluster i, measured from the
-    same start seeds. A cluster is resampled for both at once, so what makes it hard for both
-    cancels out.
+    same start seeds. A cluster is resampled for both at once, so difficulty that they share
+    cancels out. Raises ValueError if the clusters differ in number or one is empty.
     """
     if len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} and {len(theirs)} clusters cannot be paired")
@@ -74,10 +81,11 @@ def _percentiles(means: np.ndarray, confidence: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two policies from the same start seeds.
+    """Comparison of two policies from the same start seeds.
 
-    `p_value` is that of McNemar's exact test: how likely so uneven a split of the episodes
-    that only one of them solved is between equals.
+    `difference` is the success of the first less that of the second. `only_first` and
+    `only_second` count the episodes that only one policy solved. `p_value` is that of McNemar's
+    exact test: the probability of a split at least this uneven if both are equally good.
     """
 
     difference: float
@@ -88,7 +96,11 @@ class Paired:
 
 
 def paired(first: ArrayLike, second: ArrayLike) -> Paired:
-    """Compare two policies episode by episode (McNemar 1947, exact)."""
+    """Compare two policies episode by episode (McNemar 1947, exact).
+
+    Raises:
+        ValueError: there are no episodes, or the numbers of episodes differ.
+    """
     a, b = np.asarray(first, bool), np.asarray(second, bool)
     if a.shape != b.shape or a.size == 0:
         raise ValueError(f"{a.size} and {b.size} episodes cannot be paired")
@@ -99,12 +111,12 @@ def paired(first: ArrayLike, second: ArrayLike) -> Paired:
 
 
 def stop_length(successes: np.ndarray, halfwidth: float) -> int | None:
-    """After how many of the episodes [N], in order, a measurement may stop; None if not yet.
+    """Number of episodes after which a measurement may stop; None if it may not stop yet.
 
-    It may after STOP_FIRST, and from then on after every STOP_EVERY, once the 95% Wilson
-    interval is at most `halfwidth` to either side. Good and bad policies stop sooner than
-    middling ones; a lucky start stops a measurement that would have come down, so
-    figures are biased (`stopping_bias`).
+    `successes` [N] are in the order of start seeds. A measurement stops once the half-width of
+    the 95% Wilson interval is at most `halfwidth`; this is checked after STOP_FIRST episodes and
+    then every STOP_EVERY. Policies near 0 or 1 stop soonest. A lucky start can stop a
+    measurement before its mean comes down, so figures are biased (`stopping_bias`).
     """
     totals = np.cumsum(successes)
     for length in range(STOP_FIRST, len(successes) + 1, STOP_EVERY):
@@ -122,8 +134,8 @@ def _halfwidth(successes: int, trials: int) -> float:
 def stopping_bias(success: float, episodes: int, halfwidth: float) -> tuple[float, float]:
     """Bias of the measured mean under `stop_length`, and the mean number of episodes.
 
-    Exact, by following the distribution of the number of successes among measurements that
-    have not stopped.
+    `success` is the true probability. The result is exact: it follows the distribution of the
+    number of successes among measurements that have not stopped.
     """
     alive = np.zeros(episodes + 1)
     alive[0], estimate, spent = 1.0, 0.0, 0.0

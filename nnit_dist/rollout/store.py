@@ -1,11 +1,11 @@
-"""Where episodes are kept: Parquet, one row an episode, keyed by (policy, start seed).
+"""Storage of episodes: Parquet, one row per episode, keyed by (policy, start seed).
 
-A row carries the fingerprint of the weights that it was measured with, so that a
-policy that was written anew under the same id is measured anew.
+A row carries the fingerprint of the weights that it was measured with, so that a policy with
+new weights under the same id is measured again.
 
-Results are written every few seconds as a new file renamed into place. A killed
-evaluation loses at most those seconds, and running it again skips what is there. Where they
-cannot be written (a full disk) they are kept and tried again, and only the end fails.
+Results are written every few seconds to a new file, which is renamed into place. A killed
+evaluation loses only those seconds, and running it again skips stored episodes. If a write fails
+(a full disk), results stay in memory for the next write; only a failure at the end raises.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class EpisodeStore:
     """A directory of Parquet files of episodes.
 
     Attributes:
-        trouble: why the last write failed; empty if it did not.
+        trouble: why the last write failed; empty if it succeeded.
     """
 
     def __init__(self, path: Path, flush_s: float = 5.0) -> None:
@@ -51,7 +51,11 @@ class EpisodeStore:
         self._flushed = time.monotonic()
 
     def load(self, evaluables: Sequence[Evaluable]) -> Iterator[tuple[int, Rollouts]]:
-        """Stored episodes of these policies, measured with the same weights, by their position."""
+        """Yield stored episodes of these policies and weights, with the policy's index.
+
+        Raises:
+            NnitError: a file is damaged.
+        """
         prints = pa.array([f"{s.id}\0{s.fingerprint()}" for s in evaluables])
         for file in self._files():
             table = _read(file)
@@ -68,11 +72,11 @@ class EpisodeStore:
                     )
 
     def table(self) -> pa.Table:
-        """Every stored episode."""
+        """Read every stored episode; NnitError if a file is damaged."""
         return pa.concat_tables([SCHEMA.empty_table(), *map(_read, self._files())])
 
     def add(self, evaluable: Evaluable, rollouts: Rollouts) -> None:
-        """Keep episodes; every few seconds what was kept is written."""
+        """Keep episodes in memory, and write them every few seconds."""
         count = len(rollouts.seeds)
         columns = [
             pa.repeat(evaluable.id, count),
@@ -92,22 +96,22 @@ class EpisodeStore:
                 self._flushed = time.monotonic()
 
     def flush(self) -> None:
-        """Write what is not yet written.
+        """Write the episodes that are in memory.
 
         Raises:
-            NnitError: it cannot be written; it is kept for the next try.
+            NnitError: they cannot be written; they are kept for the next try.
         """
         if self._pending:
             self._write(pa.concat_tables(self._pending))
         self._pending, self._flushed = [], time.monotonic()
 
     def compact(self) -> None:
-        """Write all files as one, sorted, every episode once.
+        """Merge all files into one, sorted, with every episode once.
 
-        Where an episode was measured with its return and without, with it.
+        Of an episode that was measured with and without its return, the row with it is kept.
 
         Raises:
-            NnitError: what is not yet written cannot be.
+            NnitError: episodes in memory cannot be written, or a file is damaged.
         """
         self.flush()
         files, table = self._files(), self.table()
@@ -120,13 +124,13 @@ class EpisodeStore:
         unique = table.take(np.sort(first)).select(SCHEMA.names)
         if len(files) == 1 and unique.equals(_read(files[0])):
             return
-        with contextlib.suppress(NnitError):  # no room for a copy: then they stay as they are
+        with contextlib.suppress(NnitError):  # without room for a copy, the files stay
             self._write(unique)
             for file in files:
                 file.unlink()
 
     def _files(self) -> list[Path]:
-        return sorted(self.path.glob("[!.]*.parquet"))  # no file that a killed process began
+        return sorted(self.path.glob("[!.]*.parquet"))  # skips partial files of killed processes
 
     def _write(self, table: pa.Table) -> None:
         path = self.path / f"episodes-{uuid.uuid4().hex}.parquet"

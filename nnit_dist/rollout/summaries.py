@@ -1,4 +1,4 @@
-"""Success over many networks: means, intervals, and methods side by side."""
+"""Success over many networks: means, intervals, and comparisons of methods."""
 
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TypeVar
@@ -24,7 +24,7 @@ from nnit_dist.rollout.results import (
 from nnit_dist.rollout.statistics import cluster_bootstrap, paired_bootstrap
 
 METHODS = {"rllib": "teachers", "ghn": "direct GHN query", "nnit": "NNiT"}
-ALL_UNSEEN = "all unseen"  # of the sizes of training
+ALL_UNSEEN = "all unseen"  # within the sizes of training
 KINDS = ("teacher", "seen", *WITHIN, ALL_UNSEEN, *BEYOND)
 
 Key = TypeVar("Key", bound=Hashable)
@@ -33,7 +33,7 @@ Key = TypeVar("Key", bound=Hashable)
 def summarize(results: Sequence[PolicyResult]) -> Summary:
     """Mean success over all networks, with a 95% interval over topologies.
 
-    Of a single topology the interval is over its networks, of a single network over episodes.
+    For a single topology the interval is over its networks, for a single network over episodes.
     """
     clusters: dict[Hidden, list[float]] = {}
     for result in results:
@@ -72,7 +72,7 @@ def summarize_methods(results: Sequence[NetworkResult]) -> list[MethodSummary]:
 
 
 def summarize_studies(results: Sequence[StudyResult]) -> Studies:
-    """A summary per study and setting; for the success asked for, its rank correlation as well."""
+    """One summary per study and setting, and the rank correlation of requested success."""
     studies: Studies = {}
     for study in STUDIES:
         settings: dict[str, list[StudyResult]] = {}
@@ -95,7 +95,7 @@ def summarize_studies(results: Sequence[StudyResult]) -> Studies:
 
 
 def paired_methods(results: Sequence[NetworkResult]) -> PairedDifference | None:
-    """NNiT less the direct query, over the unseen topologies and start states of both."""
+    """Success of NNiT less that of direct GHN queries, paired by unseen topology."""
     unseen = [result for result in results if result["kind"] in WITHIN]
     ours, theirs = (
         [result for result in unseen if result["method"] == METHODS[source]]
@@ -107,7 +107,7 @@ def paired_methods(results: Sequence[NetworkResult]) -> PairedDifference | None:
 def paired_results(
     ours: Sequence[PolicyResult], theirs: Sequence[PolicyResult]
 ) -> PairedDifference:
-    """Difference of two methods' success over the topologies that both have, all samples."""
+    """Difference of two methods' success over all samples of their common topologies."""
     our_groups, their_groups = pair_up(
         *(
             [(hidden_of(result), result["success_once"]) for result in side]
@@ -121,7 +121,7 @@ def paired_results(
 def pair_up(
     ours: Iterable[tuple[Key, float]], theirs: Iterable[tuple[Key, float]]
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """The values of either side by key, for the keys that both have."""
+    """Group the values of each side by key, for the keys that both have."""
     groups: dict[Key, tuple[list[float], list[float]]] = {}
     for side, values in enumerate((ours, theirs)):
         for key, value in values:
@@ -131,7 +131,7 @@ def pair_up(
 
 
 def headline(figures: TaskFigures) -> str:
-    """What a run comes to, in two sentences; empty where no unseen topology was measured."""
+    """State a run's success in two sentences; empty if no unseen topology was measured."""
     by_kind = {(summary["method"], summary["kind"]): summary for summary in figures["summaries"]}
     unseen = by_kind.get((METHODS["nnit"], ALL_UNSEEN))
     if unseen is None:

@@ -9,9 +9,9 @@ Stage = Literal["population", "align", "train"]
 
 
 class SearchConfig(BaseModel):
-    """How much is tried, and how it is judged: by many networks, a few episodes each.
+    """How many trials a search runs, and how each is judged: by many networks, few episodes each.
 
-    A generator fails by whole networks: few of them can all be good by luck.
+    Some generated networks fail in all episodes, so a few networks could all be good by luck.
     """
 
     model_config = ConfigDict(extra="forbid")

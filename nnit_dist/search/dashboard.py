@@ -1,7 +1,7 @@
-"""The page of a search: live while it runs, on loopback, behind a token.
+"""The web page of a search, served on loopback and protected by a token.
 
-Plotly draws it in the browser; what it draws are the files that a search writes, so that a search
-that is over, or runs elsewhere on shared storage, is shown alike.
+Plotly draws the files that a search writes, in the browser. So the page shows a running search, a
+finished one, or one that runs elsewhere on shared storage.
 """
 
 import asyncio
@@ -27,8 +27,10 @@ PICTURES = {".png", ".mp4"}
 
 
 def page_key(cluster: str | None) -> str:
-    """What opens the page. It comes from the cluster's token, which itself must not lie in a
-    browser: it lets run anything on the cluster. Where there is none, it is new each time.
+    """Token that opens the page; a new one each time if there is no cluster token.
+
+    It is derived from the cluster's token. That token itself must not be stored in a browser,
+    because it allows any code to run on the cluster.
     """
     if cluster is None:
         return secrets.token_hex(24)
@@ -56,7 +58,7 @@ def serve(out: Path, port: int, open_browser: bool = True) -> None:
 
 
 def application(out: Path, key: str, cluster: str | None = None) -> web.Application:
-    """The page, its data and its pictures, for those who bring `key` or the cluster's token."""
+    """Serve the page, its data and its pictures to requests with `key` or the cluster's token."""
     app = web.Application(middlewares=[_guard(key, cluster)])
     app.add_routes(
         [
@@ -70,8 +72,10 @@ def application(out: Path, key: str, cluster: str | None = None) -> web.Applicat
 
 
 class PageData(TypedDict):
-    """What the page shows: the search, its trials without their networks, and those of the leading
-    one; which values matter; what the pool does; and the names of pictures.
+    """Data of the page.
+
+    `trials` come without their networks, and `networks` are those of the `leading` trial.
+    `pictures` are names of files.
     """
 
     search: SearchDescription
@@ -84,7 +88,7 @@ class PageData(TypedDict):
 
 
 def page_data(out: Path) -> PageData:
-    """What the page shows of the search in `out`."""
+    """Read the data of the page from the search in `out`."""
     search: SearchDescription = read_json(out / SEARCH)
     trials, pool = read_trials(out), out / POOL
     best = leading(trials)
@@ -107,15 +111,15 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def _guard(key: str, cluster: str | None) -> Any:
-    """Lets those in who bring the key, in the address once, as a cookie, or as a bearer.
+    """Admit requests that carry the key in the address, in a cookie, or as a bearer token.
 
-    The cluster's token is taken as a bearer alone.
+    The cluster's token is accepted only as a bearer token.
     """
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        # Cookies are the host's, whatever the port: each page has one of its own.
+        # Cookies are shared by all ports of a host, so the name holds the port.
         cookie = f"nnit_token_{request.url.port}"
         brought = [request.query.get("token", ""), request.cookies.get(cookie, ""), bearer]
         allowed = any(_same(token, key) for token in brought) or (

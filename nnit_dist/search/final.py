@@ -1,4 +1,4 @@
-"""The end of a search: its best trial beside the defaults, on topologies kept for the test."""
+"""Final test of a search: its best trial and the defaults on held-out topologies."""
 
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,9 @@ SAMPLES, EPISODES, SHOWN = 2, 100, 6
 def measure(
     policies: dict[GroupName, list[Policy]], out: Path, evaluator: Evaluator
 ) -> FinalFigures:
-    """success_once of each group's networks over test start states, and the first less the second.
+    """Mean success_once of each group from test start states, and the difference of the groups.
 
-    Both have `SAMPLES` networks of the same topologies. Every episode is kept in `out`.
+    Every episode is kept in `out`. Ids of the policies get the name of their group as a prefix.
 
     Raises:
         NnitError: a network could not be measured.
@@ -59,7 +59,7 @@ def _by_topology(policies: list[Policy], success: dict[str, float]) -> list[list
 
 
 def show(policies: list[Policy], out: Path) -> None:
-    """A film of some networks at work, and a picture of their matrices."""
+    """Write a film of some networks at work, and a picture of their matrices, to `out`."""
     shown = spread(policies, SHOWN)
     clips = [Clip(p, TEST_SEED + i, p.topology.name) for i, p in enumerate(shown)]
     film(clips, out / "policies.mp4")

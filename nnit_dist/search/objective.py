@@ -1,7 +1,7 @@
-"""What a trial trains, rung by rung, and the policies by which it is judged.
+"""What a trial trains, rung by rung, and the policies that judge it.
 
-A trial's rungs are shares of its steps. Steps are as many as the arithmetic of the configuration's
-own training allows: a network of twice the size takes half as many.
+A trial's rungs are shares of its steps. Trials of NNiT and of the hypernetwork all have the compute
+of the configuration's own training: a model of twice the cost per step takes half the steps.
 """
 
 import math
@@ -39,12 +39,12 @@ from nnit_dist.training.state import read_metrics
 
 @dataclass(frozen=True)
 class TrainedRung:
-    """What training a rung came to.
+    """Result of training a rung.
 
     Attributes:
         step: the step that it trained to.
-        loss: the last one that was logged.
-        seconds: those that the steps took, without what there was to start.
+        loss: the last logged loss.
+        seconds: time of the training steps, without start-up.
     """
 
     step: int
@@ -55,8 +55,8 @@ class TrainedRung:
 class Objective(Protocol):
     """What a trial trains, and the policies that judge it.
 
-    `config` is the trial's, `base` that of the search, `run` the run that trials begin with, `out`
-    the trial's directory, and `rungs` are shares of its steps.
+    `config` is the trial's configuration and `base` that of the search. Trials start from `run`;
+    `out` is the trial's directory. `rungs` are increasing shares of the trial's steps, up to 1.
     """
 
     def __init__(
@@ -70,21 +70,21 @@ class Objective(Protocol):
     ) -> None: ...
 
     def train(self, rung: int, record: Record) -> TrainedRung:
-        """Train up to a rung, what was trained before not again."""
+        """Train up to a rung, starting from the rung before."""
 
     def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
-        """Policies of what is trained so far."""
+        """Policies of the model trained so far, `samples` for each topology in `hiddens`."""
 
     def parameters(self) -> int:
-        """How many parameters what is trained has."""
+        """Number of parameters of the trained model."""
 
 
 class PopulationObjective:
     """Trains a population by a PPO recipe; the best snapshot of each of its trials is judged.
 
-    All of a task's architectures and seeds, one after another, until they are good enough or a
-    rung's share of the recipe's env steps is spent. What topologies others are judged by means
-    nothing here.
+    It trains all architectures and seeds of a task, one after another, until each is good enough
+    or has taken the rung's share of the recipe's env steps. The judging policies are those it
+    trained, so `policies` ignores its arguments.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class PopulationObjective:
         self.specs = trial_specs(self.config, [self.task], config.control_mode)
 
     def train(self, rung: int, record: Record) -> TrainedRung:
-        """As `NNiTObjective.train`; the loss is what the best snapshots return, its sign turned."""
+        """Train up to a rung; the loss is the negative mean return of the best snapshots."""
         began, until = time.monotonic(), self.until[rung]
         for spec in self.specs:
             trial = Trial(spec, self.recipe, self.out, self.config.gpu > 0)
@@ -122,13 +122,13 @@ class PopulationObjective:
         return sorted(best, key=lambda policy: policy.topology.hidden)
 
     def parameters(self) -> int:
-        """The mean of the policies."""
+        """Mean number of parameters of the policies."""
         sizes = [policy.topology.num_params for policy in self.policies([], 0)]
         return round(sum(sizes) / len(sizes))
 
 
 class NNiTObjective:
-    """Trains NNiT on a run's hypernetwork; its networks are judged."""
+    """Trains NNiT on a run's hypernetwork; the networks that it generates judge it."""
 
     loss = "flow"
 
@@ -150,7 +150,7 @@ class NNiTObjective:
         self.until = rung_steps(steps, rungs)
 
     def train(self, rung: int, record: Record) -> TrainedRung:
-        """Train up to a rung, what was trained before not again."""
+        """Train up to a rung, starting from the state after the rung before."""
         until = self.until[rung]
         with StageProgress("steps") as view:
             view.add(BAR, self.nnit.steps)
@@ -165,7 +165,7 @@ class NNiTObjective:
         return last_of(self.out.metrics, self.loss, self.until, rung)
 
     def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
-        """Networks of the model as it is now."""
+        """Networks that the model generates as trained so far."""
         model = NNiTModel.load(self.out.nnit).for_task(self.config.tasks[0])
         settings, seed = self.config.generate, self.config.seed
         return [
@@ -177,15 +177,15 @@ class NNiTObjective:
         ]
 
     def parameters(self) -> int:
-        """Those of the transformer."""
+        """Number of parameters of the transformer."""
         return NNiTModel.load(self.out.nnit).parameters
 
 
 class GHNObjective:
-    """Distils a run's teachers into a hypernetwork, round by round, as its align stage does.
+    """Distills a run's teachers into a hypernetwork, round by round, as its align stage does.
 
-    What the first round learns on are the run's recorded episodes of its teachers. Networks are
-    asked of the hypernetwork itself.
+    The first round learns from the run's recorded teacher rollouts. Networks that the
+    hypernetwork itself writes judge it.
     """
 
     loss = "action_mse"
@@ -223,7 +223,7 @@ class GHNObjective:
         )
 
     def train(self, rung: int, record: Record) -> TrainedRung:
-        """As `NNiTObjective.train`; `record` rolls out the networks of DAgger."""
+        """Train up to a rung; `record` rolls out the networks of DAgger."""
         until = self.until[rung]
         with StageProgress("steps") as view:
             view.add(BAR, self.steps)
@@ -232,31 +232,31 @@ class GHNObjective:
         return last_of(self.out.metrics, self.loss, self.until, rung)
 
     def policies(self, hiddens: list[Hidden], samples: int) -> list[Policy]:
-        """Networks of the hypernetwork as it is now."""
+        """Networks that the hypernetwork writes as trained so far."""
         model, seed = self.rounds.model(), self.config.seed
         return [p for hidden in hiddens for p in model.policies(hidden, samples, seed)]
 
     def parameters(self) -> int:
-        """Those of the hypernetwork."""
+        """Number of parameters of the hypernetwork."""
         return self.rounds.model().parameters
 
 
 def rung_steps(steps: int, rungs: Sequence[float]) -> list[int]:
-    """Up to which step each rung trains."""
+    """Last step of each rung."""
     return [math.ceil(share * steps) for share in rungs]
 
 
 def last_of(metrics: Path, loss: str, until: Sequence[int], rung: int) -> TrainedRung:
-    """What was logged last of a rung."""
+    """Read a rung's last logged loss and its training time."""
     first, step = until[rung - 1] if rung else 0, until[rung]
     rows = [row for row in read_metrics(metrics) if first < row["step"] <= step]
-    # They count from zero whenever training goes on.
+    # Logged seconds start from zero whenever training resumes.
     ends = [a["seconds"] for a, b in pairwise(rows) if b["seconds"] < a["seconds"]]
     return TrainedRung(step, rows[-1][loss], sum(ends) + rows[-1]["seconds"])
 
 
 def decoding(config: GHNConfig, sampler: HypernetModel) -> float:
-    """Multiplications of writing a matrix, to a common factor: the decoder's convolutions."""
+    """Multiplications to decode a matrix, up to a constant factor: the decoder's convolutions."""
     ghn = build_ghn(config, [sampler.task], sampler.distribution.max_width)
     blocks = getattr(ghn.decoder, "blocks", None)
     if blocks is None:
@@ -265,7 +265,7 @@ def decoding(config: GHNConfig, sampler: HypernetModel) -> float:
 
 
 def work(config: NNiTConfig, sampler: HypernetModel) -> float:
-    """Multiplications of a step of NNiT, to a common factor: linear layers and attention."""
+    """Multiplications of a step of NNiT, up to a constant factor: linear layers and attention."""
     t = config.transformer
     seen = sampler.distribution.seen
     tokens = [token_layout(sampler.topology(hidden), config.patch).length for hidden in seen]

@@ -1,4 +1,4 @@
-"""Records of a search: what its trials write, what is read of them, and what they come to.
+"""Records of a search: the files of its trials, trials as read from them, and final figures.
 
 Their keys are those of the JSON files of a search, and of the data of its page.
 """
@@ -7,11 +7,11 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from nnit_dist.search.config import Scheduler, Stage
 
-Values = dict[str, Any]  # by configuration key, whatever type the key has
+Values = dict[str, Any]  # by configuration key; each key has its own type
 
 
 class NetworkSuccess(TypedDict):
-    """A network that judges a rung: its parameters and its success over its episodes."""
+    """A network that judges a rung: its number of parameters and its success in [0, 1]."""
 
     policy: str
     parameters: int
@@ -19,10 +19,11 @@ class NetworkSuccess(TypedDict):
 
 
 class RungRecord(TypedDict):
-    """What a trial came to at a rung, `rung-K.json`.
+    """Result of a trial at a rung, `rung-K.json`.
 
-    `loss` is None where it is not finite, `success` the mean over the networks, `seconds` by what
-    they were spent on (start, train, write, measure), `parameters` those of what is trained.
+    `loss` is None if it is not finite. `success` is the mean over the networks, in [0, 1].
+    `seconds` has one entry per activity (start, train, write, measure). `parameters` is the
+    number of parameters of the trained model.
     """
 
     rung: int
@@ -35,16 +36,16 @@ class RungRecord(TypedDict):
 
 
 class RungReport(RungRecord):
-    """What a trial reports to Tune at a rung, without its networks; `directory` is its name."""
+    """Report of a trial to Tune at a rung, without networks; `directory` is the trial's name."""
 
     directory: str
 
 
 class TrialFile(TypedDict):
-    """What a trial is, `trial.json`.
+    """Description of a trial, `trial.json`.
 
-    `inherited` is how many of its rungs are those of its `donor`, with whose weights it began.
-    Searches of before have it as `taken_over`.
+    A trial may start with the weights of another, its `donor`; `inherited` is the number of rungs
+    that it copied. Files of older searches call this `taken_over`.
     """
 
     values: Values
@@ -54,11 +55,11 @@ class TrialFile(TypedDict):
 
 
 class TrialRecord(TypedDict):
-    """A trial of a search, as its files tell.
+    """A trial of a search, as read from its files.
 
-    `state` is done (all rungs, or `stopped` as worse than others), failed, or open; `whole` whether
-    it has all rungs; `success` that of the last rung, None before the first; `inherited` how many
-    rungs are those of its `donor`.
+    `state` is done (it has all rungs, or was `stopped` because others were better), failed, or
+    open. `whole` says whether it has all rungs. `success` is that of the last rung, None before
+    the first. `inherited` is the number of rungs that it copied from its `donor`.
     """
 
     name: str
@@ -73,14 +74,14 @@ class TrialRecord(TypedDict):
 
 
 class Segment(TypedDict):
-    """By which values a trial was trained, and after how many rungs that began."""
+    """Part of a trial's training: its values, and the number of rungs after which it started."""
 
     after: int
     values: Values
 
 
 class BestTrial(TypedDict):
-    """The best trial of all rungs; `schedule` are its segments of training, the first one first."""
+    """The best trial that has all rungs; `schedule` lists its training segments in order."""
 
     name: str
     values: Values
@@ -89,7 +90,7 @@ class BestTrial(TypedDict):
 
 
 class RankCorrelation(TypedDict):
-    """Spearman's, of loss and success over the trials of a rung."""
+    """Spearman's rank correlation of loss and success over the trials of a rung."""
 
     rank_correlation: float
     p: float
@@ -116,7 +117,7 @@ GroupName = Literal["best", "defaults"]
 
 
 class FinalFigures(TypedDict, total=False):
-    """The best trial beside the defaults on topologies that are kept for the test."""
+    """Success of the best trial and of the defaults on held-out topologies."""
 
     best: GroupSuccess
     defaults: GroupSuccess
@@ -124,10 +125,10 @@ class FinalFigures(TypedDict, total=False):
 
 
 class SearchFigures(TypedDict):
-    """What a search came to: its trials, counted; the best one; and how loss and success relate.
+    """Figures of a search: counts of its trials, the best trial, and how loss relates to success.
 
-    `seconds` are those of all trials, by what for. `loss_and_success` has an entry a rung, None
-    where it says nothing.
+    `seconds` are summed over all trials, by activity. `loss_and_success` has one entry per rung,
+    None if the correlation is undefined.
     """
 
     trials: int
@@ -141,11 +142,11 @@ class SearchFigures(TypedDict):
 
 
 class SearchIdentity(TypedDict):
-    """What makes two searches the same one.
+    """Fields that must be equal for a search to resume another.
 
-    `distributions` are JSON of Optuna's, `config` the configuration without what only says where
-    it runs, `judged` how many networks and episodes judge a trial, `hypernetwork` the hash of the
-    one that trials begin with, if any.
+    `distributions` are Optuna distributions as JSON. `config` is the configuration without the
+    sections that only say where it runs. `judged` says how many networks and episodes judge a
+    trial. `hypernetwork` is the hash of the hypernetwork that trials start from, if any.
     """
 
     distributions: dict[str, str]
@@ -159,7 +160,7 @@ class SearchIdentity(TypedDict):
 
 
 class SearchDescription(SearchIdentity):
-    """What a search is, `search.json`; beside it lie its figures once it is over."""
+    """Description of a search, `search.json`; the file also has its figures once it is over."""
 
     settings: dict[str, object]
     run: str
@@ -167,10 +168,10 @@ class SearchDescription(SearchIdentity):
 
 
 class PoolFigures(TypedDict):
-    """What the pool of a search has done, `pool.json`.
+    """Figures of the simulator pool of a search, `pool.json`.
 
-    `busy` is the share of time that it ran episodes, `waiting` how many jobs wait, and `driver` the
-    share of time that the process of the search was busy.
+    `busy` is the share of time in which it ran episodes, `waiting` the number of waiting jobs, and
+    `driver` the share of time in which the process of the search was busy.
     """
 
     episodes: int

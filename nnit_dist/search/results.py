@@ -1,4 +1,4 @@
-"""What a search has come to: read from the files that its trials write."""
+"""Results of a search, read from the files that its trials write."""
 
 import json
 import math
@@ -30,22 +30,22 @@ RUNGS = {  # by scheduler: shares of a trial's steps, after each of which it is 
 }
 SEARCH, POOL = "search.json", "pool.json"
 TRIAL, STOPPED, ERROR = "trial.json", "stopped.json", "error.txt"
-ENOUGH = 20  # trials to say which values matter
-GOOD = 0.25  # share of trials that count as good there
+ENOUGH = 20  # trials for `importance`
+GOOD = 0.25  # share of trials that count as good in `importance`
 
 
 def rung_file(directory: Path, rung: int) -> Path:
-    """Where a trial keeps what a rung came to."""
+    """File of a trial's result at a rung."""
     return directory / f"rung-{rung}.json"
 
 
 def state_file(directory: Path, rung: int) -> Path:
-    """Where a trial keeps what its training goes on from."""
+    """File of the training state after a rung, from which training resumes."""
     return directory / f"rung-{rung}.pt"
 
 
 def read_trials(out: Path) -> list[TrialRecord]:
-    """Every trial of the search in `out`, by name."""
+    """Read every trial of the search in `out`, sorted by name."""
     if not (out / SEARCH).exists():
         return []
     count = len(read_json(out / SEARCH)["rungs"])
@@ -79,16 +79,16 @@ def last_success(trial: TrialRecord) -> float:
 
 
 def leading(trials: list[TrialRecord]) -> TrialRecord | None:
-    """The trial that came furthest, and of those the most successful; None before any rung."""
+    """The most successful of the trials with the most rungs; None before any rung."""
     begun = [trial for trial in trials if trial["rungs"]]
     return max(begun, key=lambda trial: (len(trial["rungs"]), last_success(trial)), default=None)
 
 
 def summarize_search(trials: list[TrialRecord]) -> SearchFigures:
-    """What a search found: the best trial of all rungs, and how well loss foretells success.
+    """Summarize a search: its best complete trial, and how well loss predicts success.
 
     Raises:
-        NnitError: no trial came through.
+        NnitError: no trial has all rungs.
     """
     complete = [trial for trial in trials if trial["whole"]]
     if not complete:
@@ -114,7 +114,7 @@ def summarize_search(trials: list[TrialRecord]) -> SearchFigures:
 
 
 def schedule(trials: list[TrialRecord], trial: TrialRecord) -> list[Segment]:
-    """The segments in which what became a trial was trained, those of its donors first."""
+    """Segments of a trial's training in order, those of its donors first."""
     by_name = {other["name"]: other for other in trials}
     segments: list[Segment] = []
     ancestor: TrialRecord | None = trial
@@ -125,7 +125,7 @@ def schedule(trials: list[TrialRecord], trial: TrialRecord) -> list[Segment]:
 
 
 def seconds_of(trials: list[TrialRecord]) -> dict[str, float]:
-    """Seconds that trials spent, by what for."""
+    """Seconds that all trials spent, by activity (start, train, write, measure)."""
     spent: dict[str, float] = {}
     for rung in (rung for trial in trials for rung in trial["rungs"][trial["inherited"] :]):
         for name, seconds in rung["seconds"].items():
@@ -134,7 +134,7 @@ def seconds_of(trials: list[TrialRecord]) -> dict[str, float]:
 
 
 def _rank_correlation(trials: list[TrialRecord], rung: int) -> RankCorrelation | None:
-    """Spearman's, of loss and success at a rung; None where it says nothing."""
+    """Spearman's rank correlation of loss and success at a rung; None if undefined."""
     trained = [trial for trial in trials if trial["inherited"] <= rung < len(trial["rungs"])]
     rows = [trial["rungs"][rung] for trial in trained]
     pairs = [(row["loss"], row["success"]) for row in rows if row["loss"] is not None]
@@ -148,11 +148,11 @@ def _rank_correlation(trials: list[TrialRecord], rung: int) -> RankCorrelation |
 
 
 def importance(trials: list[TrialRecord], distributions: dict[str, str]) -> dict[str, float]:
-    """How much each searched value decides whether a trial is a good one, adding up to 1.
+    """Importance of each searched key for the success of a trial; the sum is 1.
 
-    PED-ANOVA (arXiv 2304.10255) on success at the first rung, which all trials have that inherited
-    none; the best quarter is good. Nothing is said of few trials. `distributions` are JSON
-    of Optuna's.
+    Computed by PED-ANOVA (arXiv 2304.10255) from success at the first rung of trials that
+    inherited no rungs; the best quarter counts as good. Empty if there are fewer than `ENOUGH`
+    such trials or all have the same success. `distributions` are Optuna distributions as JSON.
     """
     domains = {k: _hashable(json_to_distribution(v)) for k, v in distributions.items()}
     comparable = [trial for trial in trials if trial["rungs"] and not trial["inherited"]]
@@ -181,12 +181,12 @@ def importance(trials: list[TrialRecord], distributions: dict[str, str]) -> dict
 
 
 def _hashable(domain: BaseDistribution) -> BaseDistribution:
-    """Choices as JSON, since lists are none for Optuna's importance."""
+    """Encode choices as JSON, since Optuna's importance cannot handle lists."""
     if isinstance(domain, CategoricalDistribution):
         return CategoricalDistribution([json.dumps(choice) for choice in domain.choices])
     return domain
 
 
 def as_overrides(values: Values) -> str:
-    """Values as the command line takes them."""
+    """Values as `--set` options of the command line."""
     return " ".join(f"--set {key}={json.dumps(value)}" for key, value in values.items())

@@ -55,8 +55,8 @@ from nnit_dist.training.config import Placement
 class Search:
     """A search of `space` around a configuration, on a finished run of it.
 
-    Reads the run's hypernetwork and what it learnt on; writes a directory a trial into `out`, and
-    `out/search.json`: how it was judged, the best trial, and how loss and success go together.
+    Reads the run's hypernetwork and its distillation data. Writes one directory per trial, and
+    `out/search.json`: how trials are judged, the best trial, and how loss relates to success.
     """
 
     space: Space
@@ -66,11 +66,11 @@ class Search:
     settings: SearchConfig
 
     def go(self) -> SearchFigures:
-        """Run what is left of the search; returns its figures.
+        """Run the unfinished part of the search; return its figures.
 
         Raises:
-            NnitError: the run lacks what trials begin with, `out` holds another search, or no
-                trial came through.
+            NnitError: the run lacks files that trials start from, `out` holds another search, or
+                no trial finished.
         """
         aligned = self.run.is_finished("align")
         if self.space.stage != "population" and not aligned:
@@ -78,7 +78,7 @@ class Search:
                 f"the search goes on from a run's hypernetwork, and {self.run} has none yet; "
                 "run `nnit align` with this configuration first."
             )
-        self._objective(self.config, self.out)  # does it find what it needs?
+        self._objective(self.config, self.out)  # raises if the run lacks files
         if self.settings.scheduler == "pbt":
             check_pbt(self.space, self.settings.trials)
             first_ones(self.space, self.config, self.settings.trials, self.settings.seed)
@@ -90,17 +90,17 @@ class Search:
         ray_of = partial(ray_session, where.address, where.num_cpus, claim=self.out)
         if left > 0:
             with ray_of():
-                # (Trials of PBT report again what they have done.)
+                # Trials of PBT report their finished rungs again.
                 self._search([] if self.settings.scheduler == "pbt" else trials, left)
         figures = summarize_search(read_trials(self.out))
         write_json(self.out / SEARCH, {**description, **figures})
-        with ray_of():  # another job: what trials that were stopped held is free
+        with ray_of():  # a new Ray job: resources of stopped trials are free
             figures["test"] = self._test(figures["best"])
         write_json(self.out / SEARCH, {**description, **figures})
         return figures
 
     def _description(self) -> SearchDescription:
-        """What the search is, and is shown with; NnitError if `out` holds another one."""
+        """Describe the search; NnitError if `out` holds another one."""
         judged = self.settings.model_dump(exclude={"trials", "budget_s", "seed", "scheduler"})
         identity: SearchIdentity = {
             "distributions": {k: distribution_to_json(d) for k, d in self.space.domains.items()},
@@ -167,7 +167,7 @@ class Search:
         write_json(self.out / POOL, {**pool, "driver": round(driver, 3)})
 
     def _simulators(self) -> tuple[Simulators, int]:
-        """What measures, and how many of it: on CPUs half of those that do not train."""
+        """Simulators, and how many: `ray.actors`, else every GPU or half of the CPUs for them."""
         config = self.config
         trains = config.population if self.space.stage == "population" else config.training
         # A pool on GPUs would keep them from the trials.
@@ -177,18 +177,18 @@ class Search:
         return simulators, config.ray.actors or (room if simulators.on_gpu else max(1, room // 2))
 
     def _room(self, simulating: int) -> tuple[Any, Placement, int]:
-        """What Tune reserves for a trial, where its training runs, and how many fit at once beside
-        so many CPUs that simulate.
+        """Resources of a trial, placement of its training, and how many trials run at once.
 
-        A cluster may grow: what it has no room for yet is asked of it.
+        Simulators hold `simulating` CPUs. In a cluster that may grow, at least one trial runs: its
+        nodes are asked for.
 
         Raises:
-            NnitError: simulators leave no CPU to any, on this machine.
+            NnitError: simulators leave too few CPUs to a trial, and the cluster cannot grow.
         """
         cpus = int(ray.cluster_resources().get("CPU", 0)) - simulating
         least = 1 if may_grow() else 0
         if self.space.stage == "population":
-            # It simulates and learns in its own process.
+            # A trial simulates and learns in its own process.
             each = self.config.population.cpus
             room = max(int(cpus / each), least)
             if room < 1:
@@ -197,7 +197,7 @@ class Search:
                     "use a smaller ray.actors, or a larger ray.num_cpus."
                 )
             return trial_resources(self.config.population), self.config.training, room
-        # Its own process takes no CPU: its training and the pool do.
+        # A trial's own process takes no CPU: its training and the pool do.
         resources = tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])
         placement = self._placement(cpus)
         room = max(cpus // (placement.cpus * placement.workers), least)
@@ -207,7 +207,7 @@ class Search:
         return resources, placement, room
 
     def _context(self, placement: Placement) -> SearchContext:
-        """What all trials are told."""
+        """Settings that all trials share."""
         config = self.config.model_dump(mode="json", exclude_unset=True)
         return SearchContext(
             config=RunConfig.model_validate(config | {"training": placement.model_dump()}),
@@ -227,9 +227,9 @@ class Search:
         return RUNGS[self.settings.scheduler]
 
     def _left(self, trials: list[TrialRecord]) -> int:
-        """How many trials are still to be begun, or gone on with.
+        """Number of trials to start or resume.
 
-        Those of PBT depend on one another: all go on, and report at once what they have done.
+        Trials of PBT depend on each other: all resume, and at once report their finished rungs.
         """
         if self.settings.scheduler == "pbt":
             done = sum(trial["whole"] or trial["state"] == "failed" for trial in trials)
@@ -237,7 +237,7 @@ class Search:
         return self.settings.trials - sum(trial["state"] != "open" for trial in trials)
 
     def _tune_config(self, earlier: list[TrialRecord], left: int, room: int) -> tune.TuneConfig:
-        """How Tune goes on: `left` trials are left, and `room` of them fit at once."""
+        """Tune's configuration: `left` trials are left, and `room` of them fit at once."""
         settings, seed = self.settings, self.settings.seed
         make = partial(
             tune.TuneConfig,
@@ -259,21 +259,21 @@ class Search:
         )
 
     def _split(self) -> TopologySplit:
-        """Of the run; where populations are searched for there need not be one yet."""
+        """Topology split of the run, or of the configuration for populations, which need no run."""
         return self.config.split() if self.space.stage == "population" else self.run.split()
 
     def _placement(self, cpus: int) -> Placement:
-        """Training as configured, with fewer CPUs a worker where there are not as many.
+        """Placement of training as configured, with fewer CPUs per worker if `cpus` are too few.
 
-        (It does not go on by itself after a failure: its trial does.)
+        Training does not retry after a failure: Tune retries the whole trial.
 
         Raises:
-            NnitError: there is not even one a worker, on this machine.
+            NnitError: there is less than one CPU per worker, and the cluster cannot grow.
         """
         placement = self.config.training
         each = min(placement.cpus, cpus // placement.workers)
         if each < 1 and may_grow():
-            each = placement.cpus  # of nodes that come when they are asked for
+            each = placement.cpus  # on nodes that the cluster is asked for
         if each < 1:
             raise NnitError(
                 f"simulators leave {cpus} CPUs to training.workers={placement.workers}: use fewer "
@@ -282,7 +282,7 @@ class Search:
         return placement.model_copy(update={"cpus": each, "retries": 0})
 
     def _loggers(self) -> list[tune.Callback]:
-        """TensorBoard's files beside Tune's own, and Weights & Biases if it is wanted."""
+        """Loggers for TensorBoard and, if configured, Weights & Biases."""
         from ray.tune.logger import TBXLoggerCallback
 
         loggers: list[tune.Callback] = [TBXLoggerCallback()]
@@ -302,7 +302,7 @@ class Search:
         return loggers
 
     def _test(self, best: BestTrial) -> FinalFigures:
-        """The best trial and the defaults on the run's unseen topologies; pictures of the best."""
+        """Measure the best trial and the defaults on unseen topologies; draw the best trial."""
         unseen, defaults = self._split().unseen, self.space.defaults(self.config)
         hiddens = [hidden for kind in ("combination", "width") for hidden in unseen.get(kind, [])]
         if not hiddens:
@@ -325,7 +325,7 @@ class Search:
         return figures
 
     def _finished(self, name: str, values: Values) -> Objective:
-        """What a trial has trained; one that was stopped early goes on first."""
+        """Objective of a trial; trains the rungs that a stopped trial lacks."""
         directory = self.out / name
         objective = self._objective(with_values(self.config, values, "the search"), directory)
         for rung in range(len(self._rungs)):

@@ -1,4 +1,4 @@
-"""What a search tries next, and what it stops: Optuna's sampler with ASHA, or PBT."""
+"""Which values a search tries, and which trials it stops: Optuna with ASHA, or PBT."""
 
 import random
 import zlib
@@ -20,8 +20,8 @@ from nnit_dist.search.space import Space
 from nnit_dist.search.trial import TAKEOVER, trial_name
 from nnit_dist.stages.config import RunConfig
 
-ATTEMPTS = 50  # to suggest values that were not tried yet
-# What inherited weights fit, what comes along with them, and what a step costs.
+ATTEMPTS = 50  # at drawing values that no trial has
+# PBT cannot vary these: they fix the shape of weights, the optimizer, or the cost of a step.
 FIXED = (
     "nnit.transformer.",
     "nnit.patch",
@@ -32,9 +32,9 @@ FIXED = (
 
 
 class FreshSearch(OptunaSearch):
-    """Optuna's sampler, asked again where it suggests what was tried already.
+    """Optuna's sampler, which draws again if it suggests values that were already tried.
 
-    Equal values have one directory, and two trials at once must not share it.
+    Trials with equal values share a directory, so two of them must not run at once.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -42,7 +42,7 @@ class FreshSearch(OptunaSearch):
         self.tried: set[str] = set()
 
     def suggest(self, trial_id: str) -> Any:
-        """Values that no trial has had; Optuna hears of the others that it gave."""
+        """Suggest values that no trial has; repeated ones are reported to Optuna as failed."""
         for _ in range(ATTEMPTS):
             values = super().suggest(trial_id)
             if values is None or trial_name(values) not in self.tried:
@@ -56,7 +56,7 @@ class FreshSearch(OptunaSearch):
 def fresh_search(
     space: Space, config: RunConfig, trials: list[TrialRecord], seed: int
 ) -> FreshSearch:
-    """Optuna's sampler, told what is known. The defaults come first, and what is unfinished."""
+    """Optuna's sampler with results of finished trials; defaults and open trials come first."""
     defaults = space.defaults(config)
     first = [trial["values"] for trial in trials if trial["state"] == "open"]
     if trial_name(defaults) not in {trial["name"] for trial in trials}:
@@ -79,8 +79,8 @@ def fresh_search(
 class Halving(tune.schedulers.AsyncHyperBandScheduler):
     """ASHA, which stops the worse half at every rung but the last.
 
-    A trial that a search goes on with reports again what it had done: that it may go on was
-    decided then, among those that were known.
+    A resumed trial reports its finished rungs again. If it has already begun the next rung, it
+    continues, since ASHA decided so when the rung was first reported.
     """
 
     def __init__(self, out: Path) -> None:
@@ -93,7 +93,7 @@ class Halving(tune.schedulers.AsyncHyperBandScheduler):
         self.out = out
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> str:
-        """ASHA's decision, but a rung that was begun is finished."""
+        """Return ASHA's decision, but let a trial finish a rung that it has begun."""
         decision = super().on_trial_result(tune_controller, trial, result)
         directory, following = self.out / result["directory"], result["rung"] + 1
         began = rung_file(directory, following), directory / f"rung-{following}"
@@ -101,7 +101,7 @@ class Halving(tune.schedulers.AsyncHyperBandScheduler):
 
 
 def asha(trials: list[TrialRecord], out: Path) -> Halving:
-    """ASHA of a search in `out`; it remembers what is known."""
+    """ASHA for the search in `out`, with the results of its finished trials."""
     scheduler = Halving(out)
     for milestone, recorded in scheduler._brackets[0]._rungs:
         recorded |= {
@@ -113,10 +113,10 @@ def asha(trials: list[TrialRecord], out: Path) -> Halving:
 
 
 def check_pbt(space: Space, trials: int) -> None:
-    """Refuse what PBT cannot search.
+    """Check that PBT can search a space.
 
     Raises:
-        NnitError: it cannot search this space, or not with so few trials.
+        NnitError: it cannot search this space, or there are fewer than two trials.
     """
     if space.stage != "train":
         raise NnitError(
@@ -133,10 +133,10 @@ def check_pbt(space: Space, trials: int) -> None:
 
 
 def first_ones(space: Space, config: RunConfig, count: int, seed: int) -> BasicVariantGenerator:
-    """PBT's first trials: the defaults, and others at random, no two alike.
+    """PBT's first trials: the defaults and random other values, all different.
 
     Raises:
-        NnitError: the space has not as many.
+        NnitError: the space has fewer than `count` different values.
     """
     chance, points = np.random.RandomState(seed), [space.defaults(config)]
     for _ in range(ATTEMPTS * count):
@@ -154,12 +154,14 @@ def first_ones(space: Space, config: RunConfig, count: int, seed: int) -> BasicV
 
 
 class Population(tune.schedulers.PopulationBasedTraining):
-    """PBT (arXiv 1711.09846): after each rung the worst quarter goes on from the weights of one of
-    the best, with values close to its, or some at random.
+    """Population-based training (PBT, arXiv 1711.09846).
 
-    Trials wait for one another, and chance is seeded at every decision: a search that is begun
-    again decides alike, and so finds in its trials' directories what they have done. Nobody waits
-    for a trial that failed: Tune's own would for ever.
+    After each rung, the worst quarter of trials continues with the weights of one of the best,
+    with values close to those of that trial or drawn at random.
+
+    Trials wait for each other, and random numbers are seeded at every decision. So a restarted
+    search decides the same, and finds finished rungs in its trials' directories. Unlike in Tune's
+    own PBT, which would wait forever, no trial waits for one that failed.
     """
 
     def __init__(self, space: Space, seed: int) -> None:
@@ -178,18 +180,18 @@ class Population(tune.schedulers.PopulationBasedTraining):
         self.space, self.seed, self.decision = space, seed, ""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> str:
-        """PBT's decision; nobody waits for trials that failed."""
+        """Return PBT's decision; no trial waits for one that failed."""
         for failed in (t for t in tune_controller.get_trials() if t.status == t.ERROR):
             state: Any = self._trial_state[failed]
             state.last_train_time = self._next_perturbation_sync
         return super().on_trial_result(tune_controller, trial, result)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """PBT's choice, or a new perturbation where all wait for one that failed."""
+        """Return PBT's choice; if all trials wait for one that failed, perturb them first."""
         chosen = super().choose_trial_to_run(tune_controller)
         left = [t for t in tune_controller.get_trials() if not t.is_finished()]
         if chosen is None and left and all(t.status == t.PAUSED for t in left):
-            # The last one that they waited for has failed.
+            # The last trial that they waited for has failed.
             result: Any = self._trial_state[left[0]].last_result
             self.on_trial_result(tune_controller, left[0], result)
             chosen = super().choose_trial_to_run(tune_controller)
@@ -209,7 +211,7 @@ class Population(tune.schedulers.PopulationBasedTraining):
 
 
 def _within(domain: Any, value: Any) -> Any:
-    """The nearest value of a domain."""
+    """The value of `domain` that is nearest to `value`."""
     if not isinstance(domain, FloatDistribution | IntDistribution):
         return value
     near: float = value

@@ -23,14 +23,14 @@ from nnit_dist.rollout.queue import Failure, Job
 from nnit_dist.rollout.recording import visited
 from nnit_dist.search.records import PoolFigures
 
-TURN_S = 4  # of simulating for one trial, about, before it is another's turn
-FIRST_TURN = 160  # episodes, when it is not known how long one takes
-MAX_WAITING = 200  # calls that wait in the actor side by side
+TURN_S = 4  # of simulation, about, for one trial before the next has its turn
+FIRST_TURN = 160  # episodes, before their duration is known
+MAX_WAITING = 200  # calls that may wait in the actor at once
 
 
 @dataclass
 class EvaluationRequest:
-    """What a trial asked for: jobs still to be run, and what came of the others."""
+    """Request of a trial: the jobs still to be run, and the outcomes so far."""
 
     left: deque[Job]
     outcomes: list[tuple[Job, Rollouts] | Failure] = field(default_factory=list)
@@ -39,11 +39,11 @@ class EvaluationRequest:
 
 
 class EvaluationServer:
-    """Rolls networks of many trials out, each in its turn; an actor that takes no CPU itself.
+    """Ray actor that rolls out the networks of many trials in turns; it takes no CPU itself.
 
-    Its simulators have theirs once `ready` has returned, or where the cluster `grows` the first of
-    them. So a search waits for that before its first trial, and trials that hold all other CPUs
-    wait for nothing that waits for them.
+    `ready` returns once all simulators hold their CPUs, or the first one if the cluster `grows`.
+    A search calls it before its first trial. Otherwise trials could hold all CPUs and wait for
+    simulators that wait for a CPU.
     """
 
     def __init__(self, simulators: Simulators, actors: int, grows: bool) -> None:
@@ -61,16 +61,16 @@ class EvaluationServer:
         threading.Thread(target=self._work, daemon=True).start()
 
     def ready(self) -> None:
-        """Return when simulators have started; raises what keeps them from it."""
+        """Wait until simulators have started; raises the error if they cannot start."""
         with self._changed:
             self._changed.wait_for(lambda: self._started or self._error)
         if self._error:
             raise self._error
 
     def success(self, policies: list[Policy], episodes: int) -> list[float]:
-        """success_once of each over as many episodes, from the start states of validation.
+        """Mean success_once of each policy over `episodes` validation start seeds.
 
-        A network that makes its simulator fail every time counts as one that never succeeds.
+        A network that makes its simulator fail every time has success 0.
         """
         seeds = tuple(range(VALIDATION_SEED, VALIDATION_SEED + episodes))
         jobs = [Job(policy, seeds) for policy in policies]
@@ -85,11 +85,11 @@ class EvaluationServer:
         return [0.0 if j in failed else float(np.concatenate(once[j]).mean()) for j in jobs]
 
     def record(self, jobs: list[Job]) -> list[np.ndarray]:
-        """What the episodes of each job visit, see `visited`; NnitError if one is given up."""
+        """Run jobs; return their observations as `visited` does, NnitError if one is given up."""
         return visited(jobs, self._outcomes(jobs))
 
     def _outcomes(self, jobs: list[Job]) -> list[tuple[Job, Rollouts] | Failure]:
-        """What comes of them, once all have had their turns."""
+        """Queue jobs, wait until all have run, and return their outcomes."""
         request = EvaluationRequest(deque(jobs))
         with self._changed:
             if self._error:
@@ -102,7 +102,7 @@ class EvaluationServer:
         return request.outcomes
 
     def figures(self) -> PoolFigures:
-        """What the pool has done so far; raises what it gave up for."""
+        """Figures of the pool so far; raises the error if the pool has failed."""
         with self._changed:
             if self._error:
                 raise self._error
@@ -118,7 +118,7 @@ class EvaluationServer:
         }
 
     def _work(self) -> None:
-        """Turn after turn, until the actor ends; an error is that of all who wait or will ask."""
+        """Serve requests in turns until the actor ends; an error fails all other requests too."""
         request = None
         try:
             with self._pool:
@@ -140,7 +140,7 @@ class EvaluationServer:
                     waiting.finished.set()
 
     def _take_turn(self, request: EvaluationRequest) -> None:
-        """Run some of what is asked for; the rest goes to the end of the queue."""
+        """Run some jobs of a request; the request goes to the end of the queue if any are left."""
         began = time.monotonic()
         pace = self._episodes / self._busy if self._busy else FIRST_TURN / TURN_S
         turn: list[Job] = []
@@ -167,12 +167,12 @@ class EvaluationServer:
 
 @contextmanager
 def evaluation_server(simulators: Simulators, actors: int, grows: bool) -> Iterator[Any]:
-    """The actor, once its simulators have started; it ends with the block.
+    """Start an `EvaluationServer` with its simulators, and kill it at the end of the block.
 
-    (Ray would keep it as long as the process: Tune never forgets what it was given for its trials.)
+    Without the kill it would live as long as the process, since Tune keeps a reference to it.
 
     Raises:
-        NnitError: they do not start.
+        NnitError: the simulators do not start.
     """
     actor: Any = ray.remote(EvaluationServer).options(num_cpus=0, max_concurrency=MAX_WAITING)
     server = actor.remote(simulators, actors, grows)
@@ -186,7 +186,7 @@ def evaluation_server(simulators: Simulators, actors: int, grows: bool) -> Itera
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Raise what the server raises, without the traces of where."""
+    """Raise errors of the server without Ray's tracebacks."""
     try:
         yield
     except RayTaskError as error:

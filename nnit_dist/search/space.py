@@ -1,9 +1,9 @@
-"""A search space: a small Python module that says what is varied, and of which stage.
+"""A search space: a small Python module that names a stage and the values to vary.
 
     STAGE = "train"
     SPACE = {"nnit.lr": tune.loguniform(3e-4, 3e-3), ...}
 
-Keys are those of a configuration, values domains of Ray Tune.
+Keys are configuration keys; values are search domains of Ray Tune.
 """
 
 import importlib.util
@@ -20,8 +20,8 @@ from nnit_dist.search.config import Stage
 from nnit_dist.search.records import Values
 from nnit_dist.stages.config import RunConfig, value_of, with_values
 
-TRIED = 8  # values of a domain that the configuration must take
-# What a trial's training reads of a configuration, and what of that the search sets itself.
+TRIED = 8  # random values of a domain that the configuration must accept
+# Configuration keys that trials of a stage read, and those of them that the search itself sets.
 READ: dict[str, tuple[str, ...]] = {
     "population": ("population.recipe.", "population.recipes.", "population.architectures"),
     "align": ("align.ghn.", "align.distill.", "topologies.variation"),
@@ -33,8 +33,9 @@ RECIPE = "population.recipe."
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched: `domains` by configuration key, of what `stage` trains, and `given` alike
-    as Ray Tune's.
+    """Search space of what `stage` trains.
+
+    `domains` are Optuna distributions by configuration key; `given` are the same as Ray Tune's.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Space:
     given: dict[str, Domain]
 
     def defaults(self, config: RunConfig) -> Values:
-        """The configuration's own values of what is searched, as a search writes them."""
+        """The configuration's own values of the searched keys, as a search writes them."""
         return {
             key: domain.to_external_repr(domain.to_internal_repr(_default(config, key)))
             for key, domain in self.domains.items()
@@ -51,12 +52,12 @@ class Space:
 
 
 def load_space(path: Path, config: RunConfig) -> Space:
-    """Run a module of the user's, and check what it says against a configuration.
+    """Load a user's module, and check its search space against a configuration.
 
     Raises:
-        NnitError: it is missing, says nothing of STAGE or SPACE, has a key that means nothing to a
-            trial, a key or a value that the configuration does not take, or leaves out the
-            configuration's own.
+        NnitError: the module is missing or lacks STAGE or SPACE; a key is not read by trials; the
+            configuration refuses a key or value; or a domain leaves out the configuration's own
+            value.
     """
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.exists() or spec is None or spec.loader is None:
@@ -84,7 +85,7 @@ def load_space(path: Path, config: RunConfig) -> Space:
 
 
 def _default(config: RunConfig, key: str) -> Any:
-    """The configuration's own value; of a recipe what the task's has, whoever says it."""
+    """The configuration's own value of a key; for `population.recipe`, as the task uses it."""
     value = value_of(config, key)
     if key.startswith(RECIPE):
         return getattr(config.population.recipe_of(config.tasks[0]), key.removeprefix(RECIPE))
@@ -92,7 +93,7 @@ def _default(config: RunConfig, key: str) -> Any:
 
 
 def _check_read(path: Path, stage: str, key: str, config: RunConfig) -> None:
-    """Noise would be searched for what nobody reads."""
+    """Raise NnitError if trials do not read a key: a search would only fit noise."""
     task = config.tasks[0]
     if not key.startswith(READ[stage]) or key in SET:
         kept = [name for name in SET if name.startswith(READ[stage])]

@@ -1,9 +1,8 @@
-"""One trial of a search: trains a rung, has its networks measured, reports, and goes on.
+"""One trial of a search: for each rung it trains, has its networks measured, and reports.
 
-All of it lies in a directory named after the trial's values, so that the same values are never
-trained twice: a search that was killed finds what is done, and goes on with what is not. A trial
-that inherits another's weights goes on in a directory of its own, which begins with a copy of the
-other's rungs.
+Its files lie in a directory named after a hash of its values, so that the same values are never
+trained twice: a restarted search keeps finished rungs and continues with the others. A trial that
+inherits another's weights has its own directory, which starts with a copy of the other's rungs.
 """
 
 import hashlib
@@ -33,8 +32,8 @@ OBJECTIVES: dict[Stage, type[Objective]] = {
     "align": GHNObjective,
     "train": NNiTObjective,
 }
-ORIGIN = "origin.json"  # in Tune's checkpoints: whose they are, and after how many rungs
-TAKEOVER = "takeover"  # beside a trial's values: which one, and when, inherited weights
+ORIGIN = "origin.json"  # file in Tune's checkpoints: their trial and its number of rungs
+TAKEOVER = "takeover"  # key beside a trial's values: which trial inherited weights, and when
 
 
 def trial_name(values: Values) -> str:
@@ -45,7 +44,7 @@ def trial_name(values: Values) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a trial lies, how many rungs it has reported, and whose they are if not its own."""
+    """Directory name of a trial, its number of reported rungs, and the donor of these, if any."""
 
     name: str
     rungs: int = 0
@@ -53,7 +52,7 @@ class Place:
 
 
 class Origin(TypedDict):
-    """Whose checkpoint it is: of which trial, by which configuration of Tune's, at which rung."""
+    """Origin of a checkpoint: the trial, its configuration in Tune, and its number of rungs."""
 
     trial: str
     config: Values
@@ -68,8 +67,9 @@ class SearchContext:
         config: the configuration that is searched around.
         stage: what trials train.
         rungs: shares of a trial's steps, after each of which it is measured.
-        run, out: the run that trials begin with, and the directory of the search, as addresses.
-        topologies: those that judge a trial, with so many `samples` of each and `episodes`.
+        run, out: addresses of the run that trials start from and of the search's directory.
+        topologies: hidden widths of the networks that judge a trial.
+        samples, episodes: networks per topology, and episodes per network.
     """
 
     config: RunConfig
@@ -83,7 +83,7 @@ class SearchContext:
 
 
 def place_of(config: Values, checkpoint: tune.Checkpoint | None) -> Place:
-    """The place of a trial of Tune's: it goes on from its own checkpoint, or from another's."""
+    """Place of a trial in Tune, which resumes from its own checkpoint or inherits another's."""
     if checkpoint is None:
         return Place(trial_name(config))
     with checkpoint.as_directory() as directory:
@@ -95,13 +95,14 @@ def place_of(config: Values, checkpoint: tune.Checkpoint | None) -> Place:
 
 
 def values_of(config: Values) -> Values:
-    """What a trial of Tune's varies of the configuration."""
+    """Configuration values that a trial in Tune varies."""
     return {key: value for key, value in config.items() if key != TAKEOVER}
 
 
 def run_trial(config: Values, context: SearchContext, server: Any) -> None:
-    """Ray Tune function trainable: train and measure rung after rung, those that are done not
-    again. `server` is the actor of an `EvaluationServer`.
+    """Train, measure and report the rungs of a trial, as a function trainable of Ray Tune.
+
+    Finished rungs are only reported. `server` is the actor of an `EvaluationServer`.
     """
     import torch
 
@@ -132,7 +133,7 @@ def run_trial(config: Values, context: SearchContext, server: Any) -> None:
 
 
 def _report(file: Path, origin: Origin) -> None:
-    """Tell Tune what a rung came to, with a checkpoint that says whose it is."""
+    """Report the result of a rung to Tune, with a checkpoint that names its trial."""
     record: RungRecord = read_json(file)
     record.pop("networks", None)
     report: RungReport = {**record, "directory": origin["trial"]}
@@ -142,9 +143,9 @@ def _report(file: Path, origin: Origin) -> None:
 
 
 def _inherit(donor: Path, directory: Path, rungs: int) -> None:
-    """Begin a trial with the first rungs of another, and with what goes on from them.
+    """Copy the first rungs of another trial, and the training state after them.
 
-    The last rung is copied last: where it is, all of it is.
+    The last rung is copied last: if it exists, the copy is complete.
     """
     copy(state_file(donor, rungs - 1), state_file(directory, rungs - 1))
     copy(donor / METRICS, directory / METRICS)
@@ -155,11 +156,11 @@ def _inherit(donor: Path, directory: Path, rungs: int) -> None:
 def _climb(
     objective: Objective, rung: int, directory: Path, context: SearchContext, *, server: Any
 ) -> None:
-    """Train and measure a rung; what it came to is written at once."""
+    """Train and measure a rung, and write its result."""
     began = time.monotonic()
     trained = objective.train(rung, lambda _, jobs, __: ray.get(server.record.remote(jobs)))
     trained_at = time.monotonic()
-    spent = min(trained.seconds, trained_at - began)  # it may have been trained before
+    spent = min(trained.seconds, trained_at - began)  # an earlier run may have trained it
     policies = objective.policies(context.topologies, context.samples)
     written_at = time.monotonic()
     successes = ray.get(server.success.remote(policies, context.episodes))
@@ -181,5 +182,5 @@ def _climb(
         "parameters": objective.parameters(),
     }
     write_json(rung_file(directory, rung), record)
-    if rung >= 2:  # others may still begin with the state before
+    if rung >= 2:  # others may still start from the state before
         state_file(directory, rung - 2).unlink(missing_ok=True)

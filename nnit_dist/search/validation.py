@@ -10,13 +10,13 @@ from nnit_dist.core.topology import Hidden
 def validation_topologies(
     split: TopologySplit, widths: list[int], count: int, seed: int
 ) -> list[Hidden]:
-    """Topologies that are neither on the training grid nor kept for the test.
+    """Draw topologies that are neither on the training grid nor held out for the test.
 
-    Like those of the grid, and so as often deep as they, at least one width between two of its.
-    (Training varies widths, so that some lie near networks that it had.)
+    Depths are distributed as on the grid. At least the last width lies between two of the grid's.
+    Training varies widths, so some of these topologies are close to networks of training.
 
     Raises:
-        NnitError: there are not as many.
+        NnitError: there are fewer than `count` such topologies.
     """
     taken = {w for held in split.unseen.values() for hidden in held for w in hidden} | set(widths)
     between = [w for w in range(min(widths), max(widths)) if w not in taken]

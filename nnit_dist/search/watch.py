@@ -1,4 +1,4 @@
-"""What goes on beside the trials of a search: its progress view, its marks, its cleaning up."""
+"""Tune callback of a search: shows progress, marks trials, and frees resources of dead ones."""
 
 import time
 from pathlib import Path
@@ -20,7 +20,7 @@ LOOK_EVERY_S = 5.0
 
 
 class Watch(tune.Callback):
-    """Feeds the progress view, and marks trials that failed or were stopped for the worse."""
+    """Feeds the progress view, and marks trials that failed or were stopped early."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Watch(tune.Callback):
         server: Any,
     ) -> None:
         self.view, self.out, self.rungs, self.server = view, out, rungs, server
-        self.places: dict[str, str] = {}  # of the last results, by trial
+        self.places: dict[str, str] = {}  # directory of the last result, by Tune's trial id
         self.done = sum(trial["state"] != "open" for trial in trials)
         self.best = max((last_success(trial) for trial in trials if trial["rungs"]), default=0.0)
         self.looked, self.answer = 0.0, None
@@ -45,9 +45,9 @@ class Watch(tune.Callback):
         return {}  # Tune pickles its callbacks; a live view stays in this process
 
     def on_step_end(self, iteration, trials, **info) -> None:
-        """Now and then: keep what the pool tells of itself, and give back what nobody uses."""
+        """Every few seconds, write the pool's figures and free resources of dead trials."""
         if self.answer and ray.wait([self.answer], timeout=0)[0]:
-            with plainly():  # trials would fail for what is not their fault
+            with plainly():  # a failed pool ends the search before its trials fail
                 write_json(self.out / POOL, ray.get(self.answer))
             self.answer = None
         if time.monotonic() - self.looked > LOOK_EVERY_S:
@@ -65,7 +65,10 @@ class Watch(tune.Callback):
         self._show(f"rung {result['rung'] + 1} of {self.rungs}: {result['success']:.3f}")
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        """(At the end of the budget Tune does not call it: those trials stay open.)"""
+        """Count a trial as done; mark it as stopped if it lacks rungs.
+
+        Tune does not call this for trials that the time budget ends: those stay open.
+        """
         directory = self.out / trial.last_result["directory"]
         if not rung_file(directory, self.rungs - 1).exists():
             write_json(directory / STOPPED, {"after": trial.last_result["rung"]})
@@ -73,7 +76,7 @@ class Watch(tune.Callback):
         self._show("")
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
-        """Keep why a trial failed beside its files."""
+        """Write the error of a failed trial into its directory."""
         path = self.out / place_of(trial.config, trial.checkpoint).name / ERROR
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(Path(trial.error_file).read_text() if trial.error_file else "unknown")
@@ -87,10 +90,10 @@ class Watch(tune.Callback):
 
 
 def release_orphans() -> None:
-    """Give back what the trainings held, or wait for, whose trial's process has died.
+    """Remove placement groups of trainings whose trial's process has died.
 
-    Ray keeps a placement group until its whole job ends, and Ray Train gives back those alone
-    whose workers had started: a trial that is tried again would wait for its own CPUs.
+    Ray keeps a placement group until its whole job ends, and Ray Train removes only groups whose
+    workers have started. A retried trial would otherwise wait for the CPUs of its dead process.
     """
     from ray._private.state import state
     from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
@@ -99,7 +102,7 @@ def release_orphans() -> None:
     job = ray.get_runtime_context().get_job_id()
     for packed in state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(packed)
-        # Tune's own come from no actor, which also counts as a dead one.
+        # Tune's own groups have no creator actor, which Ray also reports as dead.
         actor = group.creator_actor_id and not ray.ActorID(group.creator_actor_id).is_nil()
         lost = actor and group.creator_actor_dead and group.creator_job_id.hex() == job
         if lost and group.state != PlacementGroupTableData.REMOVED:

@@ -1,11 +1,11 @@
-"""The align stage: distil the teachers of all tasks into one hypernetwork, with DAgger.
+"""The align stage: distill the teachers of all tasks into one hypernetwork, with DAgger.
 
 Reads: the zoo, and the hypernetwork of the run that this one continues from, if any.
-Does: finds for each task the teachers of one behavior mode, records states that they visit, trains
-the hypernetwork to act as they do (Ray Train), adds states that generated networks visit, round by
-round, and measures its networks.
+Does: selects the teachers of one behavior mode for each task and records states that they visit.
+Trains the hypernetwork to imitate them (Ray Train). In each DAgger round, adds states that
+generated networks visit. Measures the success of generated networks.
 Writes: `align/ghn.safetensors`, its losses, the distillation data and the trainer's state of each
-round, from which it resumes, data for refining, and all measured episodes.
+round (to resume from), the data for refining, and all measured episodes.
 """
 
 from pathlib import Path
@@ -41,13 +41,13 @@ from nnit_dist.training.sampling import TrainingDistribution
 from nnit_dist.training.state import read_metrics, steps_logged
 from nnit_dist.transfer.refine import keep_for_refining
 
-TEACHER_NOISE = (0.0, 0.1, 0.3)  # standard deviations of noise on actions, in turn
+TEACHER_NOISE = (0.0, 0.1, 0.3)  # standard deviations of action noise; jobs take them in turn
 EPISODES_A_JOB = 4
-SUCCESS_TOPOLOGIES = 4  # success after a teacher hardly differs from topology to topology
+SUCCESS_TOPOLOGIES = 4  # a teacher's imitators succeed about equally on all of them
 
 
 def plan(context: RunContext) -> StagePlan:
-    """The stage of a run; NnitError if its population is not finished."""
+    """Plan the stage; raises NnitError if the population stage is not finished."""
     context.run.require("population")
     config, zoo, earlier = context.config, context.run.zoo(), context.earlier(RunDirectory.hypernet)
 
@@ -70,7 +70,7 @@ class Alignment:
     """Trains the hypernetwork on the `seen` topologies, from the teachers among `members`.
 
     Raises:
-        NnitError: no teacher of a task is good enough.
+        NnitError: a task has no teacher with `align.min_success`.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class Alignment:
             )
             for number, task in enumerate(tasks)
         ]
-        self.average_drops: list[list[dict[str, Any]]] = []  # of two teachers, a list a task
+        self.average_drops: list[list[dict[str, Any]]] = []  # by task, then by pair of teachers
 
     def run(self) -> Figures:
-        """Every round that is left; returns the stage's figures. NnitError if training fails."""
+        """Do the remaining rounds; returns the stage's figures. Raises NnitError on failure."""
         distill = self.config.distill
         self.teacher_sets = [self._of_one_mode(teachers) for teachers in self.teacher_sets]
         rounds = self._rounds()
@@ -157,7 +157,7 @@ class Alignment:
         }
 
     def _of_one_mode(self, teachers: TeacherSet) -> TeacherSet:
-        """The teachers of one behavior mode; all of them where none are mixed."""
+        """The teachers of the largest behavior mode; all of them if teachers are not mixed."""
         if self.config.distill.max_teachers_per_mix == 1:
             self.average_drops.append([])
             return teachers
@@ -175,7 +175,7 @@ class Alignment:
         return teachers.restricted_to(mode)
 
     def _ensure_teacher_rollouts(self, teachers: TeacherSet, view: StageProgress) -> None:
-        """What the first round learns on: states that the teachers visit."""
+        """Record the states that the teachers visit, for the first round, unless they are saved."""
         path = self.out.states(teachers.task.name, 0)
         if path.exists():
             return
@@ -189,7 +189,7 @@ class Alignment:
         data.save(path)
 
     def _teacher_jobs(self, policy: Policy, teacher: int) -> list[Job]:
-        """Recorded episodes of one teacher at several noise levels, a few seeds a job."""
+        """Recorded episodes of one teacher at several noise levels, a few seeds per job."""
         rng = numpy_stream("align.teacher-episodes", self.seed, teacher)
         first = int(rng.integers(TRAIN_SEEDS))
         episodes, jobs = self.config.distill.teacher_episodes, []
@@ -214,9 +214,9 @@ class Alignment:
         return record_shown
 
     def _measure(self, model: HypernetModel) -> Tensor:
-        """Success of networks that imitate each teacher, [teachers], over several seen topologies.
+        """Mean success_once of networks that imitate each teacher, [teachers], on seen topologies.
 
-        Networks of the best imitate mixes of them, and count alike: their mean.
+        Networks of the best teachers imitate mixes of them, so all of these get the same mean.
         """
         topologies = spread(self.seen, SUCCESS_TOPOLOGIES)
         evaluator = self._evaluator(f"{model.task.name}, success after each teacher")
@@ -234,12 +234,12 @@ class Alignment:
         return success
 
     def _evaluator(self, title: str) -> Evaluator:
-        """Measures from start states of validation."""
+        """An evaluator that starts from the validation start states."""
         ray = self.run_config.ray
         return Evaluator(ray.actors, ray.sim_backend, VALIDATION_SEED, title)
 
     def _imitators(self, model: HypernetModel, hidden: Hidden) -> list[Policy]:
-        """A network of a topology for each teacher; for one of the best, of a mix of them."""
+        """One network for each teacher; for each of the best, it imitates a mix of the best."""
         mixed, policies = iter(model.policies(hidden, len(model.current.best), self.seed)), []
         for number, teacher in enumerate(model.current.teachers):
             if teacher.best:

@@ -25,7 +25,7 @@ class _Model(BaseModel):
 
 
 class TopologiesConfig(_Model):
-    """The grid of topologies that training uses, and what of it is kept unseen."""
+    """The grid of training topologies, and the topologies that are kept unseen."""
 
     widths: list[int] = Field(
         [16, 32, 48, 64], min_length=1, description="Widths of hidden layers on the training grid."
@@ -131,7 +131,7 @@ class RunConfig(_Model):
     ray: RayConfig = RayConfig()
 
     def split(self, trained: Collection[Hidden] = ()) -> TopologySplit:
-        """Seen and unseen topologies; none of the population's, `trained`, counts as unseen."""
+        """Split topologies into seen and unseen; those in `trained` are never unseen."""
         grid = self.topologies
         return split_topologies(
             grid.widths,
@@ -147,7 +147,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a YAML configuration and `key.path=value` overrides.
 
     Raises:
-        NnitError: the file is missing or no YAML, a key is unknown (with its full path and the
+        NnitError: the file is missing or not YAML, a key is unknown (with its full path and the
             nearest valid name), or a value is out of range.
     """
     try:
@@ -172,7 +172,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
 
 
 def known_keys(start: str = "") -> list[Key]:
-    """All keys that begin so, in the order of a configuration; NnitError if none does."""
+    """All keys whose path begins with `start`, in order; raises NnitError if there are none."""
     keys = list(keys_of(RunConfig))
     matching = [key for key in keys if key.path.startswith(start)]
     if not matching:
@@ -182,7 +182,7 @@ def known_keys(start: str = "") -> list[Key]:
 
 
 def value_of(config: RunConfig, key: str) -> Any:
-    """What a configuration has for a key such as `nnit.lr`; NnitError if it has no such key."""
+    """The value of a key such as `nnit.lr`; raises NnitError if there is no such key."""
     value: Any = config.model_dump(mode="json")
     for name in key.split("."):
         if not isinstance(value, dict) or name not in value:
@@ -192,7 +192,7 @@ def value_of(config: RunConfig, key: str) -> Any:
 
 
 def with_values(config: RunConfig, values: dict[str, Any], where: str) -> RunConfig:
-    """A configuration with other values, by key such as `nnit.lr`; `where` leads its errors.
+    """A copy with other values, by key such as `nnit.lr`; error messages begin with `where`.
 
     Raises:
         NnitError: a key is unknown, or a value does not fit.
@@ -265,7 +265,7 @@ def _check_tasks(config: RunConfig, path: Path) -> None:
         try:
             config.population.recipe_of(task)
         except ValidationError as error:
-            # Each value was in range by itself: only together they do not fit.
+            # Each value is in range by itself, but together they do not fit.
             reasons = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
             raise NnitError(f"{path}: the recipe of {task}: {reasons}.") from None
 
@@ -308,7 +308,7 @@ def _check_widths(config: RunConfig, path: Path) -> None:
             )
     if both := [w for w in unseen if w in widths]:
         raise NnitError(f"{path}: width {both[0]} is both a training and an unseen width.")
-    # What is unseen must stay so: neither widths nor combinations may be reached by variation.
+    # Varied training widths must reach neither unseen widths nor unseen combinations.
     distances = [abs(w - u) - 1 for w in widths for u in unseen if u < widths[-1]]
     distances += [(wider - w - 1) // 2 for w, wider in itertools.pairwise(widths)]
     most = min([*distances, widths[0] - patch])

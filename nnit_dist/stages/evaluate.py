@@ -1,9 +1,9 @@
-"""The evaluate stage: NNiT, the hypernetwork asked directly, and the teachers, side by side.
+"""The evaluate stage: measure the networks of NNiT, direct GHN queries, and the teachers.
 
 Reads: the policy files of the generate stage, the hypernetwork and the zoo.
 Does: measures every method on the same topologies from the same start states.
-Writes: `evaluate/results.json` (summaries by task), `evaluate/results.parquet` (one row a network)
-and `evaluate/TASK/episodes` (one row an episode). Episodes that are there are not run again.
+Writes: `evaluate/results.json` (summaries by task), `evaluate/results.parquet` (one row per
+network) and `evaluate/TASK/episodes` (one row per episode). Stored episodes are not run again.
 """
 
 from collections import Counter
@@ -34,7 +34,7 @@ from nnit_dist.stages.plan import Figures, RunContext, StagePlan
 
 
 def plan(context: RunContext) -> StagePlan:
-    """The stage of a run; NnitError if what it reads is not finished."""
+    """Plan the stage; raises NnitError if a stage that it reads is not finished."""
     run = context.run
     for stage in ("generate", "align", "population"):
         run.require(stage)
@@ -69,7 +69,7 @@ def _evaluate(context: RunContext, out: EvaluateDirectory) -> Figures:
 
 
 def _measure(context: RunContext, task: str, out: Path) -> tuple[list[NetworkResult], TaskFigures]:
-    """Results of all methods' networks of a task, and what they come to."""
+    """Measure all methods on a task; returns one result per network, and their summaries."""
     config, run = context.config, context.run
     written = load_policies(run.generate.policies / task)
     studied = load_policies(run.generate.studies / task) if config.generate.studies else []
@@ -99,9 +99,9 @@ def _measure(context: RunContext, task: str, out: Path) -> tuple[list[NetworkRes
 
 
 def _direct_query(context: RunContext, task: str, written: list[Policy]) -> list[Policy]:
-    """Of the topologies that NNiT wrote, as many networks by the hypernetwork itself.
+    """Networks that the hypernetwork writes directly: as many of each topology as NNiT wrote.
 
-    Without those that are wider than it writes.
+    Topologies that are too wide for the hypernetwork are left out.
     """
     model = HypernetModel.load(context.run.hypernet(), task)
     counts = Counter(policy.topology.hidden for policy in written)

@@ -1,6 +1,6 @@
-"""The generate stage: NNiT writes policies of every topology that is measured.
+"""The generate stage: NNiT writes policies of every topology that will be measured.
 
-Reads: the model that the train stage left.
+Reads: the model of the train stage.
 Does: samples networks of unseen topologies of each kind, and of some seen ones for comparison.
 Writes: policy files in `generate/policies/TASK`, and those of the studies, if any, in
 `generate/studies/TASK`.
@@ -22,11 +22,11 @@ from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.stages.plan import Figures, RunContext, StagePlan
 from nnit_dist.stages.studies import study_policies, study_size
 
-STUDIED = 24  # unseen topologies that the studies are about
+STUDIED = 24  # number of unseen topologies in the studies
 
 
 def plan(context: RunContext) -> StagePlan:
-    """The stage of a run; NnitError if its training is not finished."""
+    """Plan the stage; raises NnitError if the train stage is not finished."""
     context.run.require("train")
     return StagePlan(
         "generate",
@@ -71,7 +71,7 @@ def _generate_studies(context: RunContext, model: NNiTModel, out: Path) -> int:
 
 
 def measured_topologies(context: RunContext) -> list[Hidden]:
-    """Unseen topologies of every kind, and an even choice of seen ones beside them."""
+    """The topologies to measure: unseen ones of every kind, then evenly spaced seen ones."""
     generate, split = context.config.generate, context.split
     counts = generate.unseen_topologies
     chosen = [
@@ -84,7 +84,7 @@ def measured_topologies(context: RunContext) -> list[Hidden]:
 
 @dataclass(frozen=True)
 class Sampler:
-    """How networks are sampled: see `NNiTModel.generate`."""
+    """Settings of the sampler; see `NNiTModel.generate`."""
 
     steps: int = DEFAULT_STEPS
     success: float | None = None
@@ -103,11 +103,11 @@ class Written:
 
     @property
     def milliseconds_a_network(self) -> float:
-        """Mean time to write a network."""
+        """Mean time to write a network, in milliseconds."""
         return round(1e3 * self.seconds / max(self.networks, 1), 2)
 
     def figures(self) -> Figures:
-        """As the manifest keeps it."""
+        """The figures that the manifest stores."""
         return {"networks": self.networks, "milliseconds_a_network": self.milliseconds_a_network}
 
 
@@ -122,7 +122,8 @@ def generate_policies(
 ) -> Written:
     """Write `samples` policy files of every topology into `out`.
 
-    File names carry topology, seed and sample, so the same call writes the same files.
+    File names carry topology, seed and sample, so the same call writes the same files. Raises
+    NnitError if the model cannot write a topology.
     """
     topologies, written, seconds = list(topologies), 0, 0.0
     with StageProgress("networks") as view:
@@ -147,10 +148,10 @@ def generate_policies(
 def draw_topologies(
     model: NNiTModel, count: int, seed: int, success: float | None = None
 ) -> list[Hidden]:
-    """`count` architectures that the model itself proposes, of those that have `success`.
+    """Draw `count` topologies from the model, of networks with this `success` in [0, 1].
 
     Raises:
-        NnitError: the model proposes hardly any that are valid.
+        NnitError: too few of the topologies that the model draws are valid.
     """
     drawn: list[Hidden] = []
     for attempt in range(20):

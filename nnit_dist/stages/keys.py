@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 @dataclass(frozen=True)
 class Key:
-    """Full path of a key, its default as JSON (nothing where it must be given), and its meaning."""
+    """Full path of a key, its default as JSON (empty if the key is required), and its meaning."""
 
     path: str
     default: str
@@ -19,7 +19,7 @@ class Key:
 
 
 def keys_of(model: Any, parent: str = "") -> Iterator[Key]:
-    """All keys of a pydantic model or a dataclass, and of those that it holds, in their order."""
+    """All keys of a pydantic model or a dataclass, nested ones included, in order."""
     if dataclasses.is_dataclass(model):
         for field in dataclasses.fields(model):
             yield Key(parent + field.name, json.dumps(field.default), field.metadata["description"])

@@ -1,4 +1,4 @@
-"""The stages of a run in order: each is skipped where it is done, and goes on where it is not."""
+"""The stages of a run, in order. A finished stage is skipped; an unfinished one is resumed."""
 
 import contextlib
 from importlib import import_module
@@ -21,18 +21,18 @@ _TRAINING = ("align", "train")
 
 
 class Pipeline:
-    """The stages of one configuration in a run's directory."""
+    """Runs the stages of one configuration in a run directory."""
 
     def __init__(self, config: RunConfig, path: Path) -> None:
         self.config, self.run = config, RunDirectory(path)
         self.context = RunContext(config, self.run)
-        self._session: contextlib.ExitStack | None = None  # of Ray, for several stages
+        self._session: contextlib.ExitStack | None = None  # of Ray, shared by several stages
 
     def do_all(self) -> dict[str, Manifest]:
-        """Every stage, in one session of Ray; returns the manifests by stage.
+        """Do every stage in one session of Ray; returns the manifests by stage.
 
         Raises:
-            NnitError: a stage cannot be done. What is done is kept.
+            NnitError: a stage fails. Finished stages are kept.
         """
         self._check_gpus("train")
         with contextlib.ExitStack() as self._session:
@@ -41,10 +41,11 @@ class Pipeline:
         return manifests
 
     def do(self, stage: str) -> Manifest:
-        """One stage, unless it is done; returns its manifest.
+        """Do one stage, unless it is already done; returns its manifest.
 
         Raises:
-            NnitError: an earlier stage is missing, or this one fails or is another run's.
+            NnitError: an earlier stage is missing, this one fails, or its directory belongs to
+                another run.
         """
         if stage in _TRAINING:
             self._check_gpus(stage)
@@ -74,7 +75,7 @@ class Pipeline:
             return plan.work(directory)
 
     def _check_gpus(self, stage: str) -> None:
-        """NnitError where a local Ray would wait forever for GPUs that `stage` is to have."""
+        """Raise NnitError if a local Ray would wait forever for the GPUs that `stage` needs."""
         training = self.config.training
         wanted = (training.min_workers or training.workers) if training.gpu else 0
         if not wanted or self.config.ray.address or self.run.is_finished(stage):
@@ -88,7 +89,7 @@ class Pipeline:
             )
 
     def _log(self, stage: str, figures: Figures) -> None:
-        """Curves and figures to Weights & Biases, grouped by run, when it is switched on."""
+        """Log curves and figures to Weights & Biases, grouped by run, if it is switched on."""
         if self.config.logging.wandb == "off":
             return
         import wandb
@@ -99,7 +100,7 @@ class Pipeline:
             group=self.config.name,
             name=f"{self.config.name}-{stage}",
             mode=self.config.logging.wandb,
-            dir=str(beside(self.run.path, "wandb").parent),  # it makes a directory of this name
+            dir=str(beside(self.run.path, "wandb").parent),  # wandb adds its own name
             config=self.config.model_dump(mode="json"),
             settings=wandb.Settings(silent=True),
         )

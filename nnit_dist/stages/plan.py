@@ -1,4 +1,4 @@
-"""What a stage is: what it reads, what it does, and what of it makes it another run's."""
+"""What a stage is: what it reads, what it does, and the settings that tie it to its run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.splits import TopologySplit
 from nnit_dist.stages.config import RunConfig
 
-Figures = Mapping[str, object]  # what a stage came to, as its manifest keeps it
+Figures = Mapping[str, object]  # results of a stage, as its manifest stores them
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,12 @@ class StagePlan:
     """One stage of a run, ready to be done.
 
     Attributes:
-        config: what the stage reads of the configuration; with another, it is another run's.
-        inputs: what it reads of earlier stages, by label.
-        work: does it, writing below a directory; returns the stage's figures.
+        config: the part of the configuration that the stage reads.
+        inputs: files and directories of earlier stages that it reads, by label.
+        work: does the stage, writes into the given directory and returns the stage's figures.
         uses_ray: whether it needs a session of Ray.
-        repeatable: whether it is done again where config or inputs have changed.
+        repeatable: what happens if config or inputs differ from those of the finished stage. If
+            True, the stage is done again; otherwise its directory belongs to another run.
     """
 
     name: str
@@ -36,19 +37,19 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What every stage is planned from: the configuration, and where the run lies."""
+    """What every stage is planned from: the configuration and the run directory."""
 
     config: RunConfig
     run: RunDirectory
 
     @cached_property
     def split(self) -> TopologySplit:
-        """Seen and unseen topologies, once there is a population."""
+        """Seen and unseen topologies; raises NnitError before the population is finished."""
         self.run.require("population")
         return self.config.split(self.run.zoo().topologies())
 
     def reads(self, *keys: str) -> dict[str, Any]:
-        """These sections and values of the configuration, as JSON."""
+        """The sections and values of the configuration with these keys, as JSON."""
         return self.config.model_dump(mode="json", include=set(keys))
 
     def earlier_run(self) -> RunDirectory | None:
@@ -57,10 +58,10 @@ class RunContext:
         return None if path is None else RunDirectory(path)
 
     def earlier(self, artifact: Callable[[RunDirectory], Path]) -> Path | None:
-        """An artifact of the run that this one continues from, if any.
+        """The path of an artifact of the run that this one continues from, if any.
 
         Raises:
-            NnitError: that run lacks it.
+            NnitError: that run does not have the artifact.
         """
         before = self.earlier_run()
         if before is None:

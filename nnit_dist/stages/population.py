@@ -1,4 +1,4 @@
-"""The population stage: PPO trials, whose snapshots fill the zoo.
+"""The population stage: train policies by PPO and store their snapshots in the zoo.
 
 Reads: the population of the run that this one continues from, if any.
 Does: trains every task, architecture and seed by PPO (RLlib under Ray Tune).
@@ -14,7 +14,7 @@ from nnit_dist.stages.plan import Figures, RunContext, StagePlan
 
 
 def plan(context: RunContext) -> StagePlan:
-    """The stage of a run; NnitError if a task cannot be trained on."""
+    """Plan the stage; raises NnitError if a task or the run to continue from is unusable."""
     config = context.config
     path = context.earlier(lambda run: run.population.path)
     earlier = PopulationDirectory(path) if path else None

@@ -1,4 +1,4 @@
-"""The report stage: one page of what a run came to.
+"""The report stage: one page with the results of a run.
 
 Reads: results, models and manifests of all earlier stages.
 Does: draws pictures and films, and writes tables.
@@ -11,7 +11,7 @@ from nnit_dist.stages.plan import RunContext, StagePlan
 
 
 def plan(context: RunContext) -> StagePlan:
-    """The stage of a run; NnitError if its evaluation is not finished."""
+    """Plan the stage; raises NnitError if the train or evaluate stage is not finished."""
     run = context.run
     for stage in ("evaluate", "train"):
         run.require(stage)

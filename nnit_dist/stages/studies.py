@@ -1,7 +1,8 @@
-"""Networks for three questions about a trained NNiT, asked on a few unseen topologies.
+"""Networks for three studies of a trained NNiT, on a few unseen topologies.
 
-steps: how many sampler steps does it take?  asked: is a success that is asked for what one gets?
-drawn: networks of architectures that the model draws itself, to set beside those of seen ones.
+steps: success against the number of sampler steps.
+asked: measured success against the success asked for.
+drawn: success on architectures that the model draws itself, to compare with that on seen ones.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def study_policies(
 
 
 def study_size(topologies: list[Hidden]) -> int:
-    """How many policies the studies have, at most."""
+    """The largest number of policies that the studies can have."""
     return (len(STEPS) + len(ASKED)) * len(topologies) + DRAWN
 
 

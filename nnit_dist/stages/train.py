@@ -2,7 +2,7 @@
 
 Reads: the hypernetwork, and the model of the run that this one continues from, if any.
 Does: trains the diffusion transformer under Ray Train.
-Writes: `train/nnit.safetensors` and its losses.
+Writes: `train/nnit.safetensors` and the training losses.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from nnit_dist.training.state import read_metrics, steps_logged
 
 
 def plan(context: RunContext) -> StagePlan:
-    """The stage of a run; NnitError if its alignment is not finished."""
+    """Plan the stage; raises NnitError if the align stage is not finished."""
     context.run.require("align")
     hypernet, earlier = context.run.hypernet(), context.earlier(RunDirectory.nnit)
     return StagePlan(
