@@ -54,24 +54,24 @@ def fit_to(networks: MLPBatch, target: Topology) -> MLPBatch:
 class AlignedCrops:
     """The average of aligned networks of the nearest seen topologies, cropped or padded.
 
-    The number of networks is `neighbours`; with one, nothing is averaged. Each network imitates its
+    The number of networks is `neighbors`; with one, nothing is averaged. Each network imitates its
     own random mix of teachers.
     """
 
     sampler: HypernetModel
-    neighbours: int
+    neighbors: int
     name: str
 
     @one_thread()
     def generate(self, hidden: Hidden, samples: int, seed: int = 0) -> list[Policy]:
         """As `Generator.generate`."""
         target = self.sampler.topology(hidden)
-        near = nearest_topologies(hidden, self.sampler.distribution.seen, self.neighbours)
+        near = nearest_topologies(hidden, self.sampler.distribution.seen, self.neighbors)
         drawn = []
         for number in range(samples):
             rng = stream(f"baseline.{self.name}", seed, number, *hidden)
             crops = []
-            for offset in range(self.neighbours):
+            for offset in range(self.neighbors):
                 source = self.sampler.topology(near[offset % len(near)])
                 mix = self.sampler.draw_teacher_weights(1, 1.0, rng)
                 crops.append(fit_to(self.sampler.networks([source], mix, [rng]), target))

@@ -1,1 +1,1 @@
-"""Benchmarks, run by `nnit bench`: figures that vary by machine, each beside its yardstick."""
+"""Benchmarks, run by `nnit bench`; each compares its figures with a reference."""

@@ -1,8 +1,8 @@
-"""`nnit bench alignment`: how aligned five kinds of weights are, and what NNiT makes of each.
+"""`nnit bench alignment`: how aligned five kinds of weights are, and how well NNiT learns each.
 
-The same teachers, states and topologies throughout: networks trained each on its own, the same
-ones permutation-matched, and those of hypernetworks with an MLP decoder, with 1x1 convolutions
-and with the spatial decoder.
+The kinds are networks trained independently, the same networks permutation-matched, and networks
+of hypernetworks with an MLP decoder, with 1x1 convolutions and with the spatial decoder. All use
+the same teachers, states and topologies.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from nnit_dist.core.rng import stream
 from nnit_dist.core.splits import UnseenKind, spread
 from nnit_dist.core.topology import Hidden, Topology
 from nnit_dist.hypernet.data import DistillationData
-from nnit_dist.hypernet.metrics import neighbour_correlation, neuron_similarity
+from nnit_dist.hypernet.metrics import neighbor_correlation, neuron_similarity
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.model import NNiTModel
 from nnit_dist.nnit.tokens import detokenize, token_layout, tokenize
@@ -46,12 +46,12 @@ SuccessOf = Literal["whole", "mixed", "nnit_combination", "nnit_width"]
 SUCCESS_OF: tuple[SuccessOf, ...] = ("whole", "mixed", "nnit_combination", "nnit_width")
 STATES = 1000
 PAIRS = 200
-# A network by (hidden, index of a best teacher, copy): a batch of one.
+# A batch of one network, by hidden widths, index of a best teacher, and number of the copy.
 Networks = Callable[[Hidden, int, int], MLPBatch]
 
 
 class Similarity(TypedDict):
-    """Similarity of corresponding neurons between copies, between teachers, between widths."""
+    """Correlation of corresponding neurons between copies, between teachers, between widths."""
 
     copies: float
     teachers: float
@@ -59,13 +59,14 @@ class Similarity(TypedDict):
 
 
 class WeightsFigures(TypedDict, total=False):
-    """How aligned one kind of weights is, and the success of networks from it.
+    """How aligned one kind of weights is, and the success of its networks.
 
-    `neighbours` are correlations along neurons and along inputs; `whole` networks are as they are,
-    `mixed` ones of the patches of two, and those of NNiT by the kind of unseen topologies.
+    `neighbors` has correlations of neighboring weights, along neurons and along inputs. `whole` is
+    the success of unchanged networks, `mixed` that of networks with patches from two. `nnit_*` is
+    the success of NNiT, trained on these weights, on one kind of unseen topologies.
     """
 
-    neighbours: tuple[float, float]
+    neighbors: tuple[float, float]
     similarity: Similarity
     whole: Summary
     mixed: Summary
@@ -92,8 +93,8 @@ def bench_alignment(
 ) -> AlignmentFigures:
     """Measure every kind of weights; returns the figures.
 
-    Reads one task of a finished run directory with its states. Trains what is missing into `kept`.
-    Measures topologies of seen ones, and of each unseen kind for NNiT. Writes
+    Reads one task of a finished run directory with its states. Trains missing baselines and keeps
+    them in `cache`. Measures the weights on seen topologies, and NNiT on unseen ones. Writes
     `out/alignment.json`, `.md` and `.png`, and every episode (`out/episodes`).
     """
     held_out = run.split().unseen
@@ -108,7 +109,7 @@ def bench_alignment(
     seen = spread(trained_baselines.sampler.distribution.seen, size.topologies)
     figures: dict[str, WeightsFigures] = {
         kind: {
-            "neighbours": neighbour_correlation(
+            "neighbors": neighbor_correlation(
                 MLPBatch.cat(
                     [network(hidden, number, number) for number, hidden in enumerate(seen)]
                 )
@@ -166,7 +167,7 @@ def _success(
 
 
 def _weights(trained_baselines: TrainedBaselines) -> dict[str, Networks]:
-    """Networks of seen topologies of every kind."""
+    """The networks of every kind of weights, on seen topologies."""
     networks: dict[str, Networks] = {}
     for kind in ("independent", "matched"):
         networks[kind] = _listed(trained_baselines, trained_baselines.networks(kind))
@@ -177,7 +178,7 @@ def _weights(trained_baselines: TrainedBaselines) -> dict[str, Networks]:
 
 
 def _listed(trained_baselines: TrainedBaselines, networks: MLPBatch) -> Networks:
-    """Those of exact widths after one teacher: see `TrainedBaselines.networks`."""
+    """Only networks of exact widths that imitate one teacher: see `TrainedBaselines.networks`."""
     sampler = trained_baselines.sampler
     seen, teachers = sampler.distribution.seen, len(sampler.current.best)
 
@@ -205,7 +206,7 @@ def _writer(trained_baselines: TrainedBaselines, kind: str) -> NNiTOn:
 
 
 def _similarity(network: Networks, seen: list[Hidden], obs: torch.Tensor) -> Similarity:
-    """Similarity of corresponding neurons: between copies, between teachers, between widths."""
+    """Mean similarity over random pairs of copies, of teachers and of widths."""
     rng = np.random.default_rng(0)
     same_depth = [[h for h in seen if len(h) == len(hidden)] for hidden in seen]
     copies, teachers, widths = [], [], []
@@ -231,7 +232,7 @@ def _mixed(
     seen: list[Hidden],
     samples: int,
 ) -> list[Policy]:
-    """Networks whole, and of the patches of two copies after one teacher; a teacher a sample."""
+    """Unchanged networks, and networks whose patches come from two copies of the same teacher."""
     policies = []
     for kind, network in weights.items():
         for hidden in seen:
@@ -252,7 +253,7 @@ def _mixed(
 def mix_patches(
     topology: Topology, one: MLPBatch, other: MLPBatch, patch: int, *, rng: torch.Generator
 ) -> MLPBatch:
-    """A network of which each patch comes from one of two networks, by the toss of a coin."""
+    """A network that takes each patch from either of two networks with probability 1/2."""
     layout = token_layout(topology, patch)
     coin = torch.rand(layout.length, generator=rng) < 0.5
     a, b = tokenize(one, layout), tokenize(other, layout)
@@ -260,19 +261,19 @@ def mix_patches(
 
 
 def as_markdown(figures: AlignmentFigures) -> str:
-    """Two tables: how aligned the weights are, and what becomes of them."""
+    """Two tables in Markdown: how aligned the weights are, and the success of their networks."""
     lines = [
         f"# Alignment on {figures['task']}",
         "",
         f"`nnit bench alignment`, {figures['date']}, {figures['machine']}. All from the same "
         "teachers, states and topologies.",
         "",
-        "| weights | neighbours: neurons | neighbours: inputs | like its copy | like another "
+        "| weights | neighbors: neurons | neighbors: inputs | like its copy | like another "
         "teacher's | like another width's |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for kind, row in figures["weights"].items():
-        down, across = row["neighbours"]
+        down, across = row["neighbors"]
         like = row["similarity"]
         lines.append(
             f"| {ABOUT[kind]} | {down:.2f} | {across:.2f} | {like['copies']:.2f} | "
@@ -280,7 +281,7 @@ def as_markdown(figures: AlignmentFigures) -> str:
         )
     lines += [
         "",
-        "Correlation of neighbouring weights along a layer's neurons and along its inputs; "
+        "Correlation of neighboring weights along a layer's neurons and along its inputs; "
         "correlation over states of corresponding neurons' activations between two networks.",
         "",
         "| weights | whole | patches of two mixed | NNiT, combination | NNiT, width |",

@@ -1,4 +1,4 @@
-"""The loop that everyone writes: `gym.make`, a dense reward, `env.step`."""
+"""The plain ManiSkill loop to compare with: `gym.make` with a dense reward, and `env.step`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from nnit_dist.envs.tasks import check_task
 
 
 def bare_env(task: str, control_mode: str = DEFAULT_CONTROL_MODE) -> Any:
-    """ManiSkill's own environment of a task, on the CPU."""
+    """ManiSkill's own environment of a task, on the CPU; raises NnitError if that is unusable."""
     import gymnasium as gym
 
     check_task(task)  # registers the tasks

@@ -1,8 +1,8 @@
-"""`nnit bench generalization`: NNiT beside baselines, on topologies that training never saw.
+"""`nnit bench generalization`: NNiT and baselines on topologies that training never saw.
 
-All from the same run's zoo and states, all samples counted, from the same start states. What a
-method cannot write at all (a flat vector has no room for a wider network) is left out of its
-mean, and said.
+All methods use the zoo and states of one run and start from the same states; all samples count.
+Topologies that a method cannot write are left out of its mean and reported: a flat vector, for
+example, has no room for a wider network.
 """
 
 import shutil
@@ -49,7 +49,7 @@ AVERAGED = 16
 
 
 class MethodComparison(MethodSummary):
-    """A method's success on a kind of topologies, and NNiT's less it, paired by topology."""
+    """Success of a method on a kind of topologies, and NNiT's minus it, paired by topology."""
 
     nnit_less: PairedDifference | None
 
@@ -57,8 +57,9 @@ class MethodComparison(MethodSummary):
 class GeneralizationFigures(MeasuredHere):
     """What `nnit bench generalization` measures.
 
-    `topologies` are hidden widths by kind, `cannot` the reasons why a method writes no network, by
-    method and kind, and `failures` those why networks could not be measured, by policy.
+    `topologies` has the hidden widths by kind. `cannot` has the reasons why a method could not
+    write a network, by method and kind. `failures` has the reasons why a network could not be
+    measured, by policy id.
     """
 
     task: str
@@ -82,9 +83,9 @@ def bench_generalization(
 ) -> GeneralizationFigures:
     """Measure every method on unseen topologies of each of `kinds`; returns the figures.
 
-    Reads one task of a finished run directory. With `trained_baselines`, trains what needs training
-    into that directory. Writes `out/generalization.json`, `.md` and `.png`, and every episode
-    (`out/episodes`), from which a killed bench goes on.
+    Reads one task of a finished run directory. With a directory `trained_baselines`, also trains
+    baselines into it. Writes `out/generalization.json`, `.md` and `.png`, and every episode
+    (`out/episodes`), from which a killed benchmark resumes.
 
     Raises:
         NnitError: the run held out no topologies of these kinds.
@@ -104,7 +105,7 @@ def bench_generalization(
                 policies += generator.generate(hidden, size.samples, 0)
             except NnitError as error:
                 cannot.setdefault(generator.name, {}).setdefault(kind, []).append(str(error))
-    measured = run.evaluate.episodes(task)  # what the run measured need not be again
+    measured = run.evaluate.episodes(task)  # copied, so that it is not measured again
     if measured.exists():
         shutil.copytree(measured, out / "episodes", dirs_exist_ok=True)
     evaluator = Evaluator(actors, title="generalization")
@@ -129,7 +130,7 @@ def bench_generalization(
 
 
 class _Direct:
-    """The hypernetwork asked for the topology itself."""
+    """Direct GHN queries: the hypernetwork writes the topology itself."""
 
     name = "ghn"
 
@@ -161,7 +162,7 @@ def _generators(
 
 
 def _compare(networks: list[NetworkResult], kinds: list[UnseenKind]) -> Iterator[MethodComparison]:
-    """Every method's success on every kind, and NNiT's less it."""
+    """Compare every method with NNiT on every kind of topologies."""
     for kind in kinds:
         same = [network for network in networks if network["kind"] == kind]
         ours = [network for network in same if network["method"] == "nnit"]
@@ -173,12 +174,12 @@ def _compare(networks: list[NetworkResult], kinds: list[UnseenKind]) -> Iterator
 
 
 def as_markdown(figures: GeneralizationFigures) -> str:
-    """The table, with what was measured, when and on what."""
+    """The results as Markdown: how they were measured, and a table."""
     counts = ", ".join(
         f"{len(held_out)} of kind {kind}" for kind, held_out in figures["topologies"].items()
     )
     lines = [
-        f"# Generalisation on {figures['task']}",
+        f"# Generalization on {figures['task']}",
         "",
         f"`nnit bench generalization`, {figures['date']}, {figures['machine']}. Topologies that "
         f"training never saw: {counts}; {figures['samples']} samples of each, "
@@ -206,7 +207,7 @@ def as_markdown(figures: GeneralizationFigures) -> str:
 
 
 def plot(figures: GeneralizationFigures) -> Figure:
-    """Every method's mean and interval, a panel a kind."""
+    """Mean success of every method with its interval, one panel per kind of topologies."""
     kinds = list(figures["topologies"])
     measured = {(row["method"], row["kind"]): row for row in figures["methods"]}
     methods = [name for name in ABOUT if any((name, kind) in measured for kind in kinds)][::-1]

@@ -1,4 +1,4 @@
-"""Figures of `nnit bench memorization`, as a page to read and a picture."""
+"""The figures of `nnit bench memorization`, as a Markdown page and a picture."""
 
 from typing import TypedDict
 
@@ -20,9 +20,11 @@ ABOUT = {
 
 
 class KindFigures(TypedDict):
-    """Means over the networks of one kind; None where there is nothing to compare with.
+    """Means over the networks of one kind; None if there is nothing to compare with.
 
-    Distances in weights are in norms of a network, those in actions mean absolute differences.
+    Distances are to the nearest training network or (`_teacher`) the nearest network that imitates
+    one teacher: in weights, relative to the mean norm of a training network; in actions, the mean
+    absolute difference. `failure_overlap` is in [0, 1].
     """
 
     weight_distance: float | None
@@ -34,7 +36,7 @@ class KindFigures(TypedDict):
 
 
 class MemorizationFigures(MeasuredHere):
-    """What `nnit bench memorization` measures; `trained` are training networks by topology."""
+    """What `nnit bench memorization` measures; `trained` counts training networks by topology."""
 
     task: str
     topologies: list[list[int]]
@@ -46,11 +48,11 @@ class MemorizationFigures(MeasuredHere):
 
 
 def as_markdown(figures: MemorizationFigures) -> str:
-    """The table, with what was measured, when and on what."""
+    """The results as Markdown: how they were measured, and a table."""
     names = ", ".join(hidden_name(tuple(hidden)) for hidden in figures["topologies"])
     trained = ", ".join(map(str, figures["trained"]))
     lines = [
-        f"# Memorisation on {figures['task']}",
+        f"# Memorization on {figures['task']}",
         "",
         f"`nnit bench memorization`, {figures['date']}, {figures['machine']}. Seen topologies "
         f"{names}; {figures['drawn']} networks of every kind of each ({figures['teachers']} after "
@@ -84,7 +86,7 @@ def as_markdown(figures: MemorizationFigures) -> str:
 
 
 def plot(measured: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """How far every network is from what is known, against its success."""
+    """Success of every network against its distance from training and teacher networks."""
     figure = Figure(figsize=(11, 3.2))
     panels = figure.subplots(1, 3, sharey=True)
     labels = {

@@ -1,4 +1,4 @@
-"""`nnit bench pool`: the evaluation pool beside the bare ManiSkill loop, and at scale.
+"""`nnit bench pool`: the evaluation pool, compared with the bare ManiSkill loop, and at scale.
 
 The bare loop is that of `bench.bare`, with a policy in numpy. The scale part runs on stand-in
 simulators, which sleep instead of simulating: it measures the pool and its driver, not physics.
@@ -34,7 +34,7 @@ REPEATS = 3
 
 
 def random_policy(info: TaskInfo, seed: int, hidden: tuple[int, ...] = (64, 64)) -> Policy:
-    """A policy that moves at random."""
+    """A policy with random weights."""
     rng = np.random.default_rng(seed)
     topology = Topology(info.obs_dim, hidden, info.act_dim)
     layers = [
@@ -45,10 +45,10 @@ def random_policy(info: TaskInfo, seed: int, hidden: tuple[int, ...] = (64, 64))
 
 
 class SpeedFigures(TypedDict):
-    """Env steps a second: the bare loop, ours without Ray, the pool on one and on all cores.
+    """Env steps per second: the bare loop, ours without Ray, and the pool with one and all actors.
 
-    `physics_share` is PhysX's share of the time of ours, `ratio` how many times as many steps a
-    core the pool makes as the bare loop, `scaling` how many times one actor's all actors make.
+    `physics_share` is PhysX's share of the time of `ours`. `ratio` is the pool's env steps per core
+    divided by the bare loop's; `scaling` is the rate of all actors divided by that of one.
     """
 
     bare: float
@@ -62,14 +62,18 @@ class SpeedFigures(TypedDict):
 
 
 class EstimateFigures(TypedDict):
-    """Seconds left as shown after a tenth of the work, and as they turned out."""
+    """Seconds left after a tenth of the work: as shown then, and as measured at the end."""
 
     expected_s: float
     true_s: float
 
 
 class ScaleFigures(EstimateFigures):
-    """What rollouts on stand-in simulators cost: `ideal_s` if no simulator ever waited."""
+    """Cost of rollouts on stand-in simulators.
+
+    `ideal_s` is the time if no simulator ever waited, `driver_ms` the driver's CPU time per
+    rollout, and `memory_mb` how much the driver's memory grew.
+    """
 
     rollouts: int
     seconds: float
@@ -79,9 +83,9 @@ class ScaleFigures(EstimateFigures):
 
 
 def bench_speed(task: str, episodes: int, cores: int) -> SpeedFigures:
-    """The speed of the bare loop and of the pool.
+    """Measure the speed of the bare loop and of the pool; speeds are medians of several turns.
 
-    What is compared takes turns, so that a machine whose speed drifts favours neither; medians.
+    Both take turns, so that a machine whose speed drifts favors neither.
     """
     info = task_info(task)
     policy = random_policy(info, 0)
@@ -121,7 +125,7 @@ def bench_speed(task: str, episodes: int, cores: int) -> SpeedFigures:
 
 
 def _time_physics(env: SimEnv) -> dict[str, float]:
-    """Add up the time that PhysX takes in `env`, its clock included."""
+    """Add up the seconds that PhysX takes in `env`, including the time to measure them."""
     spent, scene = {"seconds": 0.0}, env._env.base.scene
     plain = scene.step
 
@@ -135,7 +139,7 @@ def _time_physics(env: SimEnv) -> dict[str, float]:
 
 
 def pool_rate(policy: Policy, steps: int, episodes: int, actors: int) -> tuple[float, float]:
-    """Env steps a second of a warm pool, and milliseconds a call beyond the simulator's work."""
+    """Env steps per second of a warm pool, and its overhead per call in milliseconds."""
     seeds = tuple(range(TEST_SEED, TEST_SEED + episodes))
     with SimulatorPool(Simulators(policy.task, policy.control_mode), actors) as pool:
         pool.await_simulators(actors)
@@ -150,14 +154,14 @@ def pool_rate(policy: Policy, steps: int, episodes: int, actors: int) -> tuple[f
 
 
 class StandInHost:
-    """A process that plays many simulators, which sleep and then report made-up success."""
+    """A process that acts as many simulators: they sleep, then report made-up success."""
 
     async def ready(self) -> Ready:
-        """Nothing has to start."""
+        """Report readiness at once: nothing has to start."""
         return Ready()
 
     async def rollout(self, parts: list[Part], episode_s: float) -> list[Rollouts]:
-        """Wait as long as the episodes would take, and make their results up."""
+        """Sleep as long as the episodes would take, then return made-up results."""
         await asyncio.sleep(episode_s * sum(len(part.seeds) for part in parts))
         return [
             Rollouts(part.seeds, flags, flags, np.zeros(len(flags)), None, len(flags) * episode_s)
@@ -176,20 +180,20 @@ class StandIns:
         self._started = 0
 
     def start(self) -> "_StandIn":
-        """A stand-in on the next host, round robin."""
+        """Start a stand-in on the next host, round robin."""
         self._started += 1
         return _StandIn(self._hosts[self._started % len(self._hosts)], self.episode_s)
 
     def stop(self, actor: "_StandIn") -> None:
-        """Nothing has to stop."""
+        """Do nothing: nothing has to stop."""
 
     def room(self) -> int:
-        """How many stand-ins there may be."""
+        """The largest number of stand-ins."""
         return self.count
 
 
 class _StandIn:
-    """Looks like the handle of a Ray actor of its own."""
+    """Imitates the handle of a Ray actor."""
 
     def __init__(self, host: Any, episode_s: float) -> None:
         self._host, self._episode_s = host, episode_s
@@ -201,7 +205,7 @@ class _StandIn:
 
 
 def bench_scale(actors: int, networks: int, episodes: int, episode_s: float) -> ScaleFigures:
-    """What `networks` x `episodes` rollouts on stand-in simulators cost the driver."""
+    """Measure what `networks` x `episodes` rollouts on stand-in simulators cost the driver."""
     info = TaskInfo("stand-in", DEFAULT_CONTROL_MODE, 35, 8, 50)
     evaluables = [random_policy(info, seed) for seed in range(networks)]
     scores = Scores(networks, range(TEST_SEED, TEST_SEED + episodes))
@@ -229,7 +233,7 @@ def bench_scale(actors: int, networks: int, episodes: int, episode_s: float) -> 
 
 
 class _Watch:
-    """Notes the expected time left after a tenth of the work, and what it came to."""
+    """Notes the expected time left after a tenth of the work, and the true one."""
 
     def __init__(self, total: int) -> None:
         self.total, self.expected, self._at, self._last = total, 0.0, 0.0, 0.0
@@ -244,7 +248,7 @@ class _Watch:
 
 
 def bench_estimate(task: str, networks: int, episodes: int, actors: int) -> EstimateFigures:
-    """The time left that is shown after a tenth of a real evaluation, and what it came to."""
+    """The time left that a real evaluation shows after a tenth of its work, and the true one."""
     info = task_info(task)
     evaluables = [random_policy(info, seed) for seed in range(networks)]
     scores = Scores(networks, range(TEST_SEED, TEST_SEED + episodes))
@@ -255,7 +259,7 @@ def bench_estimate(task: str, networks: int, episodes: int, actors: int) -> Esti
 
 
 def lines(cores: int, seconds: float, tasks: list[str], scale: bool) -> Iterator[str]:
-    """Run everything; one line a figure as soon as it is there."""
+    """Run all measurements; yields lines of results as soon as they are there."""
     for task in tasks:
         episodes = max(10, int(seconds * 10 / REPEATS))
         speed = bench_speed(task, episodes, cores)

@@ -1,8 +1,8 @@
-"""`nnit bench population`: PPO's env steps a second beside the bare ManiSkill loop.
+"""`nnit bench population`: PPO's env steps per second, compared with the bare ManiSkill loop.
 
-On every core at once, taking turns: the bare loop with random actions, our environment in the same
-loop, PPO with RLlib's own env runner and learner, and PPO with ours; and, if asked for, what either
-PPO learns in the same number of steps.
+Four programs take turns, each on every core at once: the bare loop with random actions, our
+environment in the same loop, PPO with RLlib's own env runner and learner, and PPO with ours. On
+request, it also measures the success that each PPO reaches in the same number of env steps.
 """
 
 import math
@@ -34,11 +34,11 @@ ABOUT: dict[Kind, str] = {
 }
 HIDDEN: Hidden = (64, 64)
 REPEATS = 3
-EPISODES = 100  # of validation, for the learning curves
+EPISODES = 100  # validation episodes that measure the success of PPO
 
 
 class Meter:
-    """One process that does one of these things for a while."""
+    """Runs one of the programs in `ABOUT`, in a process of its own."""
 
     def __init__(self, kind: Kind, task: str, recipe: Recipe, seed: int) -> None:
         torch.set_num_threads(1)
@@ -56,13 +56,13 @@ class Meter:
         self._work(0)
 
     def rate(self, seconds: float) -> float:
-        """Env steps a second."""
+        """Work for `seconds`; returns the env steps per second."""
         started = time.perf_counter()
         steps = self._work(seconds)
         return steps / (time.perf_counter() - started)
 
     def learn(self) -> float:
-        """Deterministic success of the policy after the recipe's env steps."""
+        """Train for the recipe's env steps; returns the deterministic success on validation."""
         while self.done < self.recipe.env_steps:
             self._work(0)
         module = self.algo.get_module()
@@ -76,7 +76,7 @@ class Meter:
         return success
 
     def _work(self, seconds: float) -> int:
-        """At least one round of work, for so many seconds; returns the env steps."""
+        """Work for `seconds`, but at least one iteration or episode; returns the env steps."""
         deadline, steps = time.perf_counter() + seconds, 0
         while steps == 0 or time.perf_counter() < deadline:
             if self.kind in ("rllib", "trial"):
@@ -93,7 +93,7 @@ class Meter:
 
 
 def bench_population(task: str, seconds: float, cores: int, recipe: Recipe) -> dict[Kind, float]:
-    """Env steps a second of every kind, all cores together; medians of several turns."""
+    """Env steps per second of every program on all cores together: medians of several turns."""
     meters = {kind: [start_meter(kind, task, recipe, i) for i in range(cores)] for kind in ABOUT}
     rates: dict[Kind, list[float]] = {kind: [] for kind in ABOUT}
     for _ in range(REPEATS):
@@ -107,7 +107,7 @@ def bench_population(task: str, seconds: float, cores: int, recipe: Recipe) -> d
 
 
 def bench_curves(task: str, recipe: Recipe, seeds: int) -> dict[Kind, list[float]]:
-    """Success after the recipe's steps from every seed, with RLlib's own parts and with ours."""
+    """Success after the recipe's env steps by seed, with RLlib's own parts and with ours."""
     kinds: tuple[Kind, ...] = ("rllib", "trial")
     curves: dict[Kind, list[float]] = {}
     for kind in kinds:
@@ -119,7 +119,7 @@ def bench_curves(task: str, recipe: Recipe, seeds: int) -> dict[Kind, list[float
 
 
 def lines(task: str, seconds: float, cores: int, *, env_steps: int, seeds: int) -> Iterator[str]:
-    """Run everything; one line a figure."""
+    """Run all measurements; yields lines of results."""
     rates = bench_population(task, seconds, cores, Recipe())
     yield f"{task}, {cores} processes on {cores} cores, env steps/s:"
     for kind, rate in rates.items():
@@ -129,7 +129,7 @@ def lines(task: str, seconds: float, cores: int, *, env_steps: int, seeds: int) 
         yield (
             f"success after {count(env_steps)} env steps, {seeds} seeds, {EPISODES} episodes each:"
         )
-        # Without what RLlib's own learner has not.
+        # RLlib's own learner neither normalizes observations nor stops an update at a KL limit.
         recipe = Recipe(env_steps=env_steps, normalize_observations=False, max_kl=math.inf)
         for kind, successes in bench_curves(task, recipe, seeds).items():
             each = ", ".join(f"{success:.2f}" for success in successes)
@@ -137,7 +137,7 @@ def lines(task: str, seconds: float, cores: int, *, env_steps: int, seeds: int) 
 
 
 def start_meter(kind: Kind, task: str, recipe: Recipe, seed: int) -> Any:
-    """A `Meter` in a process of its own."""
+    """Start a `Meter` in a process of its own; returns its actor handle."""
     return ray.remote(Meter).options(num_cpus=0).remote(kind, task, recipe, seed)
 
 

@@ -1,6 +1,7 @@
-"""`nnit bench refine`: what a little training makes of a policy, from NNiT's weights and from none.
+"""`nnit bench refine`: success after a little imitation, from NNiT's weights and random ones.
 
-The same topologies, which training never saw, the same teachers, states, steps and start states.
+Both use the same teachers, states, numbers of steps and start states, and the same topologies,
+which training never saw.
 """
 
 import time
@@ -31,7 +32,7 @@ KINDS: tuple[UnseenKind, ...] = ("combination", "width")
 
 
 class RefinedSummary(Summary):
-    """Success after some steps of imitation, and the seconds that they take a network."""
+    """Success after `steps` of imitation, and the seconds that they take per network."""
 
     start: Start
     steps: int
@@ -39,7 +40,10 @@ class RefinedSummary(Summary):
 
 
 class RefineFigures(MeasuredHere):
-    """What `nnit bench refine` measures; `topologies` are hidden widths."""
+    """What `nnit bench refine` measures.
+
+    `topologies` are hidden widths; `written` is the success of NNiT's networks before refining.
+    """
 
     task: str
     topologies: list[list[int]]
@@ -65,7 +69,7 @@ def bench_refine(
 
     Reads one task of a finished run directory, the shipped one by default. Writes
     `out/refine.json`, `.md` and `.png`, and every episode (`out/episodes`), from which a killed
-    bench goes on.
+    benchmark resumes.
 
     Raises:
         NnitError: the run held out no topologies.
@@ -124,7 +128,7 @@ def _show(view: StageProgress, before: int, done: int) -> None:
 
 
 def as_markdown(figures: RefineFigures) -> str:
-    """Success against steps, from either start."""
+    """The results as Markdown: success by steps of imitation, from either start."""
     refined = {(row["start"], row["steps"]): row for row in figures["refined"]}
     steps = sorted({row["steps"] for row in figures["refined"]})
     lines = [
@@ -150,7 +154,7 @@ def as_markdown(figures: RefineFigures) -> str:
 
 
 def plot(figures: RefineFigures) -> Figure:
-    """Success against seconds of imitation."""
+    """Success against seconds of imitation, from either start."""
     figure = Figure(figsize=(5.2, 3))
     axes = figure.subplots()
     for start, color in zip(STARTS, ("#0969da", "#8c959f"), strict=True):

@@ -1,4 +1,4 @@
-"""What a bench measures, and what it leaves behind: figures as JSON, a page to read, a picture."""
+"""What all benchmarks share: their size, the machine, and files of results."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ from nnit_dist.core.files import write_atomic, write_json
 
 @dataclass(frozen=True)
 class BenchSize:
-    """How much a bench measures: topologies a kind, networks a topology, episodes a network."""
+    """How much is measured: topologies per kind, networks per topology, episodes per network."""
 
     topologies: int
     samples: int
@@ -30,7 +30,7 @@ class MeasuredHere(TypedDict):
 
 
 def measured_here() -> MeasuredHere:
-    """The date, and what machine this is."""
+    """Today's date, and the architecture and cores of this machine."""
     return {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -40,7 +40,7 @@ def measured_here() -> MeasuredHere:
 def write_results(
     out: Path, name: str, figures: Mapping[str, object], *, text: str, plot: Figure
 ) -> None:
-    """Write `out/NAME.json`, `.md` and `.png`."""
+    """Write the figures, the text and the plot as `out/NAME.json`, `.md` and `.png`."""
     write_json(out / f"{name}.json", figures)
     write_atomic(out / f"{name}.md", lambda partial: partial.write_text(text))
     plot.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight")

@@ -1,10 +1,10 @@
-"""`nnit bench scaling`: each stage with 1, 2, ... workers here, and what more would make of it.
+"""`nnit bench scaling`: stages with 1, 2, ... workers on this machine, and predictions for more.
 
-Measured: the rates of evaluation and PPO by processes, a training step by the share of its batch
-that a worker has, what the pool's driver spends on a call and on a rollout, what an episode takes
-of storage, and a network of the object store. Simulated from that: one driver before up to 10,000
-simulators, event by event. Calculated: a training step of many workers, with the gradients' way
-over a network.
+Measured: the rates of evaluation and PPO by number of processes; the time of a training step by a
+worker's share of the batch; the driver's CPU time per call and per rollout; the storage of an
+episode; and the time to put a network into the object store and to get it.
+Simulated from these, event by event: one driver that serves up to 10,000 simulators.
+Calculated: a training step of many workers that exchange gradients over a network.
 """
 
 import heapq
@@ -33,14 +33,14 @@ from nnit_dist.rollout.store import EpisodeStore
 SIMULATORS = (10, 100, 300, 1000, 3000, 10_000)
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 NETWORKS = {"10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}
-ALL_REDUCE_S = 2e-4  # of latency, before a byte has travelled
+ALL_REDUCE_S = 2e-4  # latency of an all-reduce
 EPISODES_A_SIMULATOR = 40
 EPISODES_A_NETWORK = 100
 
 
 @dataclass(frozen=True)
 class Driver:
-    """CPU seconds of the process that hands work out, a call and a rollout; bytes an episode."""
+    """Costs of the driver: CPU seconds per call and per rollout, stored bytes per episode."""
 
     call_s: float
     rollout_s: float
@@ -48,7 +48,7 @@ class Driver:
 
 
 def measure_rates(task: str, cores: int, seconds: float) -> dict[str, dict[int, float]]:
-    """Env steps a second of evaluation and of PPO, by processes: 1 to `cores`."""
+    """Env steps per second of evaluation and of PPO, with 1 to `cores` processes."""
     info = task_info(task)
     policy, episodes = random_policy(info, 0), max(10, int(10 * seconds))
     rates: dict[str, dict[int, float]] = {"evaluation": {}, "PPO": {}}
@@ -64,7 +64,7 @@ def measure_rates(task: str, cores: int, seconds: float) -> dict[str, dict[int, 
 
 
 def measure_step(name: str, steps: int, workers: Sequence[int] = WORKERS) -> dict[int, float]:
-    """Median seconds of NNiT's step on this CPU with one of so many workers' share of its batch."""
+    """Median seconds that a worker's share of NNiT's step takes on this CPU, by workers."""
     size, seconds = SIZES[name], {}
     for count in workers:
         trainer = Trainer(
@@ -80,14 +80,14 @@ def measure_step(name: str, steps: int, workers: Sequence[int] = WORKERS) -> dic
 
 
 def gradient_bytes(name: str) -> int:
-    """What the workers of a training tell each other in a step."""
+    """Bytes of the gradients (float32) that the workers of a training exchange in a step."""
     size = SIZES[name]
     trainer = Trainer(size.config, RandomNetworks(size), torch.device("cpu"), 0)
     return sum(4 * p.numel() for p in trainer.network.parameters())
 
 
 def measure_driver(settings: Sequence[tuple[int, float]] = ((20, 0.1), (100, 0.5))) -> Driver:
-    """From runs of stand-in simulators, (how many, seconds an episode): short calls and long."""
+    """Measure the driver in two runs of stand-in simulators: (simulators, seconds an episode)."""
     info = TaskInfo("stand-in", DEFAULT_CONTROL_MODE, 35, 8, 50)
     rows, spent, stored = [], [], 0.0
     for actors, episode_s in settings:
@@ -112,7 +112,7 @@ def measure_driver(settings: Sequence[tuple[int, float]] = ((20, 0.1), (100, 0.5
 
 @dataclass(frozen=True)
 class Store:
-    """The object store, with a network of two hidden layers of 64: its bytes, and seconds."""
+    """A 64x64 network in the object store: its bytes, and the seconds to put and to get it."""
 
     network_bytes: int
     put_s: float
@@ -120,10 +120,10 @@ class Store:
 
 
 class _Reader:
-    """Another process, which reads what was put."""
+    """Reads from the object store in another process."""
 
     def read(self, references: list[Any]) -> float:
-        """Seconds each takes."""
+        """Get all objects; returns the mean seconds per object."""
         began = time.perf_counter()
         for reference in references:
             ray.get(reference)
@@ -131,7 +131,7 @@ class _Reader:
 
 
 def measure_store(task: str, networks: int = 1000) -> Store:
-    """What it takes to put networks into the store, and to get them in another process."""
+    """Measure putting networks into the object store and getting them in another process."""
     info = task_info(task)
     policies = [random_policy(info, seed) for seed in range(networks)]
     reader: Any = ray.remote(_Reader).options(num_cpus=0).remote()
@@ -145,10 +145,10 @@ def measure_store(task: str, networks: int = 1000) -> Store:
 
 
 class SimulatedPool(TypedDict):
-    """The shares of time that simulators and driver work, and rates of a simulated pool.
+    """Shares of time that simulators and driver work, in [0, 1], and rates of a simulated pool.
 
-    `networks_s` are networks a second that leave the driver's node if no two calls find theirs on
-    the same one.
+    `rollouts_s` is rollouts per second. `networks_s` is networks per second that leave the driver's
+    node, if no call finds its networks already on its own node.
     """
 
     simulators: float
@@ -160,10 +160,10 @@ class SimulatedPool(TypedDict):
 def simulate_pool(
     simulators: int, episode_s: float, driver: Driver, *, spread: float = 0.1, seed: int = 0
 ) -> SimulatedPool:
-    """A pool's run, event by event: the driver serves one call at a time, in their order.
+    """Simulate a pool, event by event: the driver serves one call at a time, in order of arrival.
 
-    Episodes take `episode_s`, with a relative `spread` a call; calls are as long as the pool makes
-    them.
+    An episode takes `episode_s` seconds on average; `spread` is the relative standard deviation
+    between calls. Calls have as many episodes as the pool gives them.
     """
     rng = np.random.default_rng(seed)
     left = simulators * EPISODES_A_SIMULATOR
@@ -173,7 +173,7 @@ def simulate_pool(
         arrived, number = heapq.heappop(ready)
         count = call_size(left, simulators, episode_s)
         left -= count
-        networks += 1 + count / EPISODES_A_NETWORK  # a call begins within one
+        networks += 1 + count / EPISODES_A_NETWORK  # a call may begin in the middle of a network
         served = driver.call_s + count * driver.rollout_s
         free, busy = max(free, arrived) + served, busy + served
         worked = count * episode_s * max(0.1, 1 + spread * rng.standard_normal())
@@ -189,14 +189,17 @@ def simulate_pool(
 
 
 def step_over_network(share_s: float, workers: int, size: int, bytes_s: float) -> float:
-    """Seconds of a step whose gradients, of `size` bytes, go round a ring of workers."""
+    """Seconds of a training step with a ring all-reduce of `size` bytes of gradients.
+
+    `share_s` is the time of a worker's share, `bytes_s` the bandwidth in bytes per second.
+    """
     if workers == 1:
         return share_s
     return share_s + ALL_REDUCE_S + 2 * (workers - 1) / workers * size / bytes_s
 
 
 def lines(task: str, cores: int, seconds: float, steps: int) -> Iterator[str]:
-    """Run everything; the page, a line at a time."""
+    """Run all measurements; yields the Markdown page line by line."""
     info = task_info(task)
     yield "**Measured**\n"
     rates = measure_rates(task, cores, seconds)

@@ -1,9 +1,9 @@
-"""`nnit bench train`: tokens a second of NNiT's training step, and the share of the device's peak.
+"""`nnit bench train`: tokens per second of NNiT's training step, and its share of peak speed.
 
-The peak is that of square matrix products in the same number format, measured in the same run.
-Networks are random numbers, so what the hypernetwork takes to write them is left out. On a CPU
-attention runs in float32 all the same. Needs torch and pydantic alone, so that a bare
-GPU machine can do it as well: `python -m nnit_dist.bench.train --size 100m --device cuda`.
+The peak is the speed of square matrix products in the same number format, measured in the same run.
+The networks are random numbers, so the hypernetwork's time to write them is not included. On a CPU,
+attention always runs in float32. The benchmark needs only torch and pydantic, so that it also runs
+on a bare GPU machine: `python -m nnit_dist.bench.train --size 100m --device cuda`.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from nnit_dist.nnit.config import NNiTConfig, TransformerConfig
 from nnit_dist.nnit.tokens import ArchitectureVocabulary, token_layout
 from nnit_dist.nnit.trainer import Corrupted, Example, Trainer
 
-SIDES = (1024, 2048, 4096)  # of the matrices whose product gives the peak
+SIDES = (1024, 2048, 4096)  # of the square matrices whose products give the peak
 
 
 @dataclass(frozen=True)
 class Size:
-    """A network and its training, on a grid of topologies."""
+    """A size of NNiT: its configuration, and the grid of topologies that it trains on."""
 
     config: NNiTConfig
     widths: list[int]
@@ -53,7 +53,7 @@ SIZES = {
 
 
 class RandomNetworks:
-    """A source of random numbers in the shape of networks (PushCube-v1's sizes)."""
+    """A source of training examples: random weights in the shapes of PushCube-v1's policies."""
 
     def __init__(self, size: Size) -> None:
         self.size = size
@@ -62,7 +62,7 @@ class RandomNetworks:
         )
 
     def examples(self, step: int, numbers: Sequence[int]) -> list[Example]:
-        """As `AlignedDataset`: a few topologies, several networks of each, then architectures."""
+        """Examples as in `AlignedDataset`: networks of a few topologies, then architectures."""
         picked = random.Random(step).choices(self.size.seen, k=self.size.config.topologies_per_step)
         return [self._example(picked, step, number) for number in numbers]
 
@@ -79,10 +79,11 @@ class RandomNetworks:
 
 
 class TrainFigures(TypedDict):
-    """Medians of training steps, and the device's peak.
+    """Figures of training steps, and the device's peak.
 
-    `tokens` are those of a step, filler among them, and `real` the share that is none; `flops` and
-    `peak` are floating point operations a second.
+    `tokens` is the mean per step, including filler, and `real` the share that is not filler.
+    `step_ms` and `network_ms` are medians, with and without drawing the batch. `flops` and `peak`
+    are floating point operations per second.
     """
 
     parameters: int
@@ -97,7 +98,7 @@ class TrainFigures(TypedDict):
 
 
 def bench_train(size: Size, device: torch.device, steps: int) -> TrainFigures:
-    """Medians over `steps` training steps, and the peak before and after them."""
+    """Measure `steps` training steps, and the device's peak before and after them."""
     trainer = Trainer(size.config, RandomNetworks(size), device, 0)
     dtype = torch.bfloat16 if trainer.autocast else torch.float32
     peaks = [matmul_peak(device, dtype)]
@@ -137,8 +138,8 @@ def bench_train(size: Size, device: torch.device, steps: int) -> TrainFigures:
 def step_flops(trainer: Trainer, batch: Corrupted) -> float:
     """Floating point operations of a step's matrix products, backward pass included.
 
-    Attention is added by hand, as torch counts it on some devices only. What is computed again
-    in the backward pass does not count.
+    Attention is added by hand because torch counts it only on some devices. Activations that are
+    computed again in the backward pass do not count.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         trainer.losses(batch)
@@ -150,7 +151,7 @@ def step_flops(trainer: Trainer, batch: Corrupted) -> float:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating point operations a second of the fastest of a few square matrix products."""
+    """Floating point operations per second of the fastest of several square matrix products."""
     rates = []
     for side in SIDES:
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -171,7 +172,7 @@ def _wait(device: torch.device) -> None:
 
 
 def lines(name: str, device: torch.device, steps: int) -> Iterator[str]:
-    """What was measured, a line each."""
+    """Measure a size on a device; yields lines of results."""
     figures = bench_train(SIZES[name], device, steps)
     number_format = "bfloat16" if figures["bf16"] else "float32"
     yield (
@@ -190,7 +191,7 @@ def lines(name: str, device: torch.device, steps: int) -> Iterator[str]:
 
 
 def main() -> None:
-    """The benchmark as a command of its own."""
+    """Run the benchmark as a command of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="pushcube")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -1,6 +1,6 @@
-"""`nnit bench zoo`: a zoo of made-up policies, scanned, filtered and shared, beside pyarrow alone.
+"""`nnit bench zoo`: scan, filter and share a zoo of made-up policies, compared with plain pyarrow.
 
-Every reading runs in a process of its own, whose memory is measured at its peak.
+Every reading runs in a process of its own, so that its peak memory can be measured.
 """
 
 import time
@@ -19,7 +19,7 @@ from nnit_dist.core.topology import Topology
 from nnit_dist.core.zoo import Member, Zoo
 
 TASKS = ("PushCube-v1", "PullCube-v1", "LiftPegUpright-v1", "PickCube-v1")
-A_FILE = 1000  # policies
+A_FILE = 1000  # policies per file
 WORKERS = 4
 
 
@@ -34,7 +34,7 @@ WANTED: _Filter = {"tasks": ["PickCube-v1"], "success": (0.9, 1.0)}
 
 
 def write_zoo(path: Path, policies: int) -> Zoo:
-    """Policies of every topology of a grid, of several tasks, with random weights and success."""
+    """Write policies of several tasks and a grid of topologies, with random weights and success."""
     zoo, rng = Zoo(path), np.random.default_rng(0)
     topologies = [Topology(35, hidden, 8) for hidden in grid([16, 32, 48, 64], [1, 2, 3])]
     for first in range(0, policies, A_FILE):
@@ -86,7 +86,7 @@ READINGS: dict[str, Callable[[Zoo], int]] = {
 
 
 def bench_zoo(path: Path, policies: int) -> Iterator[str]:
-    """Write a zoo into `path`, read it in every way; one line a figure."""
+    """Write a zoo into `path` and read it in every way; yields lines of results."""
     started = time.perf_counter()
     zoo = write_zoo(path, policies)
     spent = time.perf_counter() - started
@@ -111,7 +111,7 @@ def bench_zoo(path: Path, policies: int) -> Iterator[str]:
 
 
 def _in_new_process(read: Callable[..., int], *arguments: Any) -> tuple[int, float, float]:
-    """What a reading in a new process returns, its seconds, and the MB it adds to the process."""
+    """Run a reading in a new process; returns its rows, its seconds and the growth of peak MB."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (read, *arguments))
 
@@ -123,6 +123,6 @@ def _measured(read: Callable[..., int], *arguments: Any) -> tuple[int, float, fl
 
 
 def _peak() -> float:
-    """MB that this process has held at most. (`getrusage` would count its parent's.)"""
+    """Peak memory of this process in MB. (`getrusage` would count that of its parent.)"""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 2**10

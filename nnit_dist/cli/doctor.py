@@ -10,7 +10,7 @@ _PACKAGES = ("torch", "ray", "mani_skill", "sapien", "gymnasium", "numpy", "pyar
 
 
 def examine() -> list[tuple[str, str]]:
-    """(what, finding) pairs, with the remedy where something is missing."""
+    """Describe this machine in (name, value) pairs, with what to do if something is missing."""
     import torch
 
     from nnit_dist.envs.headless import has_render_device

@@ -44,7 +44,7 @@ def evaluate(
     address: Annotated[str | None, typer.Option(help="a running Ray cluster")] = None,
     debug: Debug = False,
 ) -> None:
-    """Roll policies out in ManiSkill3 and store and print their success."""
+    """Roll out policies in ManiSkill3; store and print their success."""
     from nnit_dist.core.files import write_json
     from nnit_dist.rollout.evaluable import read_evaluables
     from nnit_dist.rollout.evaluation import Evaluator
@@ -116,7 +116,7 @@ def _print_policies(rows: "list[PolicyResult]") -> None:
 
 
 def _bias_note(success: float, episodes: int, halfwidth: float) -> str:
-    """What stopping early does to the figures, at the measured success and at the worst."""
+    """A note on the bias of stopping early, at the measured success and in the worst case."""
     from nnit_dist.rollout.statistics import stopping_bias
 
     here, _ = stopping_bias(success, episodes, halfwidth)

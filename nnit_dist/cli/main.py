@@ -1,4 +1,4 @@
-"""The `nnit` command: parses, calls, and prints one clear line when something is wrong."""
+"""The `nnit` command: parses arguments, runs the work and prints one line for an error."""
 
 import sys
 import time
@@ -19,6 +19,7 @@ from nnit_dist.cli.zoo import zoo_app
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.formatting import percent, percent_range
 from nnit_dist.core.storage import runs
+from nnit_dist.nnit.config import DEFAULT_STEPS
 from nnit_dist.runtime.progress import StageProgress, console
 
 if TYPE_CHECKING:
@@ -44,9 +45,9 @@ Overrides = Annotated[
 
 
 def main() -> None:
-    """Entry point: an expected error is one readable message and exit code 1."""
+    """Run the command line; an expected error prints one message and exits with code 1."""
     if "--debug" not in sys.argv:
-        warnings.simplefilter("ignore")  # Ray's and SAPIEN's are no news to a user
+        warnings.simplefilter("ignore")  # those of Ray and SAPIEN do not help a user
     try:
         app(standalone_mode=True)
     except NnitError as error:
@@ -61,7 +62,7 @@ def main() -> None:
 
 @app.command()
 def run(config: Config, out: Out = None, set_: Overrides = None, debug: Debug = False) -> None:
-    """The whole chain: population, align, train, generate, evaluate, report."""
+    """Run the whole chain: population, align, train, generate, evaluate, report."""
     pipeline = _load(config, out, set_)
     pipeline.do_all()
     _summary(pipeline)
@@ -79,7 +80,7 @@ def submit(
     wait: Annotated[bool, typer.Option(help="print the job's log until it ends")] = True,
     debug: Debug = False,
 ) -> None:
-    """The whole chain as a job on a Ray cluster; the same command again goes on with it."""
+    """Run the whole chain as a job on a Ray cluster; the same command again resumes it."""
     from nnit_dist.cli.submit import submit as submit_job
 
     sys.exit(submit_job(config, address, out, set_, wait=wait))
@@ -95,7 +96,7 @@ def _stage_command(name: str, text: str) -> None:
 
 
 _stage_command("population", "Train the population with RLlib; fills the zoo.")
-_stage_command("align", "Distil the population into one aligned hypernetwork.")
+_stage_command("align", "Distill the population into one aligned hypernetwork.")
 _stage_command("train", "Train NNiT, the diffusion transformer over weights.")
 _stage_command("report", "Write the report of a finished run.")
 
@@ -109,7 +110,7 @@ def generate(
     hidden: Annotated[str | None, typer.Option(help="hidden widths, e.g. 40x56")] = None,
     samples: Annotated[int, typer.Option(min=1)] = 1,
     seed: Annotated[int, typer.Option()] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="sampler steps; 8 by default")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = DEFAULT_STEPS,
     success: Annotated[
         float | None, typer.Option(help="success to ask for, 0 to 1; the best by default")
     ] = None,
@@ -127,11 +128,10 @@ def generate(
 ) -> None:
     """Write policy files for a topology, or for architectures that the model draws itself."""
     from nnit_dist.core.topology import parse_hidden
-    from nnit_dist.nnit.config import DEFAULT_STEPS
     from nnit_dist.nnit.model import load_model
     from nnit_dist.stages.generate import Sampler, Written, draw_topologies, generate_policies
 
-    nnit, sampler = load_model(task, model), Sampler(steps or DEFAULT_STEPS, success, guidance)
+    nnit, sampler = load_model(task, model), Sampler(steps, success, guidance)
     widths = parse_hidden(hidden) if hidden else nnit.distribution.seen[0]
     nnit.check(widths, success, guidance)
     if hidden:
@@ -161,7 +161,7 @@ def refine(
     seed: Annotated[int, typer.Option()] = 0,
     debug: Debug = False,
 ) -> None:
-    """Train written policies a little: a second of imitation each, without a simulator."""
+    """Train written policies by imitation: about a second each, without a simulator."""
     from nnit_dist.artifacts.run_directory import RunDirectory
     from nnit_dist.artifacts.shipped import shipped
     from nnit_dist.core.policy import SUFFIX, load_policies, save_policy
@@ -205,7 +205,7 @@ for command in (evaluate, compare, tune, dashboard):
 def keys(
     start: Annotated[str, typer.Argument(help="how they begin, e.g. nnit. or align.ghn.")] = "",
 ) -> None:
-    """The keys of a configuration: their defaults, and what they mean."""
+    """List the keys of a configuration, their defaults and their meanings."""
     from nnit_dist.stages.config import known_keys
 
     table = Table(Column("key", no_wrap=True), "default", "meaning", box=None)
@@ -216,7 +216,7 @@ def keys(
 
 @app.command()
 def doctor() -> None:
-    """What this machine can do, and what to install for more."""
+    """Show what this machine can do, and what to install for more."""
     from nnit_dist.cli.doctor import examine
 
     table = Table(show_header=False, box=None)
@@ -240,7 +240,7 @@ def _kind_name(kind: str) -> str:
 
 
 def _summary(pipeline: "Pipeline") -> None:
-    """Success by kind of topology and method, and what it comes to in a sentence, task by task."""
+    """Print each task's success by kind of topology and method, and a sentence on it."""
     from nnit_dist.rollout.results import TaskFigures
     from nnit_dist.rollout.summaries import METHODS, headline
 

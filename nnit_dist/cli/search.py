@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nnit_dist.search.run import Search
 
 BEST = 5  # trials that are shown
+DEFAULTS = SearchConfig()
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -27,7 +28,7 @@ def tune(
     config: Annotated[Path, typer.Argument(help="YAML configuration to search around")] = Path(
         "configs/quickstart.yaml"
     ),
-    trials: Annotated[int, typer.Option(min=1, help="how many are tried")] = 24,
+    trials: Annotated[int, typer.Option(min=1, help="how many are tried")] = DEFAULTS.trials,
     budget: Annotated[str | None, typer.Option(help="wall time, e.g. 90m or 3h")] = None,
     run: Annotated[
         Path | None, typer.Option(**PLACE, help="finished run to begin with; runs/NAME by default")
@@ -38,18 +39,18 @@ def tune(
     ] = None,
     topologies: Annotated[
         int, typer.Option(min=1, help="of validation, that a trial is judged by")
-    ] = 48,
-    episodes: Annotated[int, typer.Option(min=1, help="episodes a network")] = 10,
+    ] = DEFAULTS.topologies,
+    episodes: Annotated[int, typer.Option(min=1, help="episodes a network")] = DEFAULTS.episodes,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="override a key of the configuration")
     ] = None,
     scheduler: Annotated[
         Scheduler,
         typer.Option(help="asha stops the worse trials, pbt has them take over the better ones"),
-    ] = "asha",
+    ] = DEFAULTS.scheduler,
     debug: Debug = False,
 ) -> None:
-    """Search hyperparameters against success on topologies of validation; resumes."""
+    """Search hyperparameters for success on validation topologies; resumes if run again."""
     from nnit_dist.artifacts.run_directory import RunDirectory
     from nnit_dist.search.run import Search
     from nnit_dist.search.space import load_space
@@ -80,14 +81,14 @@ def dashboard(
     browser: Annotated[bool, typer.Option(help="open it in a browser")] = True,
     debug: Debug = False,
 ) -> None:
-    """The page of a search, live while it runs."""
+    """Serve the page of a search, live while it runs."""
     from nnit_dist.search.dashboard import serve
 
     serve(search, port, browser)
 
 
 def seconds_of(text: str | None) -> float | None:
-    """`90m` -> 5400; NnitError if it is no time."""
+    """Seconds of a time such as `90m`; raises NnitError if the text is not a time."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
@@ -126,7 +127,7 @@ def _show(figures: "SearchFigures", search: "Search") -> None:
 
 
 def _best_trials(trials: "list[TrialRecord]", default: str) -> Table:
-    """The best trials of all rungs, and that of the defaults, whose name is `default`."""
+    """The best trials that ran every rung, and the trial of the defaults, named `default`."""
     from nnit_dist.search.results import last_success
 
     complete = [trial for trial in trials if trial["whole"]]
@@ -143,7 +144,7 @@ def _best_trials(trials: "list[TrialRecord]", default: str) -> Table:
 
 
 def _spent(seconds: dict[str, float]) -> str:
-    """What trials spent their time on."""
+    """How the trials spent their time, in a sentence."""
     named = {"start": "waiting for a place and starting"}
     total = sum(seconds.values())
     shares = ", ".join(

@@ -1,4 +1,4 @@
-"""A run as a job on a Ray cluster: this package and a configuration travel, nothing else does."""
+"""Submit a run as a job to a Ray cluster; only this package and a configuration are uploaded."""
 
 import asyncio
 import hashlib
@@ -36,12 +36,12 @@ def submit(
 ) -> int:
     """Start `nnit run config` on the cluster's head node; returns the job's exit code.
 
-    Without `wait` it returns 0 as soon as the job is there. A run whose job was stopped, or died,
-    is continued by the next submission.
+    Without `wait`, it returns 0 as soon as the job is submitted. If the job of a run was stopped
+    or died, the next submission resumes the run.
 
     Raises:
-        NnitError: the configuration is wrong, `out` is not the same place on every node, the
-            cluster is not reached or refuses the token, or a job of this run is at work.
+        NnitError: the configuration is invalid, `out` is a relative path, the cluster cannot be
+            reached or refuses the token, or another job of this run has not ended.
     """
     loaded = load_config(config, overrides)
     if out and not ("://" in str(out) or out.is_absolute()):
@@ -70,7 +70,7 @@ def submit(
 
 
 def _start(client: Any, place: str, entrypoint: str, directory: Path) -> str:
-    """Submit under a name that Ray gives once, so that a run is not started beside itself."""
+    """Submit under an id that Ray accepts only once, so that a run never has two jobs at work."""
     earlier = [job for job in client.list_jobs() if (job.metadata or {}).get(RUN) == place]
     for job in earlier:
         if not job.status.is_terminal():
@@ -118,9 +118,9 @@ def _connect(address: str) -> Any:
 
 @contextmanager
 def _package(config: Path, continue_from: str | None) -> Iterator[Path]:
-    """A directory with this package and the configuration, as a checkout has them.
+    """A temporary directory with this package and the configuration, laid out like a checkout.
 
-    Trained models that ship with the package stay here (71 MB), unless the run continues from one.
+    It lacks the trained models of the package (71 MB), unless the run continues from one.
     """
     source = Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as name:
@@ -134,7 +134,7 @@ def _package(config: Path, continue_from: str | None) -> Iterator[Path]:
 
 
 def _follow(client: Any, job_id: str) -> int:
-    """Print the job's log until it ends; its exit code."""
+    """Print the job's log until the job ends; returns its exit code."""
     from ray.job_submission import JobStatus
 
     async def tail() -> None:

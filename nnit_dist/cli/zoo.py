@@ -1,4 +1,4 @@
-"""The `nnit zoo` commands: looking into a population."""
+"""The `nnit zoo` commands: list, show, check, compact and export a population."""
 
 from functools import partial
 from pathlib import Path
@@ -62,7 +62,7 @@ def zoo_stats(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """How diverse a population is: architectures, qualities, behavior."""
+    """Show how diverse a population is in architectures, success and behavior."""
     from nnit_dist.core.files import write_atomic
     from nnit_dist.population.diversity import picture, population_stats
 
@@ -102,9 +102,9 @@ def zoo_verify(path: Zoo, debug: Debug = False) -> None:
 
 @zoo_app.command("compact")
 def zoo_compact(path: Zoo, debug: Debug = False) -> None:
-    """Put a zoo of many small files into one, which is read faster; not while a run writes it.
+    """Merge the files of a zoo into one, which is faster to read; not while a run writes it.
 
-    A later stage of a run takes it for another zoo.
+    Afterwards, stages that have already read the zoo take it for a different one.
     """
     zoo = _zoo(path)
     files = len(zoo.files())

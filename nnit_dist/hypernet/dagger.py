@@ -33,7 +33,7 @@ from nnit_dist.training.loop import fit
 from nnit_dist.training.sampling import TaskSampler, TrainingDistribution
 from nnit_dist.training.state import load_state
 
-BAR = "distil, steps"
+BAR = "distill, steps"
 # Runs jobs of a task and shows their progress under a title. Returns the observations of each job's
 # episodes, float32 [N, obs_dim].
 Record = Callable[[TaskInfo, list[Job], str], list[np.ndarray]]

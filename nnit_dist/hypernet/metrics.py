@@ -11,7 +11,7 @@ from torch import Tensor
 from nnit_dist.core.mlp import MLPBatch
 
 
-def neighbour_correlation(networks: MLPBatch) -> tuple[float, float]:
+def neighbor_correlation(networks: MLPBatch) -> tuple[float, float]:
     """Correlation of neighboring weights along the neurons of a layer, and along its inputs.
 
     The first leaves out output layers, whose rows are actions. The second leaves out first layers,
@@ -21,11 +21,11 @@ def neighbour_correlation(networks: MLPBatch) -> tuple[float, float]:
     for network in range(len(networks)):
         layers = networks.layers(network)
         for i, (weight, _) in enumerate(layers):
-            centred = weight - weight.mean()
+            centered = weight - weight.mean()
             if i < len(layers) - 1:
-                down.add(centred[1:], centred[:-1])
+                down.add(centered[1:], centered[:-1])
             if i > 0:
-                across.add(centred[:, 1:], centred[:, :-1])
+                across.add(centered[:, 1:], centered[:, :-1])
     return down.value(), across.value()
 
 

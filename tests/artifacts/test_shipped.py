@@ -18,7 +18,7 @@ RUN, TABLETOP = shipped("PushCube-v1"), shipped("PickCube-v1")
 
 @pytest.mark.parametrize("run", [RUN, TABLETOP], ids=lambda run: run.path.name)
 @pytest.mark.parametrize(
-    ("stage", "name", "artefact"),
+    ("stage", "name", "artifact"),
     [
         ("align", "zoo", "population/zoo"),
         ("train", "ghn", "align/ghn.safetensors"),
@@ -26,9 +26,9 @@ RUN, TABLETOP = shipped("PushCube-v1"), shipped("PickCube-v1")
         ("evaluate", "zoo", "population/zoo"),
     ],
 )
-def test_every_artefact_is_the_one_that_the_next_stage_read(run, stage, name, artefact):
+def test_every_artifact_is_the_one_that_the_next_stage_read(run, stage, name, artifact):
     manifest = run.manifest(stage)
-    assert manifest["key"]["inputs"][name] == content_hash(run.path / artefact)
+    assert manifest["key"]["inputs"][name] == content_hash(run.path / artifact)
 
 
 def test_unseen_topologies_reach_the_bar():

@@ -89,11 +89,11 @@ def test_alignment_is_measured_on_five_kinds_of_weights(small_run, tmp_path, mon
     assert set(weights) == set(alignment.ABOUT)
     assert not found["failures"]
     for row in weights.values():
-        assert all(-1 <= value <= 1 for value in row["neighbours"])
+        assert all(-1 <= value <= 1 for value in row["neighbors"])
         assert all(-1 <= value <= 1 for value in row["similarity"].values())
         assert {row[name]["networks"] for name in ("whole", "mixed", "nnit_width")} == {1}
-    # A decoder that smooths writes neighbours alike, one that does not does not.
-    assert min(weights["spatial"]["neighbours"]) > 0.3 > max(weights["mlp"]["neighbours"])
+    # A decoder that smooths writes neighbors alike, one that does not does not.
+    assert min(weights["spatial"]["neighbors"]) > 0.3 > max(weights["mlp"]["neighbors"])
     assert "| GHN, spatial decoder |" in (tmp_path / "alignment.md").read_text()
     assert (tmp_path / "alignment.png").exists()
 

@@ -1,4 +1,4 @@
-"""Artefacts in an object store, spoken to over S3's own protocol, as on a disk."""
+"""Artifacts in an object store, spoken to over S3's own protocol, as on a disk."""
 
 import numpy as np
 import pytest
@@ -133,7 +133,7 @@ def test_a_stage_is_done_once(place):
     assert not stage.is_done()
     stage.begin()
     stage.begin()  # after a crash
-    write_json(stage.directory / "artefact.json", 2)
+    write_json(stage.directory / "artifact.json", 2)
     stage.finish({})
     same = StageManifest("align", place / "align", {"seed": 0}, {"input": place / "input.json"})
     assert same.is_done()

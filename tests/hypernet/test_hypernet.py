@@ -71,7 +71,7 @@ def test_every_decoder_writes_parts_of_one_field_with_as_many_parameters(decoder
     assert 0.5e6 < sum(p.numel() for p in ghn.parameters()) < 1.2e6
 
 
-def test_smooth_noise_correlates_neighbours_and_not_strangers():
+def test_smooth_noise_correlates_neighbors_and_not_strangers():
     maps = smooth_noise(3, 32, 64, 3.0)
     assert abs(maps.std() - 1) < 0.05
     flat = maps - maps.mean((2, 3), keepdim=True)

@@ -6,7 +6,7 @@ from nnit_dist.bench.alignment import mix_patches
 from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.topology import Topology
 from nnit_dist.hypernet.decoders import smooth_noise
-from nnit_dist.hypernet.metrics import neighbour_correlation, neuron_similarity
+from nnit_dist.hypernet.metrics import neighbor_correlation, neuron_similarity
 
 
 def random_network(topology, seed=0) -> MLPBatch:
@@ -21,16 +21,16 @@ def random_network(topology, seed=0) -> MLPBatch:
     return MLPBatch.from_layers([layers])
 
 
-def test_neighbours_correlate_in_smooth_matrices_along_the_axis_that_is_smooth():
+def test_neighbors_correlate_in_smooth_matrices_along_the_axis_that_is_smooth():
     topology = Topology(64, (64, 64), 8)
     rough = MLPBatch.cat([random_network(topology, seed) for seed in range(4)])
-    assert neighbour_correlation(rough) == pytest.approx((0, 0), abs=0.05)
+    assert neighbor_correlation(rough) == pytest.approx((0, 0), abs=0.05)
     field = smooth_noise(1, 1, 64, 6.0)[0, 0]
     both = [(field, torch.zeros(64))] * 2 + [(field[:8], torch.zeros(8))]
-    assert min(neighbour_correlation(MLPBatch.from_layers([both]))) > 0.7
+    assert min(neighbor_correlation(MLPBatch.from_layers([both]))) > 0.7
     rows = MLPBatch.from_layers([[(field[torch.randperm(64)], torch.zeros(64))] * 3])
-    assert neighbour_correlation(rows)[0] < 0.3
-    assert neighbour_correlation(rows)[1] > 0.7
+    assert neighbor_correlation(rows)[0] < 0.3
+    assert neighbor_correlation(rows)[1] > 0.7
 
 
 def test_neurons_are_like_themselves_and_like_no_others():

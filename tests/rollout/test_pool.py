@@ -76,7 +76,7 @@ def test_a_network_that_always_kills_its_actor_is_given_up_and_the_rest_goes_on(
         assert set(good) == {("good", seed) for seed in range(10, 16)}
 
 
-def test_one_deadly_episode_is_found_and_its_neighbours_are_measured(calm):
+def test_one_deadly_episode_is_found_and_its_neighbors_are_measured(calm):
     from nnit_dist.envs.sim import SimEnv
 
     env = SimEnv(TASK)

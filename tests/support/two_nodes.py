@@ -1,7 +1,7 @@
 """Runs the pool on a Ray cluster of two nodes on this machine, one of which fails.
 
 `lost`: its raylet is killed in the middle. `broken`: SAPIEN cannot be imported there. `training`:
-nor there, and it is labelled to have its cores for training. `joins`: it comes in the middle.
+nor there, and it is labeled to have its cores for training. `joins`: it comes in the middle.
 `full`: the driver holds more in the object store than it has room for.
 """
 
