@@ -17,7 +17,6 @@ from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.baselines.crops import policies_of
 from nnit_dist.baselines.trained import COPIES, NNiTOn, TrainedBaselines
 from nnit_dist.bench.results import BenchSize, MeasuredHere, measured_here, write_results
-from nnit_dist.core.formatting import percent_interval
 from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import stream
@@ -31,7 +30,7 @@ from nnit_dist.nnit.tokens import detokenize, token_layout, tokenize
 from nnit_dist.report.plots import show_matrix
 from nnit_dist.rollout.evaluation import Evaluator
 from nnit_dist.rollout.results import PolicyResult, Summary, hidden_of
-from nnit_dist.rollout.summaries import summarize
+from nnit_dist.rollout.summaries import success_interval, summarize
 from nnit_dist.runtime.progress import StageProgress
 
 ABOUT = {
@@ -289,10 +288,7 @@ def as_markdown(figures: AlignmentFigures) -> str:
     ]
     for kind, row in figures["weights"].items():
         summaries = (row.get(name) for name in SUCCESS_OF)
-        cells = (
-            percent_interval(cell["success_once"], cell["low"], cell["high"]) if cell else "-"
-            for cell in summaries
-        )
+        cells = map(success_interval, summaries)
         lines.append(f"| {ABOUT[kind]} | {' | '.join(cells)} |")
     lines += [
         "",

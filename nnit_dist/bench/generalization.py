@@ -17,7 +17,7 @@ from nnit_dist.baselines.crops import AlignedCrops, PatchGaussian, TrainedCrops
 from nnit_dist.baselines.trained import NNiTOn, TrainedBaselines
 from nnit_dist.bench.results import BenchSize, MeasuredHere, measured_here, write_results
 from nnit_dist.core.errors import NnitError
-from nnit_dist.core.formatting import percent_interval, points_cell
+from nnit_dist.core.formatting import points_cell
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.splits import UnseenKind, spread
 from nnit_dist.core.topology import Hidden
@@ -30,7 +30,7 @@ from nnit_dist.rollout.results import (
     PairedDifference,
     hidden_of,
 )
-from nnit_dist.rollout.summaries import paired_results, summarize
+from nnit_dist.rollout.summaries import paired_results, success_interval, summarize
 from nnit_dist.runtime.progress import StageProgress
 
 ABOUT = {
@@ -191,7 +191,7 @@ def as_markdown(figures: GeneralizationFigures) -> str:
         "| --- | --- | --- | --- |",
     ]
     for row in figures["methods"]:
-        success = percent_interval(row["success_once"], row["low"], row["high"])
+        success = success_interval(row)
         pair = row["nnit_less"]
         less = points_cell(pair["difference"], pair["low"], pair["high"]) if pair else ""
         method, missing = ABOUT[row["method"]], figures["cannot"].get(row["method"], {})

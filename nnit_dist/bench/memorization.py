@@ -1,11 +1,11 @@
 """`nnit bench memorization`: are NNiT's networks new, or copies of what it was trained on?
 
-The tests of Zeng et al. (arXiv 2506.07998) carried over: how far a network is from the nearest
-training network and from the nearest teacher's, in weights and in what it does; beside networks
-that could have been trained on and were not, and beside trivial ways to make new ones (noise,
-averages, a Gaussian of every weight). On seen topologies. Training networks are those after the
-best teachers that training drew, written again with exactly these widths: in training they were
-varied.
+These are the tests of Zeng et al. (arXiv 2506.07998), on seen topologies. They measure how far a
+network is from the nearest training network and from the nearest teacher's network, in its weights
+and in its actions. For comparison, they measure new networks of the hypernetwork, which training
+did not draw, and networks that are made by trivial means: noise, averages, a Gaussian of every
+weight. Training networks are those of the training's draws that imitate best teachers, written
+again with exactly these widths, as training varied the widths.
 """
 
 from dataclasses import dataclass, replace
@@ -32,6 +32,7 @@ from nnit_dist.core.rng import stream
 from nnit_dist.core.splits import spread
 from nnit_dist.core.topology import Hidden, Topology, hidden_name
 from nnit_dist.envs.sim import TRAIN_SEEDS, SimEnv
+from nnit_dist.hypernet.data import actions_of
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.dataset import AlignedDataset, Drawn, batch_of
 from nnit_dist.nnit.model import NNiTModel
@@ -47,9 +48,7 @@ WRITTEN = 64  # networks at once
 
 @dataclass(frozen=True)
 class Counts:
-    """How much is compared: training networks a topology, at most; networks of every kind a
-    topology; episodes a network.
-    """
+    """Most training networks of a topology, networks of a topology and kind, episodes a network."""
 
     trained: int
     drawn: int
@@ -65,7 +64,7 @@ def bench_memorization(
     out: Path,
     actors: int | None = None,
 ) -> MemorizationFigures:
-    """Compare networks of every kind with training ones; returns the figures.
+    """Compare networks of every kind with training networks, and return the figures.
 
     Reads one task of a finished run directory. Writes `out/memorization.json`, `.md`, `.png`, and
     every episode (`out/episodes`).
@@ -101,7 +100,7 @@ def bench_memorization(
 
 
 def record_states(sampler: HypernetModel) -> Tensor:
-    """Whitened observations [S, obs_dim] that aligned networks visit, from training seeds."""
+    """Normalized observations [S, obs_dim] that a generated network visits from training seeds."""
     env = SimEnv(sampler.task.name, sampler.task.control_mode, reward=False)
     policy = sampler.policies(sampler.distribution.seen[-1], 1, 0)[0]
     seeds = tuple(range(TRAIN_SEEDS - STATE_EPISODES, TRAIN_SEEDS))
@@ -134,7 +133,7 @@ def _groups(
 def _networks(
     source: AlignedDataset, task: int, topologies: list[Hidden], batches: range, *, count: int
 ) -> dict[Hidden, MLPBatch]:
-    """Networks after a task's best teachers that these batches hold, up to `count` a topology."""
+    """Networks in these batches that imitate best teachers of a task, up to `count` a topology."""
     config, best = source.config, source.model.tasks[task].best
     by_topology: dict[Hidden, list[Drawn]] = {hidden: [] for hidden in topologies}
     for batch in batches:
@@ -157,7 +156,7 @@ def _networks(
 
 
 class _Group:
-    """Networks of one topology: those of training, those after one teacher, and every kind."""
+    """Networks of one topology: of the training, of single teachers, and of every kind compared."""
 
     def __init__(
         self,
@@ -190,9 +189,9 @@ class _Group:
         ]
 
     def measure(self, kind: str, states: Tensor, result: Evaluation) -> dict[str, np.ndarray]:
-        """Of every network of a kind: what sets it apart from those that are known."""
+        """Distances of a kind's networks to training networks and teachers, and their success."""
         networks, failed = self.kinds[kind], self._failed(result, kind)
-        # Of a teacher's own network, how near it is to another one's.
+        # A teacher's network is compared with those of other teachers, not with itself.
         least = _least_of_others if kind == "teacher" else _least
         scale = float(_flat(self.train, self.topology).norm(dim=1).mean())
         apart = lambda known: _distances(networks, known, self.topology) / scale  # noqa: E731
@@ -207,12 +206,12 @@ class _Group:
         }
 
     def _failed(self, result: Evaluation, kind: str) -> np.ndarray:
-        """bool [networks, episodes]"""
+        """Whether each network failed in each episode: bool [networks, episodes]."""
         name, count = self.topology.name, len(self.kinds[kind])
         return np.array([~result.success(f"{kind}_{name}_0_{i}") for i in range(count)])
 
     def _after_one_teacher(self) -> MLPBatch:
-        """A network after each of the best teachers."""
+        """One network for each of the best teachers, which imitates it alone."""
         best = self.sampler.current.best
         teacher_weights = torch.stack([self.sampler.single_teacher(teacher) for teacher in best])
         rngs = [stream("memorization.networks", teacher) for teacher in best]
@@ -262,38 +261,31 @@ def _unflat(values: Tensor, topology: Topology) -> MLPBatch:
 
 
 def _distances(networks: MLPBatch, others: MLPBatch, topology: Topology) -> np.ndarray:
-    """Euclidean distances of weights, [own, known]."""
+    """Euclidean distances between the weights of networks and of others: [K, K_others]."""
     exact = "donot_use_mm_for_euclid_dist"  # else the distance to a copy is not 0
     flat, others_flat = (_flat(batch, topology) for batch in (networks, others))
     return torch.cdist(flat, others_flat, compute_mode=exact).numpy()
 
 
 def _action_distances(networks: MLPBatch, others: MLPBatch, states: Tensor) -> np.ndarray:
-    """Mean absolute differences of actions over states, [own, known]."""
-    acts, others_acts = (_actions(batch, states).flatten(1) for batch in (networks, others))
+    """Mean absolute differences of actions over states: [K, K_others]."""
+    acts, others_acts = (actions_of(batch, states).flatten(1) for batch in (networks, others))
     return (torch.cdist(acts, others_acts, p=1) / acts.shape[1]).numpy()
 
 
-def _actions(networks: MLPBatch, states: Tensor) -> Tensor:
-    """[K, S, act_dim] of K networks, as they act."""
-    # One after the other takes less memory.
-    each = (networks.select([i]) for i in range(len(networks)))
-    return torch.cat([network.forward(states[None]).clamp(-1, 1) for network in each])
-
-
 def _least(values: np.ndarray) -> np.ndarray:
-    """Of every row."""
+    """The minimum of every row."""
     return values.min(1)
 
 
 def _least_of_others(values: np.ndarray) -> np.ndarray:
-    """Of every row without the diagonal; NaN if that is all."""
+    """The minimum of every row without the diagonal; NaN for a single row."""
     rest = np.where(np.eye(len(values), dtype=bool), np.nan, values)
     return np.fmin.reduce(rest, axis=1)
 
 
 def _overlaps(failed: np.ndarray, others_failed: np.ndarray) -> np.ndarray:
-    """Failed episodes of both over those of either, [own, known]; 0 if neither fails."""
+    """Episodes that both failed over episodes that either failed: [K, K_others]; 0 if none did."""
     both = (failed[:, None] & others_failed[None]).sum(2)
     return both / np.maximum((failed[:, None] | others_failed[None]).sum(2), 1)
 

@@ -16,13 +16,13 @@ from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.artifacts.shipped import shipped
 from nnit_dist.bench.results import BenchSize, MeasuredHere, measured_here, write_results
 from nnit_dist.core.errors import NnitError
-from nnit_dist.core.formatting import count, percent_interval
+from nnit_dist.core.formatting import count
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.splits import UnseenKind, spread
 from nnit_dist.nnit.model import load_model
 from nnit_dist.rollout.evaluation import Evaluator
 from nnit_dist.rollout.results import Summary
-from nnit_dist.rollout.summaries import summarize
+from nnit_dist.rollout.summaries import success_interval, summarize
 from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.transfer.refine import load_distillation_data, refine
 
@@ -144,10 +144,10 @@ def as_markdown(figures: RefineFigures) -> str:
         + " | ".join(f"from {s}" for s in STARTS.values())
         + " |",
         "| --- | --- | --- | --- |",
-        f"| none | 0 | {_percent(figures['written'])} | |",
+        f"| none | 0 | {success_interval(figures['written'])} | |",
     ]
     for budget in steps:
-        cells = " | ".join(_percent(refined[start, budget]) for start in STARTS)
+        cells = " | ".join(success_interval(refined[start, budget]) for start in STARTS)
         seconds = refined["nnit", budget]["seconds"]
         lines.append(f"| {count(budget)} | {seconds:.2f} | {cells} |")
     return "\n".join(lines) + "\n"
@@ -174,7 +174,3 @@ def plot(figures: RefineFigures) -> Figure:
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _percent(summary: Summary) -> str:
-    return percent_interval(summary["success_once"], summary["low"], summary["high"])

@@ -109,7 +109,8 @@ def _show(figures: "SearchFigures", search: "Search") -> None:
     left = f"{figures['stopped']} stopped early"
     if search.settings.scheduler == "pbt":
         left = f"{len(trials) - begun} times a worse one took over from a better"
-    console.print(f"{begun} trials: {figures['whole']} whole, {left}, {figures['failed']} failed")
+    complete = f"{figures['complete']} complete"
+    console.print(f"{begun} trials: {complete}, {left}, {figures['failed']} failed")
     console.print(_spent(figures["seconds"]))
     if (search.out / POOL).exists() and (driver := read_json(search.out / POOL).get("driver")):
         console.print(f"the search's own process was busy {driver:.0%} of the time")
@@ -130,7 +131,7 @@ def _best_trials(trials: "list[TrialRecord]", default: str) -> Table:
     """The best trials that ran every rung, and the trial of the defaults, named `default`."""
     from nnit_dist.search.results import last_success
 
-    complete = [trial for trial in trials if trial["whole"]]
+    complete = [trial for trial in trials if trial["complete"]]
     complete.sort(key=last_success, reverse=True)
     table = Table(
         Column("trial", no_wrap=True), "success", "loss", "parameters", title="best trials"

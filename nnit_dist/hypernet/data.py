@@ -102,10 +102,7 @@ class DistillationData:
     @torch.no_grad()
     def _actions(self) -> Tensor:
         """Actions of every teacher in every state, float32 [N, T, act_dim]."""
-        # One teacher at a time takes less memory.
-        teachers = (self.teachers.select([i]).cropped() for i in range(len(self.teachers)))
-        actions = [teacher.forward(self._states[None])[0] for teacher in teachers]
-        return torch.stack(actions, 1).clamp(-1, 1)
+        return actions_of(self.teachers, self._states).transpose(0, 1).contiguous()
 
     def save(self, path: Path) -> None:
         """Write one safetensors file; the states are kept in float16."""
@@ -126,6 +123,16 @@ class DistillationData:
         obs = [torch.from_numpy(arrays[f"obs.{i}"].astype(np.float32)) for i in range(count)]
         teachers = MLPBatch.from_layers([_layers(arrays, f"teacher.{i}") for i in range(count)])
         return cls(ObservationNormalizer(arrays["norm.mean"], arrays["norm.std"]), obs, teachers)
+
+
+@torch.no_grad()
+def actions_of(networks: MLPBatch, states: Tensor) -> Tensor:
+    """Actions [K, S, act_dim] in [-1, 1] of K networks in normalized states [S, obs_dim].
+
+    One network after another, which takes less memory than all at once.
+    """
+    each = (networks.select([i]).cropped() for i in range(len(networks)))
+    return torch.cat([network.forward(states[None]) for network in each]).clamp_(-1, 1)
 
 
 def draw_states(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nnit_dist.artifacts.run_directory import RunDirectory
-from nnit_dist.core.formatting import count, decimal, percent_interval, share_range
+from nnit_dist.core.formatting import count, decimal, share_range
 from nnit_dist.core.topology import hidden_name
 from nnit_dist.rollout.results import (
     MethodSummary,
@@ -14,7 +14,7 @@ from nnit_dist.rollout.results import (
     TaskFigures,
     hidden_of,
 )
-from nnit_dist.rollout.summaries import ALL_UNSEEN, METHODS
+from nnit_dist.rollout.summaries import ALL_UNSEEN, METHODS, success_interval
 
 if TYPE_CHECKING:
     from nnit_dist.population.train import TrialFigures
@@ -88,8 +88,8 @@ def task_table(run: RunDirectory) -> Table:
     rows = []
     for task, summaries in by_kind.items():
         teachers = [row for row in figures[task]["summaries"] if row["kind"] == "teacher"]
-        cells = [_percent(summaries.get(kind)) for kind in kinds]
-        rows.append([task, _percent(teachers[0] if teachers else None), *cells])
+        cells = [success_interval(summaries.get(kind)) for kind in kinds]
+        rows.append([task, success_interval(teachers[0] if teachers else None), *cells])
     names = [kind if kind in ("seen", ALL_UNSEEN) else f"unseen: {kind}" for kind in kinds]
     return Table(["task", "teachers", *names], rows)
 
@@ -146,9 +146,3 @@ def topology_table(results: list[NetworkResult]) -> Table:
 
 def _mean(values: list[float]) -> str:
     return decimal(sum(values) / len(values) if values else None, 2)
-
-
-def _percent(summary: Summary | None) -> str:
-    if summary is None:
-        return "-"
-    return percent_interval(summary["success_once"], summary["low"], summary["high"])

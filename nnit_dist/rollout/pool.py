@@ -194,22 +194,22 @@ class SimulatorPool:
 
     # Taking results in
 
-    def _watch(self, reference: Any, evaluable: "_Actor | _Call") -> None:
-        reference.future().add_done_callback(lambda future: self._arrivals.put((evaluable, future)))
+    def _watch(self, reference: Any, source: "_Actor | _Call") -> None:
+        reference.future().add_done_callback(lambda future: self._arrivals.put((source, future)))
 
     def _await_arrival(self) -> Iterator[tuple[Job, Rollouts] | Failure]:
         """Handle one result if it arrives within a tick; look for new nodes and hung calls."""
         with contextlib.suppress(queue.Empty):
-            evaluable, future = self._arrivals.get(timeout=TICK_S)
+            source, future = self._arrivals.get(timeout=TICK_S)
             error = future.exception()
-            if isinstance(evaluable, _Actor):
-                self._settle_start(evaluable, future, error)
-            elif evaluable not in self._calls:
+            if isinstance(source, _Actor):
+                self._settle_start(source, future, error)
+            elif source not in self._calls:
                 pass  # its call was given up, or the pool was closed
             elif error is None:
-                yield from self._succeed(evaluable, future.result())
+                yield from self._succeed(source, future.result())
             else:
-                yield from self._fail(evaluable, error)
+                yield from self._fail(source, error)
         if time.monotonic() - self._checked > TICK_S:
             self._checked = time.monotonic()
             self._grow()

@@ -6,7 +6,7 @@ from typing import TypeVar
 import numpy as np
 from scipy.stats import spearmanr
 
-from nnit_dist.core.formatting import count, percent, points_interval
+from nnit_dist.core.formatting import count, percent, percent_interval, points_interval
 from nnit_dist.core.splits import BEYOND, WITHIN
 from nnit_dist.core.topology import Hidden
 from nnit_dist.rollout.results import (
@@ -130,19 +130,26 @@ def pair_up(
     return [group[0] for group in shared], [group[1] for group in shared]
 
 
+def success_interval(summary: Summary | None) -> str:
+    """Success in percent with its 95% interval, as `96.5 (95.1-98.0)`; `-` without a summary."""
+    if summary is None:
+        return "-"
+    return percent_interval(summary["success_once"], summary["low"], summary["high"])
+
+
 def headline(figures: TaskFigures) -> str:
     """State a run's success in two sentences; empty if no unseen topology was measured."""
     by_kind = {(summary["method"], summary["kind"]): summary for summary in figures["summaries"]}
     unseen = by_kind.get((METHODS["nnit"], ALL_UNSEEN))
     if unseen is None:
         return ""
-    teachers = by_kind[METHODS["rllib"], "teacher"]
+    teachers = by_kind.get((METHODS["rllib"], "teacher"))
     text = (
         f"Nobody trained these: {unseen['networks']} networks of {unseen['topologies']} topologies "
         f"that training never saw succeed in {percent(unseen['success_once'])}% of "
-        f"{count(unseen['episodes'])} episodes; their teachers in "
-        f"{percent(teachers['success_once'])}%."
+        f"{count(unseen['episodes'])} episodes"
     )
+    text += f"; their teachers in {percent(teachers['success_once'])}%." if teachers else "."
     if pair := figures.get("paired"):
         difference = points_interval(pair["difference"], pair["low"], pair["high"])
         text += f" NNiT less the direct query, paired: {difference}."

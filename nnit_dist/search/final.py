@@ -39,23 +39,34 @@ def measure(
         raise NnitError(f"measuring failed: {next(iter(result.failures.values()))}.")
     success = {row["policy_id"]: row["success_once"] for row in result.rows()}
     by_topology = {name: _by_topology(group, success) for name, group in policies.items()}
+    return compare(by_topology)
+
+
+def compare(success: dict[GroupName, dict[Hidden, list[float]]]) -> FinalFigures:
+    """Mean success_once of each group, and the difference of two groups of the same topologies.
+
+    `success` has the success_once of each network, by group and topology.
+    """
     figures: FinalFigures = {}
-    for name, values in by_topology.items():
+    for name, groups in success.items():
+        values = list(groups.values())
         low, high = cluster_bootstrap(values)
         mean = sum(map(sum, values)) / sum(map(len, values))
         figures[name] = {"success": mean, "low": low, "high": high}
-    if len(by_topology) == 2:
-        first, second = by_topology.values()
-        difference, low, high = paired_bootstrap(first, second)
-        figures["difference"] = {"mean": difference, "low": low, "high": high}
+    if len(success) == 2:
+        first, second = success.values()
+        if first.keys() == second.keys():  # else they are populations of other architectures
+            pairs = list(first.values()), [second[hidden] for hidden in first]
+            difference, low, high = paired_bootstrap(*pairs)
+            figures["difference"] = {"mean": difference, "low": low, "high": high}
     return figures
 
 
-def _by_topology(policies: list[Policy], success: dict[str, float]) -> list[list[float]]:
+def _by_topology(policies: list[Policy], success: dict[str, float]) -> dict[Hidden, list[float]]:
     groups: dict[Hidden, list[float]] = {}
     for policy in policies:
         groups.setdefault(policy.topology.hidden, []).append(success[policy.id])
-    return list(groups.values())
+    return groups
 
 
 def show(policies: list[Policy], out: Path) -> None:

@@ -58,7 +58,7 @@ class TrialRecord(TypedDict):
     """A trial of a search, as read from its files.
 
     `state` is done (it has all rungs, or was `stopped` because others were better), failed, or
-    open. `whole` says whether it has all rungs. `success` is that of the last rung, None before
+    open. `complete` says whether it has all rungs. `success` is that of the last rung, None before
     the first. `inherited` is the number of rungs that it copied from its `donor`.
     """
 
@@ -68,7 +68,7 @@ class TrialRecord(TypedDict):
     donor: str | None
     state: Literal["done", "failed", "open"]
     stopped: bool
-    whole: bool
+    complete: bool
     rungs: list[RungRecord]
     success: float | None
 
@@ -132,7 +132,7 @@ class SearchFigures(TypedDict):
     """
 
     trials: int
-    whole: int
+    complete: int
     stopped: int
     failed: int
     best: BestTrial

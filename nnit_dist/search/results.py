@@ -67,7 +67,7 @@ def _read_trial(directory: Path, count: int) -> TrialRecord:
         "donor": trial.get("donor"),
         "state": "done" if complete or stopped else "failed" if failed else "open",
         "stopped": stopped,
-        "whole": complete,
+        "complete": complete,
         "rungs": rungs,
         "success": rungs[-1]["success"] if rungs else None,
     }
@@ -90,7 +90,7 @@ def summarize_search(trials: list[TrialRecord]) -> SearchFigures:
     Raises:
         NnitError: no trial has all rungs.
     """
-    complete = [trial for trial in trials if trial["whole"]]
+    complete = [trial for trial in trials if trial["complete"]]
     if not complete:
         raise NnitError(
             "no trial of the search came through all its steps: give it more time, or see the "
@@ -99,7 +99,7 @@ def summarize_search(trials: list[TrialRecord]) -> SearchFigures:
     best = max(complete, key=last_success)
     return {
         "trials": len(trials),
-        "whole": len(complete),
+        "complete": len(complete),
         "stopped": sum(trial["stopped"] for trial in trials),
         "failed": sum(trial["state"] == "failed" for trial in trials),
         "best": {

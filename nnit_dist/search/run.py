@@ -232,7 +232,7 @@ class Search:
         Trials of PBT depend on each other: all resume, and at once report their finished rungs.
         """
         if self.settings.scheduler == "pbt":
-            done = sum(trial["whole"] or trial["state"] == "failed" for trial in trials)
+            done = sum(trial["complete"] or trial["state"] == "failed" for trial in trials)
             return 0 if done >= self.settings.trials else self.settings.trials
         return self.settings.trials - sum(trial["state"] != "open" for trial in trials)
 

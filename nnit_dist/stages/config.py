@@ -157,7 +157,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     except yaml.YAMLError as error:
         raise NnitError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(data, dict):
-        raise NnitError(f"{path} holds no configuration: expected keys such as name and task.")
+        raise NnitError(f"{path} holds no configuration: expected keys such as name and tasks.")
     for override in overrides or []:
         _override(data, override)
     try:

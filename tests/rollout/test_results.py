@@ -82,3 +82,6 @@ def test_the_figures_of_shipped_runs_are_those_records():
     rows = [row | {"kind": KINDS.get(row["kind"], row["kind"])} for row in networks.to_pylist()]
     assert summarize_methods(rows) == figures["summaries"]
     assert headline(figures).startswith("Nobody trained these: ")
+    assert "their teachers in" in headline(figures)
+    untaught = [row for row in figures["summaries"] if row["kind"] != "teacher"]
+    assert "teachers" not in headline(figures | {"summaries": untaught})

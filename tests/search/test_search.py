@@ -72,7 +72,7 @@ def test_a_killed_search_goes_on_and_repeats_nothing(tmp_path):
     assert all(trial["state"] == "done" for trial in trials)
     found = read_json(out / "search.json")
     assert found["trials"] == 3
-    assert found["whole"] + found["stopped"] == 3
+    assert found["complete"] + found["stopped"] == 3
     assert found["best"]["success"] == max(t["success"] for t in trials if not t["stopped"])
     assert found["test"]["best"]["low"] <= found["test"]["best"]["success"]
     assert (out / "best" / "policies.mp4").exists()
@@ -171,10 +171,10 @@ def test_of_a_population_the_worse_take_over_the_better(ray_local, tmp_path, mon
     search = Search(space, config, shipped(TASK), tmp_path / "search", settings)
     found = search.go()
     trials = {trial["name"]: trial for trial in read_trials(search.out)}
-    assert (found["trials"], found["whole"], found["stopped"]) == (3, 2, 1)
+    assert (found["trials"], found["complete"], found["stopped"]) == (3, 2, 1)
     (child,) = [trial for trial in trials.values() if trial["inherited"]]
     donor = trials[read_json(search.out / child["name"] / TRIAL)["donor"]]
-    assert donor["whole"] and child["whole"]
+    assert donor["complete"] and child["complete"]
     assert child["rungs"][0] == donor["rungs"][0]
     assert child["values"] != donor["values"]
     assert [segment["after"] for segment in schedule(list(trials.values()), child)] == [0, 1]
