@@ -9,7 +9,7 @@ from rich.table import Column, Table
 from nnit_dist.cli.options import PLACE, Debug
 from nnit_dist.core.formatting import share_interval, share_range
 from nnit_dist.core.storage import beside, path_of
-from nnit_dist.core.task import SimBackend
+from nnit_dist.core.task import SimBackend, TaskInfo
 from nnit_dist.runtime.progress import console, quiet_libraries
 
 if TYPE_CHECKING:
@@ -28,10 +28,12 @@ def evaluate(
             help="where results are kept; POLICIES-evaluation by default",
         ),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="ManiSkill3 task of a function")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="ManiSkill3 task of a function; policies name their own")
+    ] = None,
     control_mode: Annotated[
-        str, typer.Option(help="control mode of a function")
-    ] = "pd_joint_delta_pos",
+        str | None, typer.Option(help="control mode of a function; pd_joint_delta_pos by default")
+    ] = None,
     actors: Annotated[int | None, typer.Option(min=1, help="simulator processes")] = None,
     returns: Annotated[bool, typer.Option("--returns", help="measure returns too")] = False,
     until_halfwidth: Annotated[
@@ -63,9 +65,16 @@ def evaluate(
     summary = summarize(rows) if rows else None
     write_json(
         target / "results.json",
-        {"summary": summary, "policies": rows, "failures": result.failures},
+        {
+            "task": result.info.name,
+            "control_mode": result.info.control_mode,
+            "robot": result.info.robot,
+            "summary": summary,
+            "policies": rows,
+            "failures": result.failures,
+        },
     )
-    _print_policies(rows)
+    _print_policies(result.info, rows)
     if summary:
         success = share_interval(summary["success_once"], summary["low"], summary["high"])
         console.print(
@@ -98,8 +107,11 @@ def compare(
     console.print(compare_evaluations(first, second))
 
 
-def _print_policies(rows: "list[PolicyResult]") -> None:
-    table = Table(Column("policy", no_wrap=True), "episodes", "success_once", "95%", "at end")
+def _print_policies(info: TaskInfo, rows: "list[PolicyResult]") -> None:
+    table = Table(
+        *(Column("policy", no_wrap=True), "episodes", "success_once", "95%", "at end"),
+        title=f"{info.name}, {info.control_mode}, robot {info.robot}",
+    )
     with_returns = any(row["return"] is not None for row in rows)
     if with_returns:
         table.add_column("return")

@@ -27,7 +27,8 @@ SUFFIX = ".safetensors"
 class Policy:
     """An MLP policy. `layers[i]` is (weight [out, in], bias [out]), float32.
 
-    The action is `clip(output, -1, 1)`.
+    The action is `clip(output, -1, 1)`, in normalized units: -1 and 1 stand for the bounds of the
+    control mode's action space, which in most control modes of ManiSkill3 are -1 and 1.
     """
 
     topology: Topology

@@ -8,13 +8,14 @@ DEFAULT_CONTROL_MODE = "pd_joint_delta_pos"
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """A task: sizes of its observations and actions, and episode length in env steps."""
+    """A task: sizes of its observations and actions, episode length in env steps, and robot."""
 
     name: str
     control_mode: str
     obs_dim: int
     act_dim: int
     max_episode_steps: int
+    robot: str = ""  # empty in files that do not say
 
 
 SimBackend = Literal["auto", "physx_cpu", "physx_cuda"]

@@ -16,7 +16,8 @@ import torch
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.task import TaskInfo
-from nnit_dist.envs.sim import SimEnv, make_maniskill
+from nnit_dist.envs.actions import ActionBounds
+from nnit_dist.envs.sim import SimEnv, make_maniskill, robot_of
 from nnit_dist.envs.tasks import check_task
 
 # How far the observation of a restored start state may be from the original, in the units of the
@@ -31,6 +32,7 @@ class BatchEnv(Protocol):
     """N environments of a task. Tensors are float32 on `device`."""
 
     info: TaskInfo
+    bounds: ActionBounds
     num_envs: int
     device: torch.device
 
@@ -41,7 +43,7 @@ class BatchEnv(Protocol):
         """
 
     def step(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Take actions [N, act_dim]; returns observations [N, obs_dim], rewards and success [N]."""
+        """Take normalized actions [N, act_dim]; returns obs [N, obs_dim], rewards, success [N]."""
 
     def close(self) -> None:
         """Release the simulators."""
@@ -58,7 +60,8 @@ class StackedEnv:
 
     def __init__(self, task: str, control_mode: str, num_envs: int, *, reward: bool) -> None:
         self._envs = [SimEnv(task, control_mode, reward) for _ in range(num_envs)]
-        self.info, self.num_envs = self._envs[0].info, num_envs
+        self.info, self.bounds = self._envs[0].info, self._envs[0].bounds
+        self.num_envs = num_envs
         self.device = torch.device("cpu")
 
     def reset(self, seeds: Sequence[int], at: Sequence[int]) -> torch.Tensor:
@@ -128,8 +131,9 @@ class GpuEnv:
         self._starts, self.num_envs = starts, num_envs
         self.device = torch.device(self._base.device)
         obs_dim = self._base.single_observation_space.shape[0]
-        act_dim = self._base.single_action_space.shape[0]
-        self.info = TaskInfo(task, control_mode, obs_dim, act_dim, steps)
+        self.bounds = ActionBounds(self._base.single_action_space)
+        robot = robot_of(self._base)
+        self.info = TaskInfo(task, control_mode, obs_dim, self.bounds.act_dim, steps, robot)
 
     def reset(self, seeds: Sequence[int], at: Sequence[int]) -> torch.Tensor:
         """As `BatchEnv.reset`.
@@ -156,7 +160,7 @@ class GpuEnv:
 
     def step(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `BatchEnv.step`."""
-        obs, rewards, _, _, info = self._base.step(actions)
+        obs, rewards, _, _, info = self._base.step(self.bounds.tensor_from_normalized(actions))
         return obs, rewards, info["success"].bool()
 
     def close(self) -> None:

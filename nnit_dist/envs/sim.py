@@ -13,6 +13,7 @@ import torch
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.task import DEFAULT_CONTROL_MODE, TaskInfo
 from nnit_dist.envs import headless
+from nnit_dist.envs.actions import ActionBounds
 from nnit_dist.envs.tasks import check_task, prepare_process
 
 # Smaller seeds are for training episodes only, so training never uses a start of an evaluation.
@@ -24,9 +25,9 @@ TEST_SEED = 2**30 + 2**28
 class SimEnv(gym.Env):
     """A ManiSkill3 task on one CPU core.
 
-    Observations are float32 [obs_dim] and actions float32 [act_dim] in [-1, 1]. The reward is
-    ManiSkill's normalized dense reward; without `reward` it is 0 and steps are faster. Only with
-    `render` can pictures be taken.
+    Observations are float32 [obs_dim] and actions float32 [act_dim], normalized to [-1, 1];
+    `bounds` are those of the control mode's own units. The reward is ManiSkill's normalized dense
+    reward; without `reward` it is 0 and steps are faster. Only with `render` can pictures be taken.
 
     Raises:
         NnitError: the task or the control mode cannot be used here (see `check_task`).
@@ -47,11 +48,16 @@ class SimEnv(gym.Env):
         base = make_maniskill(task, control_mode, reward=reward, render=render)
         self._env = CpuEnv(base, reward, rebuild=render)
         obs = self._env.reset(seed=0)
-        action_space = self._env.base.single_action_space
+        self.bounds = ActionBounds(self._env.base.single_action_space)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, obs.shape, np.float32)
-        self.action_space = gym.spaces.Box(-1.0, 1.0, action_space.shape, np.float32)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (self.bounds.act_dim,), np.float32)
         self.info = TaskInfo(
-            task, control_mode, obs.shape[0], action_space.shape[0], self._max_steps
+            task,
+            control_mode,
+            obs.shape[0],
+            self.bounds.act_dim,
+            self._max_steps,
+            robot_of(self._env.base),
         )
         self._elapsed = 0
 
@@ -67,10 +73,14 @@ class SimEnv(gym.Env):
         return obs, {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, bool]]:
-        """Take an action [act_dim]; returns observation, reward, terminated, truncated, info.
+        """Take a normalized action [act_dim]; returns obs, reward, terminated, truncated, info.
 
         `info["success"]` says whether the task is solved in this step.
         """
+        return self.apply(self.bounds.from_normalized(action))
+
+    def apply(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, bool]]:
+        """As `step`, with an action [act_dim] in the control mode's own units."""
         obs, reward, info = self._env.step(action)
         self._elapsed += 1
         truncated = self._elapsed >= self._max_steps
@@ -110,6 +120,24 @@ def task_info(task: str, control_mode: str = DEFAULT_CONTROL_MODE) -> TaskInfo:
     return env.info
 
 
+def check_for_networks(task: str, control_mode: str) -> tuple[TaskInfo, ActionBounds]:
+    """Sizes of a task and bounds of its actions, which networks need.
+
+    Raises:
+        NnitError: the task or the control mode cannot be used here, or an action has no bounds.
+    """
+    env = SimEnv(task, control_mode, reward=False)
+    env.close()
+    env.bounds.check(task, control_mode)
+    return env.info, env.bounds
+
+
+def robot_of(base: Any) -> str:
+    """Names of a ManiSkill environment's robots, for example `panda`."""
+    agents = getattr(base.agent, "agents", [base.agent])
+    return "+".join(agent.uid for agent in agents if agent is not None)
+
+
 def make_maniskill(
     task: str,
     control_mode: str,
@@ -145,10 +173,21 @@ def make_maniskill(
         )
     except (AssertionError, KeyError) as error:
         raise NnitError(
-            f"{task} cannot be built with control mode {control_mode!r} ({error}). "
-            f"Most tasks have {DEFAULT_CONTROL_MODE} and pd_ee_delta_pos."
+            f"{task} cannot be built with control mode {control_mode!r}"
+            f"{_control_modes(task, error)}"
         ) from None
     return env.unwrapped
+
+
+def _control_modes(task: str, error: Exception) -> str:
+    """End of a message on a control mode: those of the task, or the error if it has none."""
+    try:
+        env = gym.make(task, obs_mode="state", sim_backend="physx_cpu", render_backend="none")
+    except Exception:
+        return f" ({error})."
+    modes = getattr(env.get_wrapper_attr("agent"), "supported_control_modes", [])
+    env.close()
+    return f". Its control modes are {', '.join(modes)}."
 
 
 def _render_backend() -> str:

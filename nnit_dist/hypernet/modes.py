@@ -71,6 +71,7 @@ def average(first: Policy, second: Policy) -> FunctionPolicy:
         f"average_{first.id}_{second.id}",
         source="average",
         version=digest.hexdigest()[:16],
+        normalized=True,
     )
 
 

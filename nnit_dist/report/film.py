@@ -21,6 +21,7 @@ from nnit_dist.core.topology import Hidden
 from nnit_dist.envs.headless import has_render_device
 from nnit_dist.envs.sim import TEST_SEED, SimEnv
 from nnit_dist.nnit.model import NNiTModel
+from nnit_dist.rollout.episodes import episode_functions
 from nnit_dist.rollout.evaluable import Evaluable
 from nnit_dist.rollout.evaluation import Evaluation
 
@@ -95,10 +96,11 @@ def _choose(split: TopologySplit) -> list[Hidden]:
 
 def _record(env: SimEnv, clip: Clip, rendered: bool) -> np.ndarray:
     """Frames [T, SIDE, SIDE, 3] of one episode."""
+    act, take = episode_functions(env, clip.policy, clip.seed)
     obs, _ = env.reset(seed=clip.seed)
     frames, trail, step, truncated, success = [], [env.positions()], 0, False, False
     while not truncated:
-        obs, _, _, truncated, info = env.step(clip.policy.act(obs))
+        obs, _, _, truncated, info = take(act(obs))
         success, step = success or info["success"], step + 1
         trail.append(env.positions())
         if step % EVERY == 0 or truncated:

@@ -17,6 +17,7 @@ from nnit_dist.rollout.summaries import pair_up, paired_results
 class _Stored:
     """A stored evaluation: its results, and (start seed, success_once) of each episode."""
 
+    task: str | None
     results: list[PolicyResult]
     episodes: list[tuple[int, bool]]
 
@@ -36,9 +37,11 @@ def compare_evaluations(first: Path, second: Path) -> str:
     state. If each directory holds one policy, McNemar's exact test is added.
 
     Raises:
-        NnitError: a directory holds no results, or they share no start states.
+        NnitError: a directory holds no results, or they are of two tasks or share no start states.
     """
     a, b = _stored(first), _stored(second)
+    if a.task and b.task and a.task != b.task:
+        raise NnitError(f"{first} is of {a.task} and {second} of {b.task}; nothing can be paired.")
     seeds = a.seeds & b.seeds
     if not seeds:
         raise NnitError(f"{first} and {second} share no start states; nothing can be paired.")
@@ -68,7 +71,8 @@ def _mcnemar(a: _Stored, b: _Stored) -> str:
 
 
 def _stored(directory: Path) -> _Stored:
-    results: list[PolicyResult] = read_json(directory / "results.json").get("policies")
+    stored = read_json(directory / "results.json")
+    results: list[PolicyResult] = stored.get("policies")
     if not results:
         raise NnitError(f"{directory} holds no measured policies; run `nnit evaluate` first.")
     table = EpisodeStore(directory / "episodes").table().sort_by("seed")
@@ -79,4 +83,4 @@ def _stored(directory: Path) -> _Stored:
         if left.get((policy_id, weights), 0):  # after an early stop, later episodes do not count
             left[policy_id, weights] -= 1
             episodes.append((seed, once))
-    return _Stored(results, episodes)
+    return _Stored(stored.get("task"), results, episodes)

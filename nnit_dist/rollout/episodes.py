@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 
 from nnit_dist.envs.sim import SimEnv
+from nnit_dist.rollout.evaluable import FunctionPolicy
 
 Act = Callable[[np.ndarray], np.ndarray]
+Step = Callable[[np.ndarray], tuple[np.ndarray, float, bool, bool, dict[str, bool]]]
 
 
 @dataclass(frozen=True)
 class Part:
     """Episodes of one network, within one call of a simulator.
 
-    `policy` has a method `act`; in a call of a Ray actor it is a reference to the object store.
+    `policy` is an `Evaluable`; in a call of a Ray actor it is a reference to the object store.
     """
 
     policy: Any
@@ -61,7 +63,7 @@ def run_part(env: SimEnv, part: Part) -> Rollouts:
     results, started = [], time.perf_counter()
     for seed in part.seeds:
         seen: list[np.ndarray] | None = None if recorded is None else []
-        results.append(_run_episode(env, part.policy.act, seed, noise=part.noise, seen=seen))
+        results.append(_run_episode(env, part.policy, seed, noise=part.noise, seen=seen))
         if recorded is not None and seen is not None:
             recorded.append(seen)
     once, at_end, returns = zip(*results, strict=True)
@@ -76,14 +78,15 @@ def run_part(env: SimEnv, part: Part) -> Rollouts:
 
 
 def _run_episode(
-    env: SimEnv, act: Act, seed: int, *, noise: float, seen: list[np.ndarray] | None
+    env: SimEnv, policy: Any, seed: int, *, noise: float, seen: list[np.ndarray] | None
 ) -> tuple[bool, bool, float]:
     """Run an episode; return success at any step, success at the last step, and the return.
 
-    `noise` is the standard deviation of Gaussian noise added to every action (drawn from
-    `seed`). Visited observations are appended to `seen` when it is given.
+    `noise` is the standard deviation of Gaussian noise added to every normalized action (drawn
+    from `seed`). Visited observations are appended to `seen` when it is given.
     """
     rng = np.random.default_rng(seed) if noise else None
+    act, step = episode_functions(env, policy, seed)
     obs, _ = env.reset(seed=seed)
     once, success, total, truncated = False, False, 0.0, False
     while not truncated:
@@ -93,10 +96,24 @@ def _run_episode(
         if rng is not None:
             noised = action + rng.normal(0.0, noise, action.shape)
             action = np.clip(noised, -1, 1).astype(np.float32)
-        obs, reward, _, truncated, info = env.step(action)
+        obs, reward, _, truncated, info = step(action)
         success = info["success"]
         once, total = once or success, total + reward
     return once, success, total
+
+
+def episode_functions(env: SimEnv, policy: Any, seed: int) -> tuple[Act, Step]:
+    """How a policy acts in the episode of a seed, and how the simulator takes its actions.
+
+    A network's actions are normalized. A function's are in the control mode's own units, and are
+    clipped to its bounds.
+    """
+    if not isinstance(policy, FunctionPolicy):
+        return policy.act, env.step
+    act = policy.begin(seed)
+    if policy.normalized:
+        return act, env.step
+    return lambda obs: env.bounds.clip(act(obs)), env.apply
 
 
 def mean_success(env: SimEnv, policy: Any, seeds: Iterable[int]) -> tuple[float, float, float]:

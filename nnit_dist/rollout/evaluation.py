@@ -11,8 +11,8 @@ import numpy as np
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.policy import Policy
-from nnit_dist.core.task import DEFAULT_CONTROL_MODE, SimBackend
-from nnit_dist.envs.sim import TEST_SEED, task_info
+from nnit_dist.core.task import SimBackend, TaskInfo
+from nnit_dist.envs.sim import TEST_SEED, check_for_networks, task_info
 from nnit_dist.rollout.actors import Simulators
 from nnit_dist.rollout.episodes import Rollouts
 from nnit_dist.rollout.evaluable import Evaluable, check_evaluables, read_evaluables
@@ -35,6 +35,7 @@ class Evaluation:
     policies: list[Evaluable]
     scores: Scores
     failures: dict[str, str]
+    info: TaskInfo
 
     def rows(self) -> list[PolicyResult]:
         """One row per measured policy: success with a 95% Wilson interval, and mean return."""
@@ -109,7 +110,7 @@ class Evaluator:
         out: Path | None = None,
         *,
         task: str | None = None,
-        control_mode: str = DEFAULT_CONTROL_MODE,
+        control_mode: str | None = None,
         returns: bool = False,
         until_halfwidth: float | None = None,
     ) -> Evaluation:
@@ -122,12 +123,14 @@ class Evaluator:
 
         Args:
             policies: a policy, a path to policy files or to a zoo, a callable that maps an
-                observation [obs_dim] to an action [act_dim] in [-1, 1], or a list of these. All
-                need the same task and control mode, and different ids.
+                observation [obs_dim] to an action [act_dim] in the control mode's units, or a
+                list of these. All need the same task and control mode, and different ids. See
+                `FunctionPolicy` for callables with state.
             episodes: number of episodes per policy, from the same start seeds for all policies.
             out: a directory to keep every episode in (`out/episodes`, Parquet, one row per
                 episode). Stored episodes are not run again, so a killed evaluation can resume.
-            task, control_mode: task and control mode of callables, which do not name them.
+            task, control_mode: task and control mode of callables, which do not name them; those
+                of policies must be the same.
             returns: whether to measure returns too, which takes a third longer (PushCube-v1).
             until_halfwidth: stop measuring a policy once the half-width of the 95% interval of
                 its success_once is at most this. This takes fewer episodes but biases the
@@ -138,8 +141,9 @@ class Evaluator:
             time, with the reason; all other policies are measured.
 
         Raises:
-            NnitError: no policies, no episodes, an unknown task, several tasks, duplicate ids,
-                sizes that are not the task's, or NaN weights. Then no episode is run.
+            NnitError: no policies, no episodes, an unknown task, several tasks, a task or control
+                mode that is not the policies', duplicate ids, sizes that are not the task's, NaN
+                weights, or `out` holds episodes of another task. Then no episode is run.
 
         Example:
             >>> from pathlib import Path
@@ -149,10 +153,10 @@ class Evaluator:
             >>> evaluate(lambda obs: -obs[:8], episodes=20, task="PushCube-v1").rows()
         """
         evaluables = read_evaluables(policies, task, control_mode)
-        _check(evaluables, episodes, until_halfwidth)
+        info = _check(evaluables, episodes, until_halfwidth)
         seeds = range(self.first_seed, self.first_seed + episodes)
         scores = Scores(len(evaluables), seeds, until_halfwidth)
-        store = EpisodeStore(out / "episodes") if out else None
+        store = EpisodeStore(out / "episodes", info) if out else None
         for index, rollouts in store.load(evaluables) if store else ():
             if not (returns and np.isnan(rollouts.returns).any()):
                 scores.add(index, rollouts)
@@ -167,7 +171,7 @@ class Evaluator:
                 )
         if store:
             store.compact()
-        return Evaluation(evaluables, scores, failures)
+        return Evaluation(evaluables, scores, failures, info)
 
 
 evaluate = Evaluator().evaluate
@@ -284,7 +288,9 @@ def _hidden(evaluable: Evaluable) -> tuple[int, ...]:
     return evaluable.topology.hidden if isinstance(evaluable, Policy) else evaluable.hidden
 
 
-def _check(evaluables: Sequence[Evaluable], episodes: int, until_halfwidth: float | None) -> None:
+def _check(
+    evaluables: Sequence[Evaluable], episodes: int, until_halfwidth: float | None
+) -> TaskInfo:
     if not evaluables:
         raise NnitError("there are no policies to evaluate.")
     if episodes < 1:
@@ -294,4 +300,10 @@ def _check(evaluables: Sequence[Evaluable], episodes: int, until_halfwidth: floa
     tasks = {(evaluable.task, evaluable.control_mode) for evaluable in evaluables}
     if len(tasks) > 1:
         raise NnitError(f"policies of several tasks: {sorted(tasks)}. Evaluate one at a time.")
-    check_evaluables(evaluables, task_info(*next(iter(tasks))))
+    (task,) = tasks
+    if any(isinstance(evaluable, Policy) for evaluable in evaluables):
+        info, _ = check_for_networks(*task)
+    else:
+        info = task_info(*task)
+    check_evaluables(evaluables, info)
+    return info

@@ -1,7 +1,9 @@
 """Storage of episodes: Parquet, one row per episode, keyed by (policy, start seed).
 
 A row carries the fingerprint of the weights that it was measured with, so that a policy with
-new weights under the same id is measured again.
+new weights under the same id is measured again. It also names the task, the control mode and the
+robot; a directory holds episodes of one of these alone. (Rows of earlier versions do not name
+them.) A function has no weights, so its episodes replace those that an earlier run measured.
 
 Results are written every few seconds to a new file, which is renamed into place. A killed
 evaluation loses only those seconds, and running it again skips stored episodes. If a write fails
@@ -21,7 +23,9 @@ import pyarrow.parquet as pq
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import write_atomic
+from nnit_dist.core.policy import Policy
 from nnit_dist.core.storage import local_file, path_of
+from nnit_dist.core.task import TaskInfo
 from nnit_dist.rollout.episodes import Rollouts
 from nnit_dist.rollout.evaluable import Evaluable
 
@@ -33,20 +37,29 @@ SCHEMA = pa.schema(
         ("success_once", pa.bool_()),
         ("success_at_end", pa.bool_()),
         ("episode_return", pa.float64()),
+        ("task", pa.string()),
+        ("control_mode", pa.string()),
+        ("robot", pa.string()),
     ]
 )
+MEASURED, SUBJECT = SCHEMA.names[2:6], SCHEMA.names[6:]
 
 
 class EpisodeStore:
     """A directory of Parquet files of episodes.
 
+    Args:
+        info: the task that episodes are added of; not needed to read.
+
     Attributes:
         trouble: why the last write failed; empty if it succeeded.
     """
 
-    def __init__(self, path: Path, flush_s: float = 5.0) -> None:
+    def __init__(self, path: Path, info: TaskInfo | None = None, flush_s: float = 5.0) -> None:
         self.path, self.flush_s = path_of(path), flush_s
+        self.subject = (info.name, info.control_mode, info.robot) if info else ("", "", "")
         self.trouble = ""
+        self._functions: dict[str, str] = {}  # fingerprints by id
         self._pending: list[pa.Table] = []
         self._flushed = time.monotonic()
 
@@ -54,14 +67,16 @@ class EpisodeStore:
         """Yield stored episodes of these policies and weights, with the policy's index.
 
         Raises:
-            NnitError: a file is damaged.
+            NnitError: a file is damaged, or holds episodes of another task, control mode or robot.
         """
+        self._functions = {s.id: s.fingerprint() for s in evaluables if not isinstance(s, Policy)}
         prints = pa.array([f"{s.id}\0{s.fingerprint()}" for s in evaluables])
         for file in self._files():
             table = _read(file)
+            self._check_subject(table)
             keys = pc.binary_join_element_wise(table["policy_id"], table["fingerprint"], "\0")
             owners = pc.fill_null(pc.index_in(keys, prints), -1).to_numpy()
-            seeds, once, end, returns = (table[name].to_numpy() for name in SCHEMA.names[2:])
+            seeds, once, end, returns = (table[name].to_numpy() for name in MEASURED)
             order = np.argsort(owners, kind="stable")
             starts = np.flatnonzero(np.diff(owners[order], prepend=-2))
             for rows in np.split(order, starts[1:]) if len(order) else []:
@@ -85,6 +100,7 @@ class EpisodeStore:
             pa.array(rollouts.success_once),
             pa.array(rollouts.success_at_end),
             pa.array(rollouts.returns),
+            *(pa.repeat(name, count) for name in self.subject),
         ]
         self._pending.append(pa.table(columns, schema=SCHEMA))
         if time.monotonic() - self._flushed > self.flush_s:
@@ -115,6 +131,10 @@ class EpisodeStore:
         """
         self.flush()
         files, table = self._files(), self.table()
+        for policy_id, fingerprint in self._functions.items():
+            of_function = pc.equal(table["policy_id"], policy_id)
+            stale = pc.and_(of_function, pc.not_equal(table["fingerprint"], fingerprint))
+            table = table.filter(pc.invert(stale))
         unmeasured = pc.is_nan(table["episode_return"])
         keys = [(name, "ascending") for name in (*SCHEMA.names[:3], "unmeasured")]
         table = table.append_column("unmeasured", unmeasured).sort_by(keys)
@@ -128,6 +148,16 @@ class EpisodeStore:
             self._write(unique)
             for file in files:
                 file.unlink()
+
+    def _check_subject(self, table: pa.Table) -> None:
+        for name, subject in zip(SUBJECT, self.subject, strict=True):
+            for other in pc.unique(table[name]).to_pylist():
+                if other and subject and other != subject:
+                    task, mode, robot = self.subject
+                    raise NnitError(
+                        f"{self.path} holds episodes of the {name.replace('_', ' ')} {other}, and "
+                        f"these are of {task} ({mode}, {robot}). Name another directory with --out."
+                    )
 
     def _files(self) -> list[Path]:
         return sorted(self.path.glob("[!.]*.parquet"))  # skips partial files of killed processes

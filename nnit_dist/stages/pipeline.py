@@ -56,6 +56,7 @@ class Pipeline:
         if manifest.is_done():
             console.print(f"[green]✓[/] {stage:<11} already done: {manifest.directory}")
             return self.run.manifest(stage)
+        plan.check()
         manifest.begin()
         console.print(f"[bold]•[/] {stage}")
         finished = manifest.finish(self._work(plan, manifest.directory))

@@ -22,6 +22,7 @@ class StagePlan:
         config: the part of the configuration that the stage reads.
         inputs: files and directories of earlier stages that it reads, by label.
         work: does the stage, writes into the given directory and returns the stage's figures.
+        check: raises NnitError, before Ray starts, if the stage cannot work here.
         uses_ray: whether it needs a session of Ray.
         repeatable: what happens if config or inputs differ from those of the finished stage. If
             True, the stage is done again; otherwise its directory belongs to another run.
@@ -31,6 +32,7 @@ class StagePlan:
     config: dict[str, Any]
     inputs: dict[str, Path]
     work: Callable[[Path], Figures]
+    check: Callable[[], None] = lambda: None
     uses_ray: bool = True
     repeatable: bool = False
 

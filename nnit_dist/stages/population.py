@@ -8,8 +8,10 @@ Writes: `population/zoo` (Parquet) and a directory for each trial.
 from pathlib import Path
 
 from nnit_dist.artifacts.run_directory import PopulationDirectory
+from nnit_dist.envs.sim import check_for_networks
 from nnit_dist.envs.tasks import check_task
 from nnit_dist.population.train import run_population
+from nnit_dist.runtime.progress import console
 from nnit_dist.stages.plan import Figures, RunContext, StagePlan
 
 
@@ -34,5 +36,15 @@ def plan(context: RunContext) -> StagePlan:
         )
         return dict(figures)
 
+    def check() -> None:
+        for task in config.tasks:
+            _, bounds = check_for_networks(task, config.control_mode)
+            if not bounds.normalized:
+                console.print(
+                    f"{task}: policies act in normalized units, whose -1 and 1 are the bounds of "
+                    f"{config.control_mode}",
+                    markup=False,
+                )
+
     inputs = {"known": earlier.zoo.path} if earlier else {}
-    return StagePlan("population", key, inputs, work)
+    return StagePlan("population", key, inputs, work, check)

@@ -164,7 +164,7 @@ def test_callables_are_policies():
 def test_a_callable_is_named_as_module_and_function():
     (evaluable,) = read_evaluables(f"{__name__}:hold_still", TASK)
     assert evaluable.id == f"{__name__}:hold_still"
-    assert evaluable.act(np.zeros(35)).shape == (8,)
+    assert evaluable.begin(0)(np.zeros(35)).shape == (8,)
     with pytest.raises(NnitError, match="has no attribute 'hold_stil'"):
         read_evaluables(f"{__name__}:hold_stil", TASK)
     with pytest.raises(NnitError, match="names no task"):

@@ -10,6 +10,7 @@ from support.networks import TASK, random_policy
 from nnit_dist.artifacts.legacy import KINDS
 from nnit_dist.artifacts.shipped import shipped
 from nnit_dist.core.files import write_json
+from nnit_dist.core.task import TaskInfo
 from nnit_dist.rollout import results
 from nnit_dist.rollout.episodes import Rollouts
 from nnit_dist.rollout.evaluation import Evaluation
@@ -35,7 +36,8 @@ def measured(returns: float = 1.5) -> Evaluation:
     for index, policy_flags in enumerate(([True, False], [True, True])):
         flags = pa.array(policy_flags).to_numpy(zero_copy_only=False)
         scores.add(index, Rollouts((1, 2), flags, flags, flags * 0 + returns))
-    return Evaluation(list(policies), scores, {})
+    info = TaskInfo(TASK, "pd_joint_delta_pos", 35, 8, 50, "panda")
+    return Evaluation(list(policies), scores, {}, info)
 
 
 @pytest.mark.parametrize("returns", [1.5, float("nan")])
