@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-long test-faults lint docs ship
+.PHONY: setup quickstart test test-long test-endurance test-faults lint docs ship
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -17,10 +17,13 @@ quickstart: setup
 	$(BIN)/nnit run configs/quickstart.yaml
 
 test: setup
-	$(BIN)/python -m pytest -m "not long" --durations=10
+	$(BIN)/python -m pytest -m "not long and not endurance" --durations=10
 
 test-long: setup
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long --durations=10
+
+test-endurance: setup
+	$(BIN)/python -m pytest -m endurance
 
 # Ten times in a row; stops at the first failure.
 test-faults: setup

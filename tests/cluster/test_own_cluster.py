@@ -72,6 +72,7 @@ def await_nodes(count: int, address: str, token: str) -> None:
     raise TimeoutError(f"{count} nodes have not come up")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)
 @pytest.mark.timeout(900)
 def test_ray_up_job_submit_and_ray_down_on_hosts_of_this_machine(place):

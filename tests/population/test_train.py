@@ -131,7 +131,7 @@ def test_a_process_that_has_trained_another_trial_trains_the_same_policy(unbroke
     assert len(found) == 2 * len(known)
 
 
-@pytest.mark.long
+@pytest.mark.endurance
 @pytest.mark.timeout(3000)
 def test_a_hundred_trials_share_the_machine_and_those_that_are_killed_are_retried(tmp_path):
     """Four at a time on two logical CPUs; the zoo is read while it grows; none is repeated."""

@@ -50,11 +50,11 @@ def test_topologies_of_validation_are_neither_seen_nor_tested():
     assert found == validation_topologies(split, config.topologies.widths, 24, 0)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_killed_search_goes_on_and_repeats_nothing(tmp_path):
     """Three trials on two CPUs, of which the pool holds one."""
     out, command = tmp_path / "search", search_command(tmp_path, 3)
-    command.append('--set=topologies.unseen={"combination": 1}')  # a hundred episodes a network
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not any(trial["state"] == "done" for trial in read_trials(out)):
@@ -161,10 +161,13 @@ def lost(given: Any, known: Any, path: str = "") -> list[str]:
     return [] if given == known else [path]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_of_a_population_the_worse_take_over_the_better(ray_local, tmp_path, monkeypatch):
     monkeypatch.setitem(RUNGS, "pbt", (0.5, 1.0))
-    small = SMALL | {"ray.num_cpus": 2, "topologies.unseen": {"deeper": 1}}  # nothing to test on
+    monkeypatch.setattr(final, "SAMPLES", 1)
+    monkeypatch.setattr(final, "EPISODES", 3)
+    small = SMALL | {"ray.num_cpus": 2}
     config = with_values(load_config(CONFIG), small, "test")
     space = load_space(space_file(tmp_path), config)
     settings = SearchConfig(trials=2, topologies=3, episodes=1, scheduler="pbt")

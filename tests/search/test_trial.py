@@ -20,12 +20,12 @@ from nnit_dist.search.space import load_space
 from nnit_dist.stages.config import load_config, with_values
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_trial_that_dies_is_tried_again_and_one_that_cannot_work_is_marked(tmp_path):
     widths = 'SPACE = {"nnit.transformer.width": tune.choice([32, 2**20])}'
     space = SPACE[: SPACE.index("SPACE")] + widths
     command = search_command(tmp_path, 2, space)
-    command.append('--set=topologies.unseen={"deeper": 1}')  # nothing to test on
     search = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     out, deadline = tmp_path / "search", time.monotonic() + 300
     # Its workers have started: what they hold would keep the second attempt from starting.
@@ -51,11 +51,13 @@ def test_a_trial_that_dies_is_tried_again_and_one_that_cannot_work_is_marked(tmp
     assert "can't allocate memory" in failed.read_text()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_trials_of_hypernetworks_have_rounds_of_dagger_of_their_own(
     ray_local, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(final, "EPISODES", 5)
+    monkeypatch.setattr(final, "SAMPLES", 1)
+    monkeypatch.setattr(final, "EPISODES", 3)
     text = """
 from ray import tune
 STAGE = "align"

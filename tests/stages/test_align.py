@@ -53,6 +53,7 @@ def run_config(config: AlignConfig, variation: int) -> RunConfig:
     )
 
 
+@pytest.mark.long
 def test_a_training_with_stops_writes_what_the_stage_writes(ray_local, tmp_path):
     members = [Member(random_policy((16, 16)), "trial", 0, 1, 1.0, 1.0, 0.0)]
     distill = {

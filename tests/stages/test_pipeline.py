@@ -1,4 +1,4 @@
-"""The whole chain for real, small: killed in every training stage, and run undisturbed."""
+"""The whole chain for real, small: on a disk, in an object store, and killed in every stage."""
 
 import json
 import os
@@ -62,16 +62,25 @@ def kill_when(run: subprocess.Popen, path: Path, pattern: str, timeout: float = 
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, bucket) -> Iterator[tuple[subprocess.Popen, Path, Path]]:
-    """A run in an object store that has begun: its process, its place, and its log."""
-    out, log = path_of(f"{bucket}/calm"), tmp_path_factory.mktemp("calm") / "log"
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """A run on a disk, and what it printed."""
+    out = tmp_path_factory.mktemp("run") / "smoke"
+    log = out.parent / "log"
+    assert start(out, log).wait(timeout=500) == 0, log.read_text()
+    return out, log.read_text()
+
+
+@pytest.fixture(scope="module")
+def in_object_store(tmp_path_factory, bucket) -> Iterator[tuple[subprocess.Popen, Path, Path]]:
+    """The same run in an object store, which has begun: its process, its place, and its log."""
+    out, log = path_of(f"{bucket}/smoke"), tmp_path_factory.mktemp("store") / "log"
     run = start(out, log)
     yield run, out, log
     run.kill()
 
 
 @pytest.fixture(scope="module")
-def disturbed(undisturbed, tmp_path_factory) -> tuple[Path, str]:
+def killed(in_object_store, tmp_path_factory) -> tuple[Path, str]:
     """Killed in every stage, beside the run that is not: each leaves half of two cores idle."""
     out = tmp_path_factory.mktemp("run") / "smoke"
     log = out.parent / "log"
@@ -91,18 +100,20 @@ def disturbed(undisturbed, tmp_path_factory) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def calm(undisturbed) -> Path:
-    """The same run, undisturbed, in an object store."""
-    run, out, log = undisturbed
+def calm(in_object_store) -> Path:
+    """The run in an object store, finished."""
+    run, out, log = in_object_store
     assert run.wait(timeout=600) == 0, log.read_text()
     return out
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_a_run_that_is_killed_in_every_stage_ends_like_an_unbroken_one(disturbed, calm):
-    """Every artefact is the same to the last bit, on a disk and in an object store."""
-    out, _ = disturbed
-    for artefact in (
+def test_a_run_that_is_killed_in_every_stage_ends_like_an_unbroken_one(killed, calm):
+    """Every artifact is the same to the last bit, on a disk and in an object store."""
+    out, log = killed
+    assert "Traceback" not in log
+    for artifact in (
         "population/zoo",
         "align/ghn.safetensors",
         "train/nnit.safetensors",
@@ -110,12 +121,12 @@ def test_a_run_that_is_killed_in_every_stage_ends_like_an_unbroken_one(disturbed
         "evaluate/results.parquet",
         "evaluate/results.json",
     ):
-        assert content_hash(out / artefact) == content_hash(calm / artefact), artefact
+        assert content_hash(out / artifact) == content_hash(calm / artifact), artifact
 
 
-@pytest.mark.timeout(1200)
-def test_every_stage_leaves_its_manifest_and_the_report_stands_alone(disturbed):
-    out, log = disturbed
+@pytest.mark.timeout(600)
+def test_every_stage_leaves_its_manifest_and_the_report_stands_alone(finished):
+    out, log = finished
     for stage in ("population", "align", "train", "generate", "evaluate", "report"):
         manifest = json.loads((out / stage / "manifest.json").read_text())
         assert manifest["stage"] == stage
@@ -137,9 +148,9 @@ def test_every_stage_leaves_its_manifest_and_the_report_stands_alone(disturbed):
     assert "Traceback" not in log
 
 
-@pytest.mark.timeout(1200)
-def test_a_finished_run_is_skipped_and_another_config_is_refused(disturbed):
-    out, _ = disturbed
+@pytest.mark.timeout(600)
+def test_a_finished_run_is_skipped_and_another_config_is_refused(finished):
+    out, _ = finished
     again = nnit("run", SMOKE, "--out", out, *SMALL)
     assert again.stdout.count("already done") == 6
     other = nnit("run", SMOKE, "--out", out, *SMALL, "--set", "nnit.steps=21")
@@ -150,9 +161,9 @@ def test_a_finished_run_is_skipped_and_another_config_is_refused(disturbed):
 
 
 @pytest.mark.timeout(600)
-def test_other_episodes_measure_again_and_train_nothing_again(disturbed, ray_local, tmp_path):
+def test_other_episodes_measure_again_and_train_nothing_again(finished, ray_local, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(disturbed[0], run)
+    shutil.copytree(finished[0], run)
     trained = ("population", "align", "train", "generate")
     kept = {stage: (run / stage / "manifest.json").read_text() for stage in trained}
     again = nnit("run", SMOKE, "--out", run, *SMALL, "--set", "evaluate.episodes=3")
@@ -171,10 +182,11 @@ def run_stage(stage: str, out: Path, *overrides: str) -> list[dict[str, float]]:
     return read_metrics(out / stage / "metrics.jsonl")
 
 
-@pytest.mark.timeout(600)
-def test_a_task_is_added_to_a_finished_run(disturbed, ray_local, tmp_path):
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_task_is_added_to_a_finished_run(killed, ray_local, tmp_path):
     """What is trained is taken over, and only the new task's population is trained."""
-    before, _ = disturbed
+    before, _ = killed
     added = f"continue_from={before}", "tasks=[PushCube-v1, PickCube-v1, PullCube-v1]"
     for stage in ("population", "align", "train"):
         run_stage(stage, tmp_path, *added, "align.distill.dagger_rounds=0")
@@ -192,10 +204,11 @@ def test_a_task_is_added_to_a_finished_run(disturbed, ray_local, tmp_path):
     assert policy.task == "PullCube-v1"
 
 
-@pytest.mark.timeout(600)
-def test_two_workers_align_along_the_curve_of_one(disturbed, calm, ray_local, tmp_path):
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_two_workers_align_along_the_curve_of_one(killed, calm, ray_local, tmp_path):
     """The batch is shared. After a round of rollouts the last bits of the weights tell."""
-    out, _ = disturbed
+    out, _ = killed
     shutil.copytree(out / "population", tmp_path / "population")
     one = read_metrics(calm / "align" / "metrics.jsonl")
     two = run_stage("align", tmp_path, "training.workers=2", "training.loaders=1")
@@ -203,10 +216,11 @@ def test_two_workers_align_along_the_curve_of_one(disturbed, calm, ray_local, tm
     assert two[0]["action_mse"] == pytest.approx(one[0]["action_mse"], rel=0.002)
 
 
-@pytest.mark.timeout(600)
-def test_two_workers_train_nnit_along_the_curve_of_one(disturbed, ray_local, tmp_path):
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_two_workers_train_nnit_along_the_curve_of_one(killed, ray_local, tmp_path):
     """The batch is shared, not doubled. In float32: in bfloat16 its parts round differently."""
-    out, _ = disturbed
+    out, _ = killed
     curves = []
     for workers in (1, 2):
         run = tmp_path / str(workers)

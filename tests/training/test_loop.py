@@ -79,6 +79,7 @@ def test_training_grows_where_a_node_comes():
     assert found["sums"] == pytest.approx([sum(range(step)) for step in found["steps"]])
 
 
+@pytest.mark.long
 @pytest.mark.fault
 @pytest.mark.timeout(300)
 def test_alignment_goes_on_with_fewer_workers_where_a_node_dies():
@@ -89,6 +90,7 @@ def test_alignment_goes_on_with_fewer_workers_where_a_node_dies():
     assert found["figures"]["steps"] == 40
 
 
+@pytest.mark.long
 @pytest.mark.fault
 @pytest.mark.timeout(300)
 def test_a_population_is_complete_where_a_node_dies():
