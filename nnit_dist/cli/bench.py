@@ -54,7 +54,7 @@ def bench_scaling(
 
     with quiet_libraries(BENCH / "scaling.log"), ray_session():
         for line in lines(task, os.cpu_count() or 1, seconds, steps):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(line)
 
 
 @bench_app.command("population")
@@ -71,7 +71,7 @@ def bench_population(
 
     with quiet_libraries(BENCH / "population.log"), ray_session():
         for line in lines(task, seconds, os.cpu_count() or 1, env_steps=env_steps, seeds=seeds):
-            console.print(line, markup=False)
+            console.print(line)
 
 
 @bench_app.command("zoo")
@@ -86,7 +86,7 @@ def bench_zoo(
 
     with tempfile.TemporaryDirectory() as directory:
         for line in lines(Path(directory), policies):
-            console.print(line, markup=False, highlight=False)
+            console.print(line)
 
 
 @bench_app.command("train")
@@ -102,7 +102,7 @@ def bench_train(
     from nnit_dist.bench.train import lines
 
     for line in lines(size, torch.device(device), steps):
-        console.print(line, markup=False)
+        console.print(line)
 
 
 @bench_app.command("generalization")
@@ -242,5 +242,5 @@ def _finished(run: Path | None, task: str) -> RunDirectory:
 
 
 def _show(text: str, out: Path) -> None:
-    console.print(text, markup=False)
+    console.print(text)
     console.print(f"results in {out}")

@@ -10,7 +10,7 @@ from nnit_dist.cli.options import PLACE, Debug
 from nnit_dist.core.formatting import share_interval, share_range
 from nnit_dist.core.storage import beside, path_of
 from nnit_dist.core.task import SimBackend, TaskInfo
-from nnit_dist.runtime.progress import console, quiet_libraries
+from nnit_dist.runtime.progress import console, quiet_libraries, styled
 
 if TYPE_CHECKING:
     from nnit_dist.rollout.results import PolicyResult
@@ -82,7 +82,7 @@ def evaluate(
         )
     if summary and until_halfwidth:
         note = _bias_note(summary["success_once"], episodes, until_halfwidth)
-        console.print(f"[dim]{note}[/]")
+        console.print(styled((note, "dim")))
     if videos:
         from nnit_dist.report.film import film_extremes
 
@@ -90,7 +90,7 @@ def evaluate(
             written = film_extremes(result, target)
         console.print(f"filmed: {', '.join(map(str, written))}")
     for policy_id, reason in result.failures.items():
-        console.print(f"[red]not measured:[/] {policy_id}: {reason}")
+        console.print(styled(("not measured:", "red"), f" {policy_id}: {reason}"))
 
 
 def compare(

@@ -1,26 +1,28 @@
 """The `nnit` command: parses arguments, runs the work and prints one line for an error."""
 
+import io
 import sys
 import time
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from nnit_dist.cli.bench import bench_app
 from nnit_dist.cli.evaluate import compare, evaluate
-from nnit_dist.cli.options import PLACE, Debug
+from nnit_dist.cli.options import PLACE, Debug, Overwrite
 from nnit_dist.cli.search import dashboard, tune
 from nnit_dist.cli.zoo import zoo_app
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.formatting import percent, percent_range
 from nnit_dist.core.storage import runs
 from nnit_dist.nnit.config import DEFAULT_STEPS
-from nnit_dist.runtime.progress import StageProgress, console
+from nnit_dist.runtime.progress import StageProgress, console, styled
 
 if TYPE_CHECKING:
     from nnit_dist.stages.pipeline import Pipeline
@@ -48,12 +50,15 @@ def main() -> None:
     """Run the command line; an expected error prints one message and exits with code 1."""
     if "--debug" not in sys.argv:
         warnings.simplefilter("ignore")  # those of Ray and SAPIEN do not help a user
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # in an ASCII locale, ✓ becomes ?
+            stream.reconfigure(errors="replace")
     try:
         app(standalone_mode=True)
     except NnitError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        console.print(f"[bold red]error:[/] {escape(str(error))}", markup=True)
+        console.print(styled(("error:", "bold red"), f" {error}"))
         sys.exit(1)
     except KeyboardInterrupt:
         console.print("\ninterrupted; run the same command to go on.")
@@ -124,6 +129,7 @@ def generate(
             help="trained model, or a run directory; shipped one by default",
         ),
     ] = None,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Write policy files for a topology, or for architectures that the model draws itself."""
@@ -134,12 +140,13 @@ def generate(
     nnit, sampler = load_model(task, model), Sampler(steps, success, guidance)
     widths = parse_hidden(hidden) if hidden else nnit.distribution.seen[0]
     nnit.check(widths, success, guidance)
+    write = partial(generate_policies, nnit, out=out, sampler=sampler, overwrite=overwrite)
     if hidden:
-        written = generate_policies(nnit, [widths], samples, out, sampler=sampler, seed=seed)
+        written = write([widths], samples, seed=seed)
     else:
         written = Written()
         for i, drawn in enumerate(draw_topologies(nnit, samples, seed, success)):
-            written += generate_policies(nnit, [drawn], 1, out, sampler=sampler, seed=seed + i)
+            written += write([drawn], 1, seed=seed + i)
     console.print(
         f"wrote {written.networks} policies to {out} ({written.milliseconds_a_network} ms each)"
     )
@@ -159,12 +166,13 @@ def refine(
         int | None, typer.Option(min=1, help="of gradient descent; 2,000 by default")
     ] = None,
     seed: Annotated[int, typer.Option()] = 0,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Train written policies by imitation: about a second each, without a simulator."""
     from nnit_dist.artifacts.run_directory import RunDirectory
     from nnit_dist.artifacts.shipped import shipped
-    from nnit_dist.core.policy import SUFFIX, load_policies, save_policy
+    from nnit_dist.core.policy import load_policies, save_policies
     from nnit_dist.transfer.refine import STEPS, load_distillation_data
     from nnit_dist.transfer.refine import refine as improve
 
@@ -177,7 +185,9 @@ def refine(
     distillation_data = load_distillation_data(
         RunDirectory(run) if run else shipped(tasks[0]), tasks[0]
     )
-    target, began = out or policies.with_name(f"{policies.name}-refined"), time.perf_counter()
+    # Beside the directory of the policies, where nothing takes it for more of them.
+    directory = (policies.parent if policies.is_file() else policies).absolute()
+    target, began = out or directory.with_name(f"{directory.name}-refined"), time.perf_counter()
     with StageProgress("policies") as view:
         view.add("refine", total=len(written))
         refined, errors = improve(
@@ -187,8 +197,7 @@ def refine(
             seed,
             watch=lambda done: view.update("refine", done),
         )
-    for policy in refined:
-        save_policy(policy, target / f"{policy.id}{SUFFIX}")
+    save_policies(refined, target, overwrite)
     before, after = (sum(column) / len(errors) for column in zip(*errors, strict=True))
     console.print(
         f"wrote {len(refined)} polic{'y' if len(refined) == 1 else 'ies'} to {target} "
@@ -210,7 +219,7 @@ def keys(
 
     table = Table(Column("key", no_wrap=True), "default", "meaning", box=None)
     for key in known_keys(start):
-        table.add_row(key.path, escape(key.default), escape(key.meaning))
+        table.add_row(key.path, key.default, key.meaning)
     console.print(table)
 
 
@@ -221,7 +230,7 @@ def doctor() -> None:
 
     table = Table(show_header=False, box=None)
     for name, value in examine():
-        table.add_row(f"[bold]{name}[/]", value)
+        table.add_row(styled((name, "bold")), value)
     console.print(table)
 
 
@@ -247,10 +256,10 @@ def _summary(pipeline: "Pipeline") -> None:
     tasks: dict[str, TaskFigures] = pipeline.run.figures("evaluate")["tasks"]
     for task in pipeline.config.tasks:
         figures = tasks[task]
-        cells: dict[str, dict[str, str]] = {}
+        cells: dict[str, dict[str, Text]] = {}
         for row in figures["summaries"]:
-            interval = f"[dim]({percent_range(row['low'], row['high'])})[/]"
-            cell = f"{percent(row['success_once'])} {interval}"
+            interval = f" ({percent_range(row['low'], row['high'])})"
+            cell = styled(percent(row["success_once"]), (interval, "dim"))
             cells.setdefault(row["kind"], {})[row["method"]] = cell
         title = f"{task}: success_once in %, mean and 95% interval"
         table = Table("topologies", *METHODS.values(), title=title)

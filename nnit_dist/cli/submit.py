@@ -57,15 +57,15 @@ def submit(
     except (RuntimeError, OSError) as error:
         raise NnitError(f"{address} takes no job: {_first_line(error)}") from None
     follow = f"ray job logs --follow --address {address} {job_id}"
-    console.print(f"job {job_id}", markup=False)
+    console.print(f"job {job_id}")
     if not wait:
-        console.print(f"follow it with RAY_AUTH_MODE=token {follow}", markup=False)
+        console.print(f"follow it with RAY_AUTH_MODE=token {follow}")
         return 0
     try:
         return _follow(client, job_id)
     except (KeyboardInterrupt, RuntimeError, OSError, aiohttp.ClientError) as error:
         reason = _first_line(error) if str(error) else "interrupted"
-        console.print(f"{reason}; the job goes on: RAY_AUTH_MODE=token {follow}", markup=False)
+        console.print(f"{reason}; the job goes on: RAY_AUTH_MODE=token {follow}")
         return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
@@ -147,7 +147,7 @@ def _follow(client: Any, job_id: str) -> int:
     info = client.get_job_info(job_id)
     if info.status == JobStatus.SUCCEEDED:
         return 0
-    console.print(f"job {job_id}: {info.status}", markup=False)
+    console.print(f"job {job_id}: {info.status}")
     return info.driver_exit_code or 1
 
 

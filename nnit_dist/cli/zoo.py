@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from nnit_dist.cli.options import PLACE, Debug
+from nnit_dist.cli.options import PLACE, Debug, Overwrite
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.formatting import count, decimal, share_range
 from nnit_dist.core.storage import beside
-from nnit_dist.runtime.progress import console, quiet_libraries
+from nnit_dist.runtime.progress import console, quiet_libraries, styled
 
 if TYPE_CHECKING:
     from nnit_dist.core.zoo import Zoo as ZooFiles
@@ -72,7 +72,7 @@ def zoo_stats(
             stats = population_stats([m for m in members if m.policy.task == task])
         write_atomic(target / f"{task}.png", partial(picture(task, stats).savefig, dpi=110))
         console.print(
-            f"[bold]{task}[/]: {stats.members} snapshots of {stats.trials} trials, "
+            f"{task}: {stats.members} snapshots of {stats.trials} trials, "
             f"{stats.architectures} architectures, {stats.seeds} seed{'s' * (stats.seeds > 1)}, "
             f"{count(stats.env_steps)} env steps"
         )
@@ -94,7 +94,7 @@ def zoo_verify(path: Zoo, debug: Debug = False) -> None:
     """Check every file and row of a zoo."""
     problems = _zoo(path).verify()
     for problem in problems:
-        console.print(f"[red]•[/] {problem}")
+        console.print(styled(("•", "red"), f" {problem}"))
     if problems:
         raise NnitError(f"{len(problems)} problems in {path}.")
     console.print(f"{path}: {len(_zoo(path).rows())} policies, no problems")
@@ -116,15 +116,15 @@ def zoo_export(
     path: Zoo,
     out: Annotated[Path, typer.Option(**PLACE, help="directory for the policy files")],
     policy_id: Annotated[str | None, typer.Option("--id", help="one policy only")] = None,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Write policies of a zoo as policy files."""
-    from nnit_dist.core.policy import SUFFIX, save_policy
+    from nnit_dist.core.policy import save_policies
 
     zoo = _zoo(path)
     members = [zoo.get(policy_id)] if policy_id else list(zoo.members())
-    for member in members:
-        save_policy(member.policy, out / f"{member.policy.id}{SUFFIX}")
+    save_policies([member.policy for member in members], out, overwrite)
     console.print(f"wrote {len(members)} policies to {out}")
 
 

@@ -7,6 +7,7 @@ the policy comes from.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from safetensors.numpy import save as safetensors_bytes
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import canonical_safetensors, write_atomic
+from nnit_dist.core.names import check_name, name_from
 from nnit_dist.core.storage import local_file
 from nnit_dist.core.topology import Topology
 
@@ -70,6 +72,14 @@ class Policy:
         digest = hashlib.sha256(repr(self.topology.dims).encode() + self.flat().tobytes())
         return digest.hexdigest()[:16]
 
+    def check_names(self) -> "Policy":
+        """This policy; NnitError if its id, task, control mode or source cannot be a name."""
+        check_name(self.id, "id")
+        check_name(self.task, "task")
+        check_name(self.control_mode, "control mode")
+        check_name(self.source, "source")
+        return self
+
     def check_finite(self, name: str = "") -> None:
         """Raise NnitError if any weight is NaN or infinite; `name` replaces the id in it."""
         for i, (weight, bias) in enumerate(self.layers):
@@ -108,8 +118,14 @@ def save_policy(policy: Policy, path: Path) -> Path:
     """Write a policy file and return its path.
 
     Raises:
-        NnitError: the file cannot be written.
+        NnitError: the policy has weights that are not finite, or the file cannot be written.
     """
+    return _write(policy_bytes(policy), path)
+
+
+def policy_bytes(policy: Policy) -> bytes:
+    """Contents of a policy's file; NnitError if weights are NaN or infinite."""
+    policy.check_finite()
     tensors = {}
     for i, (weight, bias) in enumerate(policy.layers):
         tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"] = weight, bias
@@ -122,7 +138,31 @@ def save_policy(policy: Policy, path: Path) -> Path:
         "source": policy.source,
         "id": policy.id,
     }
-    data = canonical_safetensors(safetensors_bytes(tensors, metadata=metadata))
+    return canonical_safetensors(safetensors_bytes(tensors, metadata=metadata))
+
+
+def save_policies(policies: Sequence[Policy], directory: Path, overwrite: bool = False) -> None:
+    """Write a policy file `ID.safetensors` for each policy into a directory.
+
+    Raises:
+        NnitError: an id cannot be a file name; without `overwrite`, a file exists and differs (then
+            nothing is written); or a file cannot be written.
+    """
+    files = {
+        directory / f"{check_name(policy.id, 'id')}{SUFFIX}": policy_bytes(policy)
+        for policy in policies
+    }
+    for path, data in files.items():
+        if not overwrite and path.exists() and path.read_bytes() != data:
+            raise NnitError(
+                f"{path} exists and holds another policy. Name another directory with --out, or "
+                "replace it with --overwrite."
+            )
+    for path, data in files.items():
+        _write(data, path)
+
+
+def _write(data: bytes, path: Path) -> Path:
     return write_atomic(path, lambda partial: partial.write_bytes(data))
 
 
@@ -173,9 +213,9 @@ def _policy_from(tensors: dict, metadata: dict[str, str], path: Path) -> Policy:
             task=metadata["task"],
             source=metadata["source"],
             control_mode=metadata["control_mode"],
-            id=metadata.get("id") or path.stem,
+            id=metadata.get("id") or name_from(path.stem),
             metadata={k: v for k, v in metadata.items() if k not in known},
-        )
+        ).check_names()
     except (KeyError, IndexError, ValueError) as error:
         raise NnitError(
             f"{path} lacks or misstates {error} of the {FORMAT} contract. Export it again."

@@ -8,6 +8,7 @@ what pathlib cannot.
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -105,8 +106,31 @@ def remove(directory: Path) -> None:
 def beside(run: Path, name: str) -> Path:
     """A path on this machine's disk for files such as logs, which a run does not need later.
 
-    It is in the run's directory, or in the temporary directory if the run is in an object store.
+    It is in the run's directory, or in `private_directory` if the run is in an object store.
     """
     if on_disk(run):
         return run / name
-    return Path(tempfile.gettempdir()) / "nnit" / str(run).replace("://", "-").strip("/") / name
+    return private_directory() / str(run).replace("://", "-").strip("/") / name
+
+
+def private_directory() -> Path:
+    """A temporary directory of this account alone (mode 0700); it is made if it is missing.
+
+    Its path is short, as sockets of Ray in it may have at most 107 characters.
+
+    Raises:
+        NnitError: something else, or another account's directory, has its name.
+    """
+    base = tempfile.gettempdir()
+    path = Path(base if len(base) < 32 else "/tmp") / f"nnit-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise NnitError(
+            f"{path} is not a directory of this account, so it may be another account's trap. "
+            "Remove it, or name another temporary directory with TMPDIR."
+        )
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        path.chmod(0o700)
+    return path

@@ -109,13 +109,13 @@ class Member:
         """The member of a row that has weights.
 
         Raises:
-            NnitError: the weights do not fit the topology.
+            NnitError: the weights do not fit the topology, or an id cannot be a name.
         """
         topology = Topology(row["obs_dim"], tuple(row["hidden"]), row["act_dim"], row["activation"])
         weights = unflatten(np.asarray(row["weights"], dtype=np.float32), topology)
         policy = Policy(
             topology, weights, row["task"], row["source"], row["control_mode"], row["id"]
-        )
+        ).check_names()
         return cls(
             policy,
             row["trial"],

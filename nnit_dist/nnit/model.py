@@ -105,8 +105,8 @@ class NNiTModel:
         self.vocabulary.encode(self.task.name, hidden)
         if success is not None and not 0 <= success <= 1:
             raise NnitError(f"a success lies between 0 and 1; got {success}.")
-        if guidance < 0:
-            raise NnitError(f"guidance is at least 0 (none); got {guidance}.")
+        if not 0 <= guidance < math.inf:
+            raise NnitError(f"guidance is a finite number, at least 0 (none); got {guidance}.")
         if guidance and not self.guidable:
             raise NnitError(
                 "this model was trained with nnit.condition_dropout=0, so it cannot be guided. "

@@ -74,7 +74,7 @@ def _task_section(run: RunDirectory, task: str, rows: list[NetworkResult], out: 
     film = film_unseen(run, task, out / task / "policies.mp4")
     fields = {
         "task": html.escape(task),
-        "headline": headline(figures),
+        "headline": html.escape(headline(figures)),
         "summary": tables.summary_table(figures["summaries"]).html(),
         "topologies": tables.topology_table(rows).html(),
         "film": f'<video autoplay loop muted playsinline controls src="{_data(film)}"></video>',

@@ -18,12 +18,11 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
-from rich.markup import escape
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.rollout.episodes import Part, Rollouts
 from nnit_dist.rollout.queue import Chunk, EpisodeQueue, Failure, Job
-from nnit_dist.runtime.progress import console
+from nnit_dist.runtime.progress import console, styled
 from nnit_dist.runtime.ray_session import may_grow
 
 START_TIMEOUT_S = 180.0
@@ -292,8 +291,11 @@ class SimulatorPool:
                 else f"the simulator does not start: {_reason(error)}"
             )
         console.print(
-            f"[yellow]warning:[/] a simulator does not start, {len(self._actors)} of {self.size} "
-            f"go on: {escape(_reason(error))}"
+            styled(
+                ("warning:", "yellow"),
+                f" a simulator does not start, {len(self._actors)} of {self.size} go on: "
+                f"{_reason(error)}",
+            )
         )
 
     def _replace(self, actor: _Actor) -> None:

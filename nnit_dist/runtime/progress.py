@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -23,8 +24,41 @@ from rich.text import Text
 
 from nnit_dist.core.formatting import count, short_time
 
+
+class PlainConsole(Console):
+    """A console that shows text as it is: no markup, and no control characters but line ends.
+
+    Names, reasons and paths come from files and libraries, so a `[red]` in them is text, and an
+    escape code does not reach the terminal. `styled` gives text a style.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text of a string that is printed, or is in a table."""
+        return super().render_str(printable(text), **options)
+
+
+def printable(text: str) -> str:
+    """The text with control characters, but line ends and tabs, written as `\\x1b`."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def styled(*parts: str | tuple[str, str]) -> Text:
+    """Text of plain strings and of (string, style) pairs."""
+    return Text.assemble(
+        *(printable(p) if isinstance(p, str) else (printable(p[0]), p[1]) for p in parts)
+    )
+
+
 # In a file or a pipe, tables are as wide as they need to be.
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+console = PlainConsole(
+    highlight=False,
+    markup=False,
+    emoji=False,
+    soft_wrap=True,
+    width=None if sys.stdout.isatty() else 140,
+)
 PLAIN_EVERY_S = 30.0  # between two lines of progress where there is no terminal
 
 
@@ -38,7 +72,7 @@ def quiet_libraries(log: Path) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     out, err = os.dup(1), os.dup(2)
-    with log.open("ab") as file, os.fdopen(out, "w") as terminal:
+    with log.open("ab") as file, os.fdopen(out, "w", errors="replace") as terminal:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         console.file = terminal
@@ -81,13 +115,13 @@ class StageProgress:
         self._bars: dict[str, TaskID] = {}
         self._last_line = time.monotonic()
         self._progress = Progress(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn(unit),
             TimeElapsedColumn(),
             _LeftColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=console,
             disable=not console.is_terminal,
             speed_estimate_period=120,
@@ -135,7 +169,7 @@ class StageProgress:
 
     def remove(self, name: str, note: str) -> None:
         """Replace a bar by a line, so that of hundreds only the running ones are shown."""
-        console.print(f"  [green]✓[/] {name}  {note}")
+        console.print(styled("  ", ("✓", "green"), f" {name}  {note}"))
         self._progress.remove_task(self._bars.pop(name))
 
     def _task(self, name: str) -> Task:

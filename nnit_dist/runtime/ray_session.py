@@ -6,11 +6,12 @@ import socket
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.storage import private_directory
 
 _ENVIRONMENT = {
     # Waiting threads of torch spin briefly, then sleep. A step of NNiT on two threads then takes
@@ -40,9 +41,24 @@ _joined = False  # whether this process has joined a cluster, which may grow
 
 def cluster_token() -> str | None:
     """The cluster's token from `RAY_AUTH_TOKEN` or Ray's token file; None if there is none."""
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    file = _token_file()
     token = os.environ.get("RAY_AUTH_TOKEN") or (file.read_text() if file.is_file() else "")
     return token.strip() or None
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+
+
+def _protect_token() -> None:
+    """Let this account alone read Ray's token, which Ray writes for everybody to read."""
+    token = _token_file()
+    with suppress(OSError):  # a home that cannot be written
+        token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            token.parent.chmod(0o700)
+        if token.is_file():
+            token.chmod(0o600)
 
 
 def may_grow() -> bool:
@@ -76,6 +92,7 @@ def ray_session(
     if ray.is_initialized():
         yield
         return
+    address = _current_cluster() if address == "auto" else address
     if address:
         _check_reachable(address)
     # Workers need the path if the package runs from a source tree.
@@ -83,6 +100,11 @@ def ray_session(
     env_vars = {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     if not address:
         env_vars |= _NO_DASHBOARD
+    local: dict[str, Any] = {"num_cpus": num_cpus, "include_dashboard": False}
+    if not os.environ.get("RAY_TMPDIR"):
+        # Ray's own directory, /tmp/ray, can be written by other accounts.
+        local["_temp_dir"] = str(private_directory())
+    _protect_token()
     try:
         ray.init(
             address=address or "local",
@@ -90,8 +112,7 @@ def ray_session(
             log_to_driver=False,
             configure_logging=True,
             runtime_env={"env_vars": env_vars | _ENVIRONMENT},
-            num_cpus=None if address else num_cpus,
-            include_dashboard=None if address else False,
+            **({} if address else local),
         )
     except Exception as error:
         where = f"at {address}" if address else "on this machine"
@@ -99,6 +120,7 @@ def ray_session(
             f"Ray could not be started {where}: {str(error).splitlines()[0]} "
             "Check `nnit doctor`; if the cluster has a token, set RAY_AUTH_TOKEN to it."
         ) from error
+    _protect_token()
     _joined = bool(address)
     try:
         with _claimed(claim) if address and claim else nullcontext():
@@ -138,6 +160,23 @@ def _claimed(run: Path) -> Iterator[None]:
                 ) from None
             time.sleep(1)
     yield  # the actor ends with the session
+
+
+def _current_cluster() -> str:
+    """Address of the cluster that `RAY_ADDRESS` names, or that `ray start` has started here.
+
+    Ray's own "auto" also joins the private Ray of any other run on this machine.
+    """
+    if named := os.environ.get("RAY_ADDRESS"):
+        return named
+    file = Path(os.environ.get("RAY_TMPDIR", "/tmp/ray")) / "ray_current_cluster"
+    address = file.read_text().strip() if file.is_file() else ""
+    if not address:
+        raise NnitError(
+            "no cluster of Ray has been started on this machine. Start one with `ray start "
+            "--head`, name its address instead of auto, or leave the address out."
+        )
+    return address
 
 
 def _check_reachable(address: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nnit_dist.artifacts.run_directory import GenerateDirectory
 from nnit_dist.core.errors import NnitError
-from nnit_dist.core.policy import SUFFIX, Policy, save_policy
+from nnit_dist.core.policy import save_policies
 from nnit_dist.core.splits import WITHIN, spread
 from nnit_dist.core.topology import Hidden
 from nnit_dist.nnit.config import DEFAULT_STEPS
@@ -64,7 +64,7 @@ def _generate_studies(context: RunContext, model: NNiTModel, out: Path) -> int:
     with StageProgress("networks") as view:
         view.add("studies", total=study_size(topologies))
         for study, policy in study_policies(model, topologies, context.config.seed):
-            _save([policy], out / study)
+            save_policies([policy], out / study, overwrite=True)
             count += 1
             view.update("studies", count)
     return count
@@ -119,11 +119,15 @@ def generate_policies(
     *,
     sampler: Sampler,
     seed: int,
+    overwrite: bool = False,
 ) -> Written:
     """Write `samples` policy files of every topology into `out`.
 
-    File names carry topology, seed and sample, so the same call writes the same files. Raises
-    NnitError if the model cannot write a topology.
+    File names carry topology, seed and sample, so the same call writes the same files.
+
+    Raises:
+        NnitError: the model cannot write a topology, or, without `overwrite`, a file of this name
+            holds another policy.
     """
     topologies, written, seconds = list(topologies), 0, 0.0
     with StageProgress("networks") as view:
@@ -139,7 +143,7 @@ def generate_policies(
                 guidance=sampler.guidance,
             )
             seconds += time.perf_counter() - began
-            _save(policies, out)
+            save_policies(policies, out, overwrite)
             written += len(policies)
             view.update("generate", written)
     return Written(written, seconds)
@@ -159,8 +163,3 @@ def draw_topologies(
         if len(drawn) >= count:
             return drawn[:count]
     raise NnitError("the model draws no valid architectures; it is not trained far enough.")
-
-
-def _save(policies: list[Policy], out: Path) -> None:
-    for policy in policies:
-        save_policy(policy, out / f"{policy.id}{SUFFIX}")

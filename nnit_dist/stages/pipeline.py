@@ -10,7 +10,7 @@ from nnit_dist.artifacts.run_directory import METRICS, RunDirectory
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.formatting import short_time
 from nnit_dist.core.storage import beside
-from nnit_dist.runtime.progress import console, quiet_libraries
+from nnit_dist.runtime.progress import console, quiet_libraries, styled
 from nnit_dist.runtime.ray_session import ray_session
 from nnit_dist.stages.config import RunConfig
 from nnit_dist.stages.plan import Figures, RunContext, StagePlan
@@ -54,16 +54,14 @@ class Pipeline:
             stage, self.run.stage(stage), plan.config, plan.inputs, repeatable=plan.repeatable
         )
         if manifest.is_done():
-            console.print(f"[green]✓[/] {stage:<11} already done: {manifest.directory}")
+            _say_done(stage, f"already done: {manifest.directory}")
             return self.run.manifest(stage)
         plan.check()
         manifest.begin()
-        console.print(f"[bold]•[/] {stage}")
+        console.print(styled(("•", "bold"), f" {stage}"))
         finished = manifest.finish(self._work(plan, manifest.directory))
         self._log(stage, finished["figures"])
-        console.print(
-            f"[green]✓[/] {stage:<11} {short_time(finished['seconds'])}, wrote {manifest.directory}"
-        )
+        _say_done(stage, f"{short_time(finished['seconds'])}, wrote {manifest.directory}")
         return finished
 
     def _work(self, plan: StagePlan, directory: Path) -> Figures:
@@ -109,3 +107,7 @@ class Pipeline:
             run.log({f"{stage}/{k}": v for k, v in row.items()}, step=int(row["step"]))
         run.summary.update(numbers)
         run.finish()
+
+
+def _say_done(stage: str, what: str) -> None:
+    console.print(styled(("✓", "green"), f" {stage:<11} {what}"))

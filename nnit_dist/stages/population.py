@@ -42,8 +42,7 @@ def plan(context: RunContext) -> StagePlan:
             if not bounds.normalized:
                 console.print(
                     f"{task}: policies act in normalized units, whose -1 and 1 are the bounds of "
-                    f"{config.control_mode}",
-                    markup=False,
+                    f"{config.control_mode}"
                 )
 
     inputs = {"known": earlier.zoo.path} if earlier else {}

@@ -1,5 +1,8 @@
 """Artifacts in an object store, spoken to over S3's own protocol, as on a disk."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from support.networks import random_policy
@@ -8,7 +11,16 @@ from nnit_dist.artifacts.manifest import StageManifest
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import content_hash, copy, read_json, write_atomic, write_json
 from nnit_dist.core.policy import load_policies, save_policy
-from nnit_dist.core.storage import append, beside, local_file, on_disk, path_of, remove, runs
+from nnit_dist.core.storage import (
+    append,
+    beside,
+    local_file,
+    on_disk,
+    path_of,
+    private_directory,
+    remove,
+    runs,
+)
 from nnit_dist.core.zoo import Member, Zoo
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.rollout.episodes import Rollouts
@@ -149,3 +161,17 @@ def test_a_run_to_continue_from_may_lie_there(tmp_path, bucket):
     path.write_text(f"name: x\ntasks: [PushCube-v1]\ncontinue_from: {bucket}/runs/old\n")
     config = load_config(path)
     assert str(path_of(config.continue_from or "")) == f"{bucket}/runs/old"
+
+
+def test_the_temporary_directory_is_for_one_account(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path) if len(str(tmp_path)) < 32 else None)
+    with tempfile.TemporaryDirectory(prefix="n", dir="/tmp") as base:
+        monkeypatch.setattr("tempfile.tempdir", base)
+        path = private_directory()
+        assert (path.parent, path.stat().st_mode & 0o777) == (Path(base), 0o700)
+        path.chmod(0o755)
+        assert private_directory().stat().st_mode & 0o777 == 0o700
+        path.rmdir()
+        path.symlink_to(tmp_path)
+        with pytest.raises(NnitError, match="not a directory of this account"):
+            private_directory()
