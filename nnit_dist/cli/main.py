@@ -224,6 +224,34 @@ def keys(
 
 
 @app.command()
+def tasks(
+    names: Annotated[list[str] | None, typer.Argument(help="tasks to try; all by default")] = None,
+    debug: Debug = False,
+) -> None:
+    """Try the tasks of ManiSkill3 here: can policies be measured, and populations trained?"""
+    from nnit_dist.envs.survey import survey
+    from nnit_dist.envs.tasks import all_tasks
+
+    chosen, tried = names or all_tasks(), []
+    with StageProgress("tasks") as view:
+        view.add("try", total=len(chosen))
+        for support in survey(chosen):
+            tried.append(support)
+            view.update("try", len(tried), support.task)
+    reasons = (Column(name, overflow="fold") for name in ("evaluation", "population"))
+    table = Table(Column("task", no_wrap=True), "robot", "control mode", *reasons)
+    for one in sorted(tried, key=lambda support: (bool(support.evaluation), support.task)):
+        why_not = "as evaluation" if one.evaluation else one.population
+        table.add_row(
+            one.task, one.robot, one.control_mode, one.evaluation or "yes", why_not or "yes"
+        )
+    console.print(table)
+    measured = sum(not support.evaluation for support in tried)
+    trained = sum(not support.population for support in tried)
+    console.print(f"{len(tried)} tasks: {measured} can be measured, {trained} trained on here")
+
+
+@app.command()
 def doctor() -> None:
     """Show what this machine can do, and what to install for more."""
     from nnit_dist.cli.doctor import examine

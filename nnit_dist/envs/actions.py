@@ -17,8 +17,20 @@ from nnit_dist.core.errors import NnitError
 class ActionBounds:
     """Lower and upper bound of an action space, float32 [act_dim], in the control mode's units."""
 
-    def __init__(self, space: gym.spaces.Box) -> None:
-        self.low, self.high = (np.asarray(x, np.float32) for x in (space.low, space.high))
+    def __init__(self, space: gym.Space) -> None:
+        # Several robots have an action each; here these are one after another.
+        parts = space.spaces if isinstance(space, gym.spaces.Dict) else {"": space}
+        boxes = [part for part in parts.values() if isinstance(part, gym.spaces.Box)]
+        self.sizes = {name: box.shape[0] for name, box in zip(parts, boxes, strict=True)}
+        self.low = np.concatenate([box.low for box in boxes]).astype(np.float32)
+        self.high = np.concatenate([box.high for box in boxes]).astype(np.float32)
+
+    def split(self, action: np.ndarray) -> "np.ndarray | dict[str, np.ndarray]":
+        """The action [act_dim] as ManiSkill takes it: by robot, where there are several."""
+        if list(self.sizes) == [""]:
+            return action
+        ends = np.cumsum(list(self.sizes.values()))[:-1]
+        return dict(zip(self.sizes, np.split(action, ends), strict=True))
 
     @property
     def act_dim(self) -> int:

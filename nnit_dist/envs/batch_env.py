@@ -17,7 +17,7 @@ import torch
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.task import TaskInfo
 from nnit_dist.envs.actions import ActionBounds
-from nnit_dist.envs.sim import SimEnv, make_maniskill, robot_of
+from nnit_dist.envs.sim import SimEnv, by_return, make_maniskill, robot_of
 from nnit_dist.envs.tasks import check_task
 
 # How far the observation of a restored start state may be from the original, in the units of the
@@ -123,6 +123,8 @@ class GpuEnv:
         sim_backend: str = "physx_cuda",
     ) -> None:
         steps = check_task(task)
+        if by_return(task):
+            raise NnitError(f"{task} has no success on a GPU; simulate it with physx_cpu.")
         if sim_backend == "physx_cuda" and not torch.cuda.is_available():
             raise NnitError("physx_cuda needs a CUDA GPU; simulate with physx_cpu here.")
         self._base = make_maniskill(
@@ -133,6 +135,8 @@ class GpuEnv:
         obs_dim = self._base.single_observation_space.shape[0]
         self.bounds = ActionBounds(self._base.single_action_space)
         robot = robot_of(self._base)
+        if len(self.bounds.sizes) > 1:
+            raise NnitError(f"{task} has several robots; simulate it with physx_cpu.")
         self.info = TaskInfo(task, control_mode, obs_dim, self.bounds.act_dim, steps, robot)
 
     def reset(self, seeds: Sequence[int], at: Sequence[int]) -> torch.Tensor:

@@ -14,6 +14,7 @@ from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.envs.scene import ManiSkillScene
 
 from nnit_dist.envs.accelerate import accelerate
+from nnit_dist.envs.actions import ActionBounds
 
 
 class CpuEnv:
@@ -29,6 +30,7 @@ class CpuEnv:
         self.base, self.reward, self.rebuild = env, reward, rebuild
         self._accelerated: ManiSkillScene | None = None
         self._set_action: Callable[[np.ndarray], None] | None = None
+        self._bounds = ActionBounds(env.single_action_space)
         # The main generator draws seeds for episodes without one. Ours always have one.
         env._set_main_rng = lambda seed: None
 
@@ -69,7 +71,7 @@ class CpuEnv:
         """`BaseEnv._step_action`: set the drive targets and step the physics."""
         env = self.base
         if self._set_action is None:
-            return env._step_action(action)
+            return env._step_action(self._bounds.split(action))
         if np.isnan(action).any():
             raise ValueError(f"an action cannot be NaN: {action}")
         self._set_action(action)

@@ -8,7 +8,7 @@ no-ops. Collision shapes, masses and joints do not change, so the physics is the
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 _PROBE = "import sapien; sapien.render.RenderMaterial()"
@@ -52,6 +52,33 @@ def install_stand_ins() -> None:
     for name in dir(actor_builder.ActorBuilder):
         if name.startswith("add_") and "_visual" in name:
             setattr(actor_builder.ActorBuilder, name, _without_visual)
+
+    find = sapien.Entity.find_component_by_type
+    sapien.Entity.find_component_by_type = lambda entity, kind: _find(find, entity, kind)
+
+
+class _InertBody:
+    """A visual body without shapes, for tasks that change the look of their objects."""
+
+    parts: tuple[()] = ()  # of a shape
+
+    @property
+    def render_shapes(self) -> "_InertBody":
+        return self
+
+    def __getitem__(self, index: int) -> "_InertBody":
+        return self
+
+    def __iter__(self) -> Iterator["_InertBody"]:
+        return iter(())
+
+
+def _find(find: Callable, entity: object, kind: type) -> object:
+    """The entity's component of a type; an inert one in place of a visual body."""
+    import sapien
+
+    found = find(entity, kind)
+    return _InertBody() if found is None and kind is sapien.render.RenderBodyComponent else found
 
 
 def _without_visual(builder, *args, **kwargs):

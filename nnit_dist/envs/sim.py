@@ -14,12 +14,16 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.task import DEFAULT_CONTROL_MODE, TaskInfo
 from nnit_dist.envs import headless
 from nnit_dist.envs.actions import ActionBounds
-from nnit_dist.envs.tasks import check_task, prepare_process
+from nnit_dist.envs.tasks import check_task, prepare_process, reward_mode
 
 # Smaller seeds are for training episodes only, so training never uses a start of an evaluation.
 TRAIN_SEEDS = 2**30
 VALIDATION_SEED = 2**30
 TEST_SEED = 2**30 + 2**28
+
+# The control suite (MS-*) has rewards of up to 1 a step, and no success. There an episode succeeds
+# in its last step, if its mean reward is at least this.
+SUCCESS_BY_RETURN = 0.8
 
 
 class SimEnv(gym.Env):
@@ -40,15 +44,22 @@ class SimEnv(gym.Env):
         reward: bool = True,
         render: bool = False,
     ) -> None:
-        from nnit_dist.envs.cpu_env import CpuEnv
-
         torch.set_num_threads(1)
         self.rewarded = reward
         self._max_steps = check_task(task)
+        # Where a task does not say what success is, its reward has to.
+        self._by_return = by_return(task)
+        reward = reward or self._by_return
         base = make_maniskill(task, control_mode, reward=reward, render=render)
+
+        from nnit_dist.envs.cpu_env import CpuEnv
+
         self._env = CpuEnv(base, reward, rebuild=render)
         obs = self._env.reset(seed=0)
+        if not self._by_return and "success" not in self._env.base.get_info():
+            raise NnitError(f"{task} does not say what success is, so it cannot be measured.")
         self.bounds = ActionBounds(self._env.base.single_action_space)
+        self._return = 0.0
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, obs.shape, np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (self.bounds.act_dim,), np.float32)
         self.info = TaskInfo(
@@ -69,7 +80,7 @@ class SimEnv(gym.Env):
         if seed is None:
             seed = int(self.np_random.integers(TRAIN_SEEDS))
         obs = self._env.reset(seed)
-        self._elapsed = 0
+        self._elapsed, self._return = 0, 0.0
         return obs, {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, bool]]:
@@ -83,8 +94,13 @@ class SimEnv(gym.Env):
         """As `step`, with an action [act_dim] in the control mode's own units."""
         obs, reward, info = self._env.step(action)
         self._elapsed += 1
+        self._return += reward
         truncated = self._elapsed >= self._max_steps
-        return obs, reward, False, truncated, {"success": bool(info["success"])}
+        if self._by_return:
+            success = truncated and self._return >= SUCCESS_BY_RETURN * self._max_steps
+        else:
+            success = bool(info["success"])
+        return obs, reward, False, truncated, {"success": success}
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """A picture of the scene, RGB uint8 [height, width, 3]; requires `render`."""
@@ -98,7 +114,9 @@ class SimEnv(gym.Env):
             for name, actor in scene.actors.items()
             if not name.startswith(("table", "ground"))
         }
-        return {"tool": self._env.base.agent.tcp.pose.p[0].numpy(), **actors}
+        robot = getattr(self._env.base.agent, "agents", [self._env.base.agent])[0]
+        tool = getattr(robot, "tcp", robot.robot).pose
+        return {"tool": tool.p[0].numpy(), **actors}
 
     def state(self) -> dict:
         """State of the simulation, nested dicts of tensors [1, D] (`BaseEnv.get_state_dict`)."""
@@ -132,6 +150,11 @@ def check_for_networks(task: str, control_mode: str) -> tuple[TaskInfo, ActionBo
     return env.info, env.bounds
 
 
+def by_return(task: str) -> bool:
+    """Whether success is a matter of the return: see `SUCCESS_BY_RETURN`."""
+    return task.startswith("MS-")
+
+
 def robot_of(base: Any) -> str:
     """Names of a ManiSkill environment's robots, for example `panda`."""
     agents = getattr(base.agent, "agents", [base.agent])
@@ -154,7 +177,7 @@ def make_maniskill(
     Raises:
         NnitError: the environment cannot be built, or `render` is set without a Vulkan device.
     """
-    prepare_process()
+    mode_of_reward = reward_mode(task, reward)
     if not headless.has_render_device():
         if render:
             raise NnitError("no Vulkan device to render with; see `nnit doctor`.")
@@ -164,30 +187,43 @@ def make_maniskill(
             task,
             obs_mode="state",
             control_mode=control_mode,
-            reward_mode="normalized_dense" if reward else "none",
+            reward_mode=mode_of_reward,
             sim_backend=sim_backend,
             num_envs=num_envs,
             render_backend=_render_backend() if render else "none",
             render_mode="rgb_array" if render else None,
             human_render_camera_configs={"width": 256, "height": 256},
         )
-    except (AssertionError, KeyError) as error:
-        raise NnitError(
-            f"{task} cannot be built with control mode {control_mode!r}"
-            f"{_control_modes(task, error)}"
-        ) from None
+    except NnitError as error:
+        raise NnitError(f"{task} cannot be used: {error}") from None
+    except (Exception, SystemExit) as error:  # each task fails in a way of its own
+        modes = control_modes(task)
+        if modes and control_mode not in modes:
+            reason = f"it has no control mode {control_mode!r}, only {', '.join(modes)}."
+        else:
+            reason = f"ManiSkill cannot build it on this machine ({_in_short(error)})."
+        raise NnitError(f"{task} cannot be used: {reason}") from error
     return env.unwrapped
 
 
-def _control_modes(task: str, error: Exception) -> str:
-    """End of a message on a control mode: those of the task, or the error if it has none."""
+def control_modes(task: str) -> list[str]:
+    """Control modes of a task's robot; empty if the task cannot be built at all."""
+    prepare_process()
+    if not headless.has_render_device():
+        headless.install_stand_ins()
     try:
         env = gym.make(task, obs_mode="state", sim_backend="physx_cpu", render_backend="none")
-    except Exception:
-        return f" ({error})."
-    modes = getattr(env.get_wrapper_attr("agent"), "supported_control_modes", [])
+    except (Exception, SystemExit):
+        return []
+    agent = env.get_wrapper_attr("agent")
+    robot = getattr(agent, "agents", [agent])[0]
     env.close()
-    return f". Its control modes are {', '.join(modes)}."
+    return list(getattr(robot, "supported_control_modes", []))
+
+
+def _in_short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def _render_backend() -> str:

@@ -21,7 +21,7 @@ def plan(context: RunContext) -> StagePlan:
     path = context.earlier(lambda run: run.population.path)
     earlier = PopulationDirectory(path) if path else None
     for task in config.tasks:
-        check_task(task)
+        check_task(task, training=True)
     key = context.reads("tasks", "control_mode", "population")
     recipes = {task: config.population.recipe_of(task).model_dump() for task in config.tasks}
     key["population"] |= {"recipes": recipes}

@@ -161,7 +161,7 @@ def test_positions_name_the_tool_and_the_cube(env):
 )
 def test_unusable_tasks_say_why(task, expected):
     with pytest.raises(NnitError, match=expected):
-        check_task(task)
+        check_task(task, training=True)
 
 
 def test_unknown_control_mode():
