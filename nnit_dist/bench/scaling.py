@@ -86,13 +86,15 @@ def gradient_bytes(name: str) -> int:
     return sum(4 * p.numel() for p in trainer.network.parameters())
 
 
-def measure_driver(settings: Sequence[tuple[int, float]] = ((20, 0.1), (100, 0.5))) -> Driver:
+def measure_driver(
+    settings: Sequence[tuple[int, float]] = ((20, 0.1), (100, 0.5)), episodes: int = 100
+) -> Driver:
     """Measure the driver in two runs of stand-in simulators: (simulators, seconds an episode)."""
     info = TaskInfo("stand-in", DEFAULT_CONTROL_MODE, 35, 8, 50)
     rows, spent, stored = [], [], 0.0
     for actors, episode_s in settings:
         evaluables = [random_policy(info, seed) for seed in range(4 * actors)]
-        jobs = [Job(evaluable, tuple(range(100))) for evaluable in evaluables]
+        jobs = [Job(evaluable, tuple(range(episodes))) for evaluable in evaluables]
         with tempfile.TemporaryDirectory() as name:
             store = EpisodeStore(Path(name))
             with SimulatorPool(StandIns(actors, episode_s), actors) as pool:
@@ -103,7 +105,7 @@ def measure_driver(settings: Sequence[tuple[int, float]] = ((20, 0.1), (100, 0.5
                     store.add(outcome[0].policy, outcome[1])
                 spent.append(time.process_time() - began)
             store.flush()
-            rollouts = 100 * len(evaluables)
+            rollouts = episodes * len(evaluables)
             rows.append([pool.calls - calls, rollouts])
             stored = sum(file.stat().st_size for file in Path(name).iterdir()) / rollouts
     call_s, rollout_s = np.linalg.solve(np.array(rows, float), np.array(spent))

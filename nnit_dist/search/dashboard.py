@@ -5,7 +5,12 @@ finished one, or one that runs elsewhere on shared storage.
 """
 
 import asyncio
+import base64
+import hashlib
 import hmac
+import html
+import os
+import re
 import secrets
 import webbrowser
 from collections.abc import Awaitable, Callable
@@ -17,6 +22,7 @@ from aiohttp import web
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import read_json
+from nnit_dist.core.storage import on_disk, private_directory
 from nnit_dist.runtime.progress import console
 from nnit_dist.runtime.ray_session import cluster_token
 from nnit_dist.search.records import NetworkSuccess, PoolFigures, SearchDescription, TrialRecord
@@ -50,16 +56,34 @@ def serve(out: Path, port: int, open_browser: bool = True) -> None:
     address = f"http://127.0.0.1:{port}/"
     console.print(f"dashboard: {address}?token={key}")
     if open_browser:
-        webbrowser.open(f"{address}?token={key}")
+        webbrowser.open(_opening_file(f"{address}?token={key}", port).as_uri())
     try:
         web.run_app(application(out, key, cluster), host="127.0.0.1", port=port, print=None)
     except OSError as error:
         raise NnitError(f"port {port} cannot be used ({error.strerror}); name another.") from None
 
 
+def _opening_file(address: str, port: int) -> Path:
+    """A page of this account alone that leads to `address`.
+
+    The browser gets the name of the file: everybody can read the arguments of a process.
+    """
+    path = private_directory() / f"dashboard-{port}.html"
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(f'<meta http-equiv="refresh" content="0; url={html.escape(address)}">')
+    return path
+
+
 def application(out: Path, key: str, cluster: str | None = None) -> web.Application:
     """Serve the page, its data and its pictures to requests with `key` or the cluster's token."""
     app = web.Application(middlewares=[_guard(key, cluster)])
+    headers = _security_headers()
+
+    async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(headers)
+
+    app.on_response_prepare.append(add_headers)
     app.add_routes(
         [
             web.get("/", _page),
@@ -103,7 +127,7 @@ def page_data(out: Path) -> PageData:
         "networks": networks,
         "importance": importance(trials, search["distributions"]),
         "pool": read_json(pool) if pool.exists() else None,
-        "pictures": sorted(p.name for p in (out / "best").glob("[!.]*") if p.suffix in PICTURES),
+        "pictures": sorted(p.name for p in (out / "best").glob("[!.]*") if _is_picture(p)),
     }
 
 
@@ -128,7 +152,8 @@ def _guard(key: str, cluster: str | None) -> Any:
         if not allowed:
             raise web.HTTPUnauthorized(text="It wants the token that `nnit dashboard` shows.")
         if "token" in request.query:  # keep it out of the address bar and the history
-            redirect = web.HTTPSeeOther(request.path)
+            # One slash: `//host/` would lead to another host.
+            redirect = web.HTTPSeeOther("/" + request.path.lstrip("/\\"))
             redirect.set_cookie(cookie, key, httponly=True, samesite="Strict")
             return redirect
         response = await handler(request)
@@ -139,7 +164,29 @@ def _guard(key: str, cluster: str | None) -> Any:
 
 
 def _same(brought: str, expected: str) -> bool:
-    return hmac.compare_digest(brought.encode(), expected.encode())
+    return hmac.compare_digest(brought.encode(errors="surrogateescape"), expected.encode())
+
+
+def _security_headers() -> dict[str, str]:
+    """Headers that let the page run its own script alone, and no page show it in a frame."""
+    (script,) = re.findall(r"<script>(.*?)</script>", PAGE.read_text(), re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'self' 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "img-src 'self' data: blob:; media-src 'self'; connect-src 'self'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    )
+    return {
+        "Content-Security-Policy": policy,
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+        "Referrer-Policy": "no-referrer",
+    }
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether it is a picture or a film, and no link to another file."""
+    return path.suffix in PICTURES and path.is_file() and not (on_disk(path) and path.is_symlink())
 
 
 async def _plotly(request: web.Request) -> web.Response:
@@ -159,7 +206,7 @@ async def _data(out: Path, request: web.Request) -> web.StreamResponse:
 
 async def _picture(out: Path, request: web.Request) -> web.StreamResponse:
     path = out / "best" / Path(request.match_info["name"]).name
-    if path.suffix not in PICTURES or not path.exists():
+    if not _is_picture(path):
         raise web.HTTPNotFound
     kind = "video/mp4" if path.suffix == ".mp4" else "image/png"
     return web.Response(body=path.read_bytes(), content_type=kind)

@@ -174,7 +174,7 @@ def test_gradients_take_their_time_on_the_network():
 
 
 def test_the_drivers_cost_is_split_into_calls_and_rollouts(ray_local):
-    driver = measure_driver(((4, 0.02), (8, 0.1)))
+    driver = measure_driver(((4, 0.02), (8, 0.1)), episodes=25)
     assert 0 <= driver.call_s < 0.1
     assert 0 < driver.call_s + driver.rollout_s < 0.1
     assert driver.stored_bytes > 0

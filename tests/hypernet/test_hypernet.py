@@ -218,7 +218,7 @@ def test_an_average_acts_as_two_do_on_average_and_is_known_by_their_weights():
     one, other, third = (random_policy((8,), seed) for seed in range(3))
     obs = np.random.default_rng(0).normal(size=35).astype(np.float32)
     both = average(one, other)
-    assert np.allclose(both.act(obs), (one.act(obs) + other.act(obs)) / 2)
+    assert np.allclose(both.begin(0)(obs), (one.act(obs) + other.act(obs)) / 2)
     assert both.fingerprint() == average(one, other).fingerprint()
     assert both.fingerprint() != average(one, third).fingerprint()
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ import pytest
 from support.searches import ROOT, fake_search
 
 from nnit_dist.core.files import read_json, write_json
-from nnit_dist.search.dashboard import page_key
+from nnit_dist.search.dashboard import _opening_file, page_key
 from nnit_dist.search.results import read_trials
 
 
@@ -70,8 +72,39 @@ def test_the_page_is_for_those_with_the_token(served):
     (out / "best").mkdir()
     (out / "best" / "weights.png").write_bytes(b"picture")
     assert get(server_address("best/weights.png"), **known) == (200, b"picture")
-    for name in ("..%2Fsearch.json", "other.png", "search.json"):
+    (out / "best" / "linked.png").symlink_to(out / "search.json")
+    for name in ("..%2Fsearch.json", "other.png", "search.json", "linked.png"):
         assert get(server_address(f"best/{name}"), **known)[0] == 404
+    assert json.loads(get(server_address("data.json"), **known)[1])["pictures"] == ["weights.png"]
+
+
+def raw(request: bytes) -> bytes:
+    """The answer to a request that no library would send."""
+    with socket.create_connection(("127.0.0.1", 8271), timeout=10) as connection:
+        connection.sendall(request + b"\r\nHost: 127.0.0.1:8271\r\nConnection: close\r\n\r\n")
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_strange_requests_are_refused_and_nobody_is_led_elsewhere(served):
+    _, key = served
+    for header in (b"Authorization: Bearer \xff\xfe", b"Cookie: nnit_token_8271=\xff"):
+        assert raw(b"GET / HTTP/1.1\r\n" + header).startswith(b"HTTP/1.1 401")
+    for path in (b"//evil.example/", b"/\\evil.example/", b"///evil.example"):
+        answer = raw(b"GET " + path + b"?token=" + key.encode() + b" HTTP/1.1")
+        (place,) = re.findall(rb"Location: (.*)\r", answer) or [b"/"]
+        assert re.match(rb"/[^/\\]", place + b"x"), answer
+    page = raw(b"GET / HTTP/1.1\r\nAuthorization: Bearer " + key.encode())
+    for header in (b"Content-Security-Policy: default-src 'none'", b"nosniff", b"DENY"):
+        assert header in page
+        assert header in raw(b"GET / HTTP/1.1")
+
+
+def test_a_browser_is_started_with_a_private_file_and_not_with_the_key():
+    path = _opening_file("http://127.0.0.1:1/?token=secret", 1)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "token=secret" in path.read_text()
+    assert "secret" not in path.as_uri()
+    path.unlink()
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")

@@ -30,7 +30,7 @@ def test_a_trial_comes_back_with_what_it_inherited(key, tmp_path):
     assert (first["inherited"], first["donor"]) == (0, None)
     assert (second["inherited"], second["donor"]) == (1, "a")
     assert first["rungs"] == second["rungs"] == [RUNG]
-    assert (first["state"], first["whole"], first["success"]) == ("open", False, 0.5)
+    assert (first["state"], first["complete"], first["success"]) == ("open", False, 0.5)
     assert schedule(trials, second) == [
         {"after": 0, "values": {"nnit.lr": 1e-3}},
         {"after": 1, "values": {"nnit.lr": 1e-4}},

@@ -19,7 +19,7 @@ def test_trials_have_their_turns_and_failing_networks_count_as_zero(ray_local, t
     with evaluation_server(simulators, 1, False) as server:
         _take_turns(server)
         with StageProgress("trials") as view:
-            watch = Watch(view, tmp_path, total=1, known=[], rungs=1, server=server)
+            watch = Watch(view, tmp_path, total=1, trials=[], rungs=1, server=server)
             ray.kill(server)
             with pytest.raises(NnitError, match="the pool of simulators died"):
                 while True:  # before trials fail for it
