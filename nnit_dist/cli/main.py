@@ -13,6 +13,7 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
+from nnit_dist import __version__
 from nnit_dist.cli.bench import bench_app
 from nnit_dist.cli.evaluate import compare, evaluate
 from nnit_dist.cli.options import PLACE, Debug, Overwrite
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from nnit_dist.stages.pipeline import Pipeline
 
 app = typer.Typer(
-    help="Writes working robot policies for any MLP topology instead of training them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,6 +44,22 @@ Out = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="override a key, e.g. --set nnit.steps=500")
 ]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"nnit_dist {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="show the version"),
+    ] = False,
+) -> None:
+    """Writes working robot policies for any MLP topology instead of training them."""
 
 
 def main() -> None:

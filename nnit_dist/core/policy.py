@@ -19,10 +19,12 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import canonical_safetensors, write_atomic
 from nnit_dist.core.names import check_name, name_from
 from nnit_dist.core.storage import local_file
-from nnit_dist.core.topology import Topology
+from nnit_dist.core.topology import Hidden, Topology
 
 FORMAT = "nnit.policy/1"
 SUFFIX = ".safetensors"
+MOST_BYTES = 256 << 20  # of a policy's file
+_NUMPY_KINDS, _TORCH_KINDS = {"F16", "F32", "F64"}, {"BF16", "F8_E4M3", "F8_E5M2"}
 
 
 @dataclass
@@ -52,7 +54,18 @@ class Policy:
             )
 
     def act(self, obs: np.ndarray) -> np.ndarray:
-        """Actions [..., act_dim] in [-1, 1] for observations [..., obs_dim]."""
+        """Actions [..., act_dim] in [-1, 1] for observations [..., obs_dim].
+
+        Raises:
+            NnitError: the observations have another size, or are not finite.
+        """
+        if obs.shape[-1:] != (self.topology.obs_dim,):
+            raise NnitError(
+                f"policy {self.id!r} needs {self.topology.obs_dim} observations; got an array of "
+                f"shape {list(obs.shape)}."
+            )
+        if not np.isfinite(obs).all():
+            raise NnitError(f"policy {self.id!r} got observations that are NaN or infinite.")
         return np.minimum(np.maximum(self.forward(obs), -1.0), 1.0)
 
     def forward(self, obs: np.ndarray) -> np.ndarray:
@@ -174,9 +187,8 @@ def load_policy(path: Path) -> Policy:
             weights that are NaN or infinite.
     """
     try:
-        with local_file(path) as local, safe_open(str(local), framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with local_file(path) as local:
+            tensors, metadata = _read(local, path)
     except FileNotFoundError:
         raise NnitError(f"there is no policy file {path}.") from None
     except (SafetensorError, OSError, ValueError) as error:
@@ -194,16 +206,47 @@ def load_policy(path: Path) -> Policy:
     return policy
 
 
+def _read(local: Path, path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; `path` is its name in messages."""
+    if local.stat().st_size > MOST_BYTES:
+        raise NnitError(f"{path} has more than {MOST_BYTES >> 20} MB, too much for a policy.")
+    with local.open("rb") as begin:
+        if begin.read(4) == b"PK\3\4":
+            raise NnitError(
+                f"{path} is a PyTorch checkpoint, not a safetensors file. Make an "
+                "`nnit_dist.Policy` of its weights, and write it with `nnit_dist.save_policy`."
+            )
+    with safe_open(str(local), framework="numpy") as file:
+        names, metadata = list(file.keys()), file.metadata() or {}
+        kinds = {name: file.get_slice(name).get_dtype() for name in names}
+        if strange := sorted({*kinds.values()} - _NUMPY_KINDS - _TORCH_KINDS):
+            raise NnitError(f"{path} has weights of the type {strange[0]}; it must be a float.")
+        if not _TORCH_KINDS & {*kinds.values()}:
+            return {name: file.get_tensor(name) for name in names}, metadata
+    with safe_open(str(local), framework="pt") as file:  # numpy has no such floats
+        return {name: file.get_tensor(name).float().numpy() for name in names}, metadata
+
+
+def _hidden_of(text: str) -> Hidden:
+    """Hidden widths from their JSON; ValueError for anything but a list of whole numbers."""
+    hidden = json.loads(text)
+    if not isinstance(hidden, list) or not all(type(width) is int for width in hidden):
+        raise ValueError(f"hidden={text[:40]}")
+    return tuple(hidden)
+
+
 def _policy_from(tensors: dict, metadata: dict[str, str], path: Path) -> Policy:
     known = {"format", "task", "control_mode", "hidden", "activation", "source", "id"}
     try:
-        hidden = tuple(json.loads(metadata["hidden"]))
+        hidden = _hidden_of(metadata["hidden"])
         layers = [
             (tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"])
             for i in range(len(hidden) + 1)
         ]
         if len(tensors) != 2 * len(layers):
             raise NnitError(f"{len(tensors)} tensors for {len(layers)} layers of {hidden}.")
+        if any((weight.ndim, bias.ndim) != (2, 1) for weight, bias in layers):
+            raise NnitError("a weight must be a matrix [out, in], and a bias a vector [out].")
         topology = Topology(
             layers[0][0].shape[1], hidden, layers[-1][0].shape[0], metadata["activation"]
         )

@@ -17,6 +17,7 @@ from nnit_dist.hypernet.config import AlignConfig
 from nnit_dist.nnit.config import DEFAULT_STEPS, NNiTConfig
 from nnit_dist.population.config import PopulationConfig
 from nnit_dist.stages.keys import Key, keys_of
+from nnit_dist.stages.yaml_file import read_yaml
 from nnit_dist.training.config import Placement, check_task_weights
 
 
@@ -150,12 +151,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         NnitError: the file is missing or not YAML, a key is unknown (with its full path and the
             nearest valid name), or a value is out of range.
     """
-    try:
-        data = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise NnitError(f"there is no configuration {path}.") from None
-    except yaml.YAMLError as error:
-        raise NnitError(f"{path} is not valid YAML: {error}") from None
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise NnitError(f"{path} holds no configuration: expected keys such as name and tasks.")
     for override in overrides or []:

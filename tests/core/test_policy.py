@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors import torch as torch_file
 from safetensors.numpy import save_file
 from support.networks import random_policy
 
@@ -122,3 +124,64 @@ def test_two_files_with_one_id(tmp_path):
 def test_directory_without_policies(tmp_path):
     with pytest.raises(NnitError, match="no policy files"):
         load_policies(tmp_path)
+
+
+def rewritten(tmp_path, tensors=None, **metadata):
+    """A policy's file with other tensors or metadata."""
+    policy = random_policy()
+    path = save_policy(policy, tmp_path / "policy.safetensors")
+    with safe_open(str(path), framework="pt") as file:
+        known = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        strings = file.metadata() | metadata
+    torch_file.save_file({**known, **(tensors or {})}, path, strings)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_other_floats_are_read(dtype, tmp_path):
+    policy = random_policy()
+    tensors = {
+        f"layers.{i}.{name}": torch.from_numpy(values).to(dtype)
+        for i, layer in enumerate(policy.layers)
+        for name, values in zip(("weight", "bias"), layer, strict=True)
+    }
+    read = load_policy(rewritten(tmp_path, tensors))
+    assert np.allclose(read.flat(), policy.flat(), rtol=0.01, atol=0.01)
+    assert read.flat().dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "hidden", ["16", "null", '["16"]', "[[16]]", "[16.0]", "[true]", "{", "[]"]
+)
+def test_hidden_widths_that_are_none_are_refused(hidden, tmp_path):
+    with pytest.raises(NnitError, match=r"policy\.safetensors"):
+        load_policy(rewritten(tmp_path, hidden=hidden))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "expected"),
+    [
+        ({"layers.0.weight": torch.zeros(35, 16)}, "layers of shapes|lacks or misstates"),
+        ({"layers.0.bias": torch.zeros(16, 1)}, "bias a vector"),
+        ({"layers.1.weight": torch.zeros(128)}, "a matrix"),
+        ({"extra": torch.zeros(2)}, "7 tensors for 3 layers"),
+        ({"layers.0.bias": torch.zeros(16, dtype=torch.int8)}, "type I8"),
+    ],
+)
+def test_tensors_that_do_not_fit_say_what_was_found(tensors, expected, tmp_path):
+    with pytest.raises(NnitError, match=expected):
+        load_policy(rewritten(tmp_path, tensors))
+
+
+def test_a_torch_checkpoint_is_called_one(tmp_path):
+    torch.save({"actor.weight": torch.zeros(2, 2)}, tmp_path / "ckpt.safetensors")
+    with pytest.raises(NnitError, match="is a PyTorch checkpoint"):
+        load_policy(tmp_path / "ckpt.safetensors")
+
+
+@pytest.mark.parametrize(
+    "obs", [np.zeros(34), np.zeros(()), np.full(35, np.nan), np.full(35, -np.inf)]
+)
+def test_a_policy_says_what_is_wrong_with_an_observation(obs):
+    with pytest.raises(NnitError, match="needs 35 observations|NaN or infinite"):
+        random_policy().act(obs)

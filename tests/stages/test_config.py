@@ -127,3 +127,24 @@ def test_every_key_has_a_meaning_and_the_default_that_a_configuration_has(tmp_pa
     ]
     with pytest.raises(NnitError, match=r"begins with 'nnit.stepz'. Did you mean nnit.steps"):
         known_keys("nnit.stepz")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: a\nname: b", "the key 'name' is there twice"),
+        ("name: a\nnnit: {steps: 1, lr: 0.1, steps: 2}", "the key 'steps' is there twice"),
+        ("a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]", "aliases"),
+        ("[" * 5000, "not valid YAML"),
+        ("x" * (1 << 21), "too large"),
+        ("name: ä".encode("utf-16"), "not text in UTF-8"),
+        (b"name: \xff\xfe", "not text in UTF-8"),
+    ],
+)
+def test_files_that_are_no_configuration_say_why(text, expected, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(NnitError, match=expected):
+        load_config(path)
+    with pytest.raises(NnitError, match="cannot read"):
+        load_config(tmp_path)
