@@ -23,6 +23,7 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.formatting import percent, percent_range
 from nnit_dist.core.storage import runs
 from nnit_dist.nnit.config import DEFAULT_STEPS
+from nnit_dist.runtime.interrupts import Interrupted, handle_interrupts
 from nnit_dist.runtime.progress import StageProgress, console, styled
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # in an ASCII locale, ✓ becomes ?
             stream.reconfigure(errors="replace")
+    handle_interrupts(enable=True)
     try:
         app(standalone_mode=True)
     except NnitError as error:
@@ -76,9 +78,9 @@ def main() -> None:
             traceback.print_exc()
         console.print(styled(("error:", "bold red"), f" {error}"))
         sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("\ninterrupted; run the same command to go on.")
-        sys.exit(130)
+    except Interrupted as interrupted:
+        console.print("\ninterrupted; the same command goes on.")
+        sys.exit(interrupted.code)
 
 
 @app.command()

@@ -17,6 +17,7 @@ import aiohttp
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.storage import IN_JOB
+from nnit_dist.runtime.interrupts import Interrupted
 from nnit_dist.runtime.progress import console
 from nnit_dist.runtime.ray_session import cluster_token
 from nnit_dist.stages.config import load_config
@@ -63,10 +64,10 @@ def submit(
         return 0
     try:
         return _follow(client, job_id)
-    except (KeyboardInterrupt, RuntimeError, OSError, aiohttp.ClientError) as error:
-        reason = _first_line(error) if str(error) else "interrupted"
+    except (Interrupted, RuntimeError, OSError, aiohttp.ClientError) as error:
+        reason = _first_line(error)
         console.print(f"{reason}; the job goes on: RAY_AUTH_MODE=token {follow}")
-        return 130 if isinstance(error, KeyboardInterrupt) else 1
+        return error.code if isinstance(error, Interrupted) else 1
 
 
 def _start(client: Any, place: str, entrypoint: str, directory: Path) -> str:

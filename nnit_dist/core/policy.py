@@ -86,11 +86,10 @@ class Policy:
         return digest.hexdigest()[:16]
 
     def check_names(self) -> "Policy":
-        """This policy; NnitError if its id, task, control mode or source cannot be a name."""
+        """This policy; NnitError if its id, task or control mode cannot be a name."""
         check_name(self.id, "id")
         check_name(self.task, "task")
         check_name(self.control_mode, "control mode")
-        check_name(self.source, "source")
         return self
 
     def check_finite(self, name: str = "") -> None:

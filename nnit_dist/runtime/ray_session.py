@@ -12,6 +12,7 @@ from typing import Any
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.storage import private_directory
+from nnit_dist.runtime.interrupts import handle_interrupts
 
 _ENVIRONMENT = {
     # Waiting threads of torch spin briefly, then sleep. A step of NNiT on two threads then takes
@@ -22,6 +23,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
     "PYTHONWARNINGS": "ignore",
@@ -121,6 +123,7 @@ def ray_session(
             "Check `nnit doctor`; if the cluster has a token, set RAY_AUTH_TOKEN to it."
         ) from error
     _protect_token()
+    handle_interrupts()  # in place of Ray's
     _joined = bool(address)
     try:
         with _claimed(claim) if address and claim else nullcontext():

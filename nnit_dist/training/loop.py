@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -72,7 +72,12 @@ def fit(
 
     minimum, workers = placement.min_workers, placement.workers
     settings = {_START_TIMEOUT: "20" if minimum else "300", _CHECK_EVERY: "0.5"}
-    trainer = TorchTrainer(
+
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Ray's handler swallows ^C, and stays when the training has ended."""
+
+    trainer = Trainer(
         _work,
         train_loop_config={
             "worker": worker,

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 def nnit(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """Run the command's own `main` here: what it imports, and Ray, have started already."""
     out, err = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with (
         contextlib.chdir(cwd),
         patch.object(sys, "argv", ["nnit", *map(str, words)]),
@@ -26,6 +28,9 @@ def nnit(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return subprocess.CompletedProcess(sys.argv, code, out.getvalue(), err.getvalue())
 
 
