@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from nnit_dist.rollout.results import PolicyResult
 
 
+PARTLY = 3  # the exit code if some policies could not be measured
+
+
 def evaluate(
     policies: Annotated[
         str, typer.Argument(help="policy files, a directory of them, a zoo, or module:function")
@@ -91,6 +94,8 @@ def evaluate(
         console.print(f"filmed: {', '.join(map(str, written))}")
     for policy_id, reason in result.failures.items():
         console.print(styled(("not measured:", "red"), f" {policy_id}: {reason}"))
+    if result.failures:
+        raise typer.Exit(PARTLY if rows else 1)
 
 
 def compare(

@@ -12,7 +12,7 @@ import ray
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.task import SimBackend
 from nnit_dist.rollout.episodes import Part, Rollouts, run_part
-from nnit_dist.runtime.ray_session import AWAY_FROM_TRAINING, ROLE, TRAINING
+from nnit_dist.runtime.ray_session import AWAY_FROM_TRAINING, ROLE, TRAINING, may_grow
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,11 @@ class Simulators:
         """
         nodes = _nodes(training=self.sim_backend == "physx_cuda")
         return int(sum(node["Resources"].get("GPU" if self.on_gpu else "CPU", 0) for node in nodes))
+
+    def check(self) -> None:
+        """Raise NnitError if no node has a GPU that the simulators need, and none can come."""
+        if self.sim_backend == "physx_cuda" and not self.room() and not may_grow():
+            raise NnitError("physx_cuda needs a GPU, and Ray has none here; choose physx_cpu.")
 
     @cached_property
     def on_gpu(self) -> bool:

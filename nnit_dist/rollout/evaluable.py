@@ -202,7 +202,7 @@ def _check_policy(policy: Policy, info: TaskInfo) -> None:
 def _check_function(policy: FunctionPolicy, info: TaskInfo) -> None:
     try:
         action = policy.begin(0)(np.zeros(info.obs_dim, np.float32))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise NnitError(
             f"{policy.id} fails on an observation [{info.obs_dim}] of zeros: "
             f"{type(error).__name__}: {error}"

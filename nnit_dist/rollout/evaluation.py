@@ -166,6 +166,7 @@ class Evaluator:
             with ray_session():
                 first = evaluables[0]
                 simulators = Simulators(first.task, first.control_mode, returns, sim_backend)
+                simulators.check()
                 failures = measure(
                     evaluables, scores, store, simulators, actors=self.actors, title=self.title
                 )

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from support.networks import TASK, random_policy
 from support.pools import faulty
 
@@ -223,3 +224,10 @@ def test_bad_requests_are_refused_before_anything_runs(policies, options, expect
     with pytest.raises(NnitError, match=expected):
         evaluate(policies, **{"episodes": 1, "out": tmp_path, **options})
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.timeout(60)
+def test_a_gpu_that_is_not_there_is_not_waited_for():
+    with pytest.raises(NnitError, match="needs a GPU, and Ray has none"):
+        Evaluator(sim_backend="physx_cuda").evaluate(POLICIES[0], 1)

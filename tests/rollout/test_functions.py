@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.commands import nnit_process
 from support.networks import TASK, random_policy
 
 from nnit_dist.core.errors import NnitError
@@ -146,6 +147,20 @@ def test_a_directory_holds_one_task_and_the_last_run_of_a_function(ray_local, tm
             evaluate(still, 2, tmp_path, **options)
     again = EpisodeStore(tmp_path / "episodes").table()
     assert again.drop_columns("episode_return").equals(table.drop_columns("episode_return"))
+
+
+def test_a_function_that_ends_its_process_is_given_up_and_the_exit_code_says_so(tmp_path):
+    lines = (
+        "def act(obs):",
+        "    if obs.any():",
+        "        raise SystemExit(0)",
+        "    return obs[:8]",
+    )
+    (tmp_path / "faulty.py").write_text("\n".join(lines))
+    words = ("evaluate", "faulty:act", "--task", TASK, "--episodes", 1, "--actors", 1)
+    result = nnit_process(*words, cwd=tmp_path)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "not measured: faulty:act" in result.stdout
 
 
 def test_evaluations_of_two_tasks_are_not_compared(tmp_path):
