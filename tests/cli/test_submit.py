@@ -128,7 +128,7 @@ def test_a_run_is_not_submitted_beside_itself(head):
 
 
 @pytest.mark.fault
-@pytest.mark.long  # 4 minutes
+@pytest.mark.endurance  # 4 minutes
 @pytest.mark.timeout(600)
 def test_a_run_whose_driver_died_goes_on_when_it_is_submitted_again(head, tmp_path):
     """`kill -9` of the job's process; what was finished is not done again."""

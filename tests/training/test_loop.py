@@ -70,7 +70,7 @@ def test_training_goes_on_with_fewer_workers_where_a_node_dies():
 
 
 @pytest.mark.fault
-@pytest.mark.long  # 3 minutes: Ray Train looks for nodes once a minute
+@pytest.mark.endurance  # 3 minutes: Ray Train looks for nodes once a minute
 @pytest.mark.timeout(300)
 def test_training_grows_where_a_node_comes():
     found = changing_nodes("growing")
