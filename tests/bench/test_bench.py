@@ -40,6 +40,7 @@ def test_stand_in_simulators_run_every_rollout_once_and_keep_the_time():
     assert found["expected_s"] > 0
 
 
+@pytest.mark.long
 def test_ppo_is_measured_beside_the_bare_loop_and_rllibs_own_parts():
     recipe = Recipe(env_steps=400, batch=200, minibatch=100, epochs=1, envs=2)
     rates = population.bench_population(TASK, 0.3, 1, recipe)

@@ -86,6 +86,7 @@ def test_failures_are_reported_and_the_rest_is_measured():
         result.success("bad")
 
 
+@pytest.mark.long
 @pytest.mark.fault
 def test_a_killed_driver_goes_on_from_what_is_stored(tmp_path):
     """`kill -9` of `nnit evaluate` in the middle; run again, it ends as if nothing had been."""

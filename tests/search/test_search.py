@@ -116,6 +116,7 @@ SPACE = {"population.recipe.lr": tune.choice([1e-4, 7e-4])}
         yield search, search.go(), ask
 
 
+@pytest.mark.long
 def test_a_search_of_recipes_trains_policies_by_them(recipes):
     search, found, _ = recipes
     out = search.out
@@ -132,6 +133,7 @@ def test_a_search_of_recipes_trains_policies_by_them(recipes):
     assert set(found["test"]) == {"best", "defaults", "difference"}
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus on this machine")
 def test_the_board_shows_what_prometheus_collects_of_a_search(recipes):
     search, found, ask = recipes

@@ -59,6 +59,7 @@ def changing_nodes(stage: str) -> dict:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.fault
 @pytest.mark.timeout(300)
 def test_training_goes_on_with_fewer_workers_where_a_node_dies():
