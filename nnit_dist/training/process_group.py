@@ -28,6 +28,8 @@ class NodeNetwork(TorchConfig):
 
 class _Backend(_TorchBackend):
     def on_start(self, worker_group, backend_config):
+        if len(worker_group) == 1:
+            return  # no group: torch's rendezvous listens on all interfaces, without a token
         worker_group.execute(_listen_at_node_address)
         super().on_start(worker_group, backend_config)
 

@@ -96,6 +96,7 @@ def test_a_trial_on_a_gpus_batch_is_measured_in_a_process_beside_it(unbroken, tm
     assert content_hash(tmp_path / "zoo") == content_hash(unbroken / "zoo")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_trial_whose_process_is_killed_is_retried_from_its_checkpoint(unbroken, tmp_path):
     killed: list[int] = []
@@ -118,6 +119,7 @@ def test_a_trial_whose_process_is_killed_is_retried_from_its_checkpoint(unbroken
     assert [member.policy.id for member in best] == [f"{SPEC.id}_000002048"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_process_that_has_trained_another_trial_trains_the_same_policy(unbroken, tmp_path):
     config = PopulationConfig(architectures=[[16, 8]], seeds=[4, 3], cpus=2, recipe=RECIPE)

@@ -170,6 +170,7 @@ def test_a_full_object_store_loses_nothing(calm):
     assert {(p, s): tuple(v) for p, s, *v in found["episodes"]} == calm
 
 
+@pytest.mark.long
 @pytest.mark.fault
 def test_a_node_that_joins_is_used(calm):
     found = run_script("two_nodes.py", "joins")
@@ -179,6 +180,7 @@ def test_a_node_that_joins_is_used(calm):
     assert {key: episodes[key] for key in calm} == calm
 
 
+@pytest.mark.long
 def test_a_cluster_that_grows_is_asked_for_nodes_and_a_run_has_one_driver(calm):
     """From a head without CPUs: one node for the first simulator, another for the work there is."""
     found = run_script("growing_cluster.py")

@@ -17,6 +17,7 @@ from nnit_dist.training.sampling import TrainingDistribution
 PAPER = Path(__file__).parents[2] / "configs" / "paper.yaml"
 
 
+@pytest.mark.long
 def test_two_steps_at_the_scale_of_the_paper(sampler):
     """The 112M-parameter network on topologies up to 256 wide and four layers deep."""
     config = load_config(PAPER)
