@@ -23,7 +23,7 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.formatting import percent, percent_range
 from nnit_dist.core.storage import runs
 from nnit_dist.nnit.config import DEFAULT_STEPS
-from nnit_dist.runtime.interrupts import Interrupted, handle_interrupts
+from nnit_dist.runtime.interrupts import handle_interrupts, interrupt_code
 from nnit_dist.runtime.progress import StageProgress, console, styled
 
 if TYPE_CHECKING:
@@ -74,13 +74,21 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except NnitError as error:
+        _end_if_interrupted()
         if "--debug" in sys.argv:
             traceback.print_exc()
         console.print(styled(("error:", "bold red"), f" {error}"))
         sys.exit(1)
-    except Interrupted as interrupted:
+    except (KeyboardInterrupt, SystemExit):
+        _end_if_interrupted()
+        raise
+
+
+def _end_if_interrupted() -> None:
+    """Whatever the interrupt has become on its way here."""
+    if code := interrupt_code():
         console.print("\ninterrupted; the same command goes on.")
-        sys.exit(interrupted.code)
+        sys.exit(code)
 
 
 @app.command()

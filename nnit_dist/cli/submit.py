@@ -17,7 +17,7 @@ import aiohttp
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.storage import IN_JOB
-from nnit_dist.runtime.interrupts import Interrupted
+from nnit_dist.runtime.interrupts import interrupt_code
 from nnit_dist.runtime.progress import console
 from nnit_dist.runtime.ray_session import cluster_token
 from nnit_dist.stages.config import load_config
@@ -64,10 +64,10 @@ def submit(
         return 0
     try:
         return _follow(client, job_id)
-    except (Interrupted, RuntimeError, OSError, aiohttp.ClientError) as error:
-        reason = _first_line(error)
+    except (KeyboardInterrupt, RuntimeError, OSError, aiohttp.ClientError) as error:
+        reason = "interrupted" if interrupt_code() else _first_line(error)
         console.print(f"{reason}; the job goes on: RAY_AUTH_MODE=token {follow}")
-        return error.code if isinstance(error, Interrupted) else 1
+        return interrupt_code() or 1
 
 
 def _start(client: Any, place: str, entrypoint: str, directory: Path) -> str:

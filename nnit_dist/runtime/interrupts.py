@@ -1,9 +1,9 @@
 """Interrupts: ^C on a terminal, and SIGTERM from a scheduler or a node that is taken away.
 
-The first one raises `Interrupted`, wherever the program is: what is done is kept, and Ray ends with
-its session. A second one ends the process at once. Ray, Ray Train and Ray Tune have handlers of
-their own, which would keep the program going or hide the interrupt; `handle_interrupts` is called
-again where they set them.
+The first one raises KeyboardInterrupt, wherever the program is: what is done is kept, and Ray ends
+with its session. A second one ends the process at once, and so does a program that has not stopped
+after some seconds. Ray, Ray Train and Ray Tune have handlers of their own, which would keep the
+program going or hide the interrupt; `handle_interrupts` is called again where they set them.
 """
 
 import os
@@ -11,20 +11,10 @@ import signal
 import threading
 from types import FrameType
 
+STOP_S = 20.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _enabled = False
-_received = 0
-
-
-class Interrupted(BaseException):
-    """The program was told to stop; `code` is its exit code, 130 or 143.
-
-    It is no KeyboardInterrupt, which libraries catch.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__("interrupted")
-        self.code = 128 + signum
+_code = 0
 
 
 def handle_interrupts(enable: bool = False) -> None:
@@ -39,9 +29,18 @@ def handle_interrupts(enable: bool = False) -> None:
             signal.signal(number, _interrupt)
 
 
+def interrupt_code() -> int:
+    """The exit code of a program that was interrupted, 130 or 143; 0 if it was not."""
+    return _code
+
+
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    global _received
-    _received += 1
-    if _received > 1:
-        os._exit(128 + signum)
-    raise Interrupted(signum)
+    global _code
+    if _code:
+        os._exit(_code)
+    _code = 128 + signum
+    late = threading.Timer(STOP_S, os._exit, (_code,))
+    late.daemon = True
+    late.start()
+    # (No class of its own: Ray recognises this one alone where it waits.)
+    raise KeyboardInterrupt
