@@ -97,7 +97,7 @@ def test_tasks_are_listed_with_what_can_be_done():
     assert "has no task" in result.stdout
 
 
-@pytest.mark.long
+@pytest.mark.endurance
 @pytest.mark.timeout(1800)
 def test_every_registered_task_works_or_says_why_not():
     found = {support.task: support for support in survey(all_tasks())}
