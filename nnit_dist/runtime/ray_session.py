@@ -104,8 +104,8 @@ def ray_session(
         env_vars |= _NO_DASHBOARD
     local: dict[str, Any] = {"num_cpus": num_cpus, "include_dashboard": False}
     if not os.environ.get("RAY_TMPDIR"):
-        # Ray's own directory, /tmp/ray, can be written by other accounts.
-        local["_temp_dir"] = str(private_directory())
+        # Ray lets every account write in its directory, so it lies in one that is closed to them.
+        local["_temp_dir"] = str(private_directory() / "ray")
     _protect_token()
     try:
         ray.init(
