@@ -74,12 +74,14 @@ def test_snapshots_carry_their_measured_success(unbroken):
     assert not np.array_equal(members[0].policy.flat(), members[1].policy.flat())
 
 
+@pytest.mark.long
 def test_a_trial_that_goes_on_from_its_checkpoint_ends_like_an_unbroken_one(unbroken, tmp_path):
     train(tmp_path, 3)  # one iteration beyond the checkpoint, lost
     train(tmp_path, 2)
     assert content_hash(tmp_path / "zoo") == content_hash(unbroken / "zoo")
 
 
+@pytest.mark.long
 def test_a_trial_on_a_gpus_batch_is_measured_in_a_process_beside_it(unbroken, tmp_path):
     """Real physics behind the interface of a GPU's: the same snapshots to the last bit."""
     made = []
