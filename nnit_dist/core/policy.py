@@ -57,15 +57,16 @@ class Policy:
         """Actions [..., act_dim] in [-1, 1] for observations [..., obs_dim].
 
         Raises:
-            NnitError: the observations have another size, or are not finite.
+            ValueError: the observations have another size, or are not finite. (Not NnitError, which
+                in a simulator means that it works with no policy.)
         """
         if obs.shape[-1:] != (self.topology.obs_dim,):
-            raise NnitError(
+            raise ValueError(
                 f"policy {self.id!r} needs {self.topology.obs_dim} observations; got an array of "
                 f"shape {list(obs.shape)}."
             )
         if not np.isfinite(obs).all():
-            raise NnitError(f"policy {self.id!r} got observations that are NaN or infinite.")
+            raise ValueError(f"policy {self.id!r} got observations that are NaN or infinite.")
         return np.minimum(np.maximum(self.forward(obs), -1.0), 1.0)
 
     def forward(self, obs: np.ndarray) -> np.ndarray:

@@ -183,5 +183,5 @@ def test_a_torch_checkpoint_is_called_one(tmp_path):
     "obs", [np.zeros(34), np.zeros(()), np.full(35, np.nan), np.full(35, -np.inf)]
 )
 def test_a_policy_says_what_is_wrong_with_an_observation(obs):
-    with pytest.raises(NnitError, match="needs 35 observations|NaN or infinite"):
+    with pytest.raises(ValueError, match="needs 35 observations|NaN or infinite"):
         random_policy().act(obs)

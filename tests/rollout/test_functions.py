@@ -163,6 +163,17 @@ def test_a_function_that_ends_its_process_is_given_up_and_the_exit_code_says_so(
     assert "not measured: faulty:act" in result.stdout
 
 
+def test_a_strange_observation_fails_its_policy_and_not_the_simulator(ray_local):
+    policy = random_policy()
+
+    def blind(obs: np.ndarray) -> np.ndarray:
+        return policy.act(np.where(obs.any(), np.nan, obs))
+
+    result = evaluate([blind, policy], 2, task=TASK)
+    assert [row["policy_id"] for row in result.rows()] == ["p"]
+    assert "NaN or infinite" in result.failures["blind"]
+
+
 def test_evaluations_of_two_tasks_are_not_compared(tmp_path):
     from nnit_dist.core.files import write_json
 
