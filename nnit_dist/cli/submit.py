@@ -9,16 +9,18 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.storage import IN_JOB
 from nnit_dist.runtime.interrupts import interrupt_code
-from nnit_dist.runtime.progress import console
+from nnit_dist.runtime.progress import console, styled
 from nnit_dist.runtime.ray_session import cluster_token
 from nnit_dist.stages.config import load_config
 
@@ -51,6 +53,14 @@ def submit(
             "absolute path that all nodes share, or an address such as s3://bucket/runs/x."
         )
     place = str(out or loaded.name).rstrip("/")
+    if cluster_token() and not _is_private(address):
+        console.print(
+            styled(
+                ("warning:", "yellow"),
+                f" the cluster's token, with which anyone can run code there, goes to {address} "
+                "unencrypted. Tunnel to it instead: `ray dashboard CLUSTER.yaml`.",
+            )
+        )
     client = _connect(address)
     try:
         with _package(config, loaded.continue_from) as directory:
@@ -98,6 +108,14 @@ def _entrypoint(config: Path, out: Path | None, overrides: list[str] | None) -> 
     for override in ["ray.address=auto", *(overrides or [])]:
         words += ["--set", override]
     return shlex.join(words)
+
+
+def _is_private(address: str) -> bool:
+    """Whether nobody can listen: the address is this machine's, or encrypted."""
+    parts = urlsplit(address)
+    with suppress(ValueError):
+        return parts.scheme != "http" or ip_address(parts.hostname or "").is_loopback
+    return parts.hostname == "localhost"
 
 
 def _connect(address: str) -> Any:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from ray.job_submission import JobStatus
 from support.clusters import await_dashboard, free_ports
+from support.commands import nnit
 
 from nnit_dist.cli.submit import _follow, _package
 
@@ -176,3 +177,16 @@ def test_models_travel_only_with_a_run_that_continues_from_them(continue_from, s
         assert (directory / "nnit_dist" / "pretrained").exists() == ships
         size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     assert (size > 30e6) == ships
+
+
+@pytest.mark.parametrize(
+    ("host", "warned"), [("127.0.0.1", False), ("localhost", False), ("192.168.77.77", True)]
+)
+def test_a_token_that_others_could_read_on_the_way_is_warned_about(host, warned, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
+    # A proxy that nobody serves: the request goes no further than this machine.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    result = nnit("submit", SMOKE, "--address", f"http://{host}:9")
+    assert result.returncode == 1
+    assert "no cluster takes jobs" in result.stdout
+    assert ("unencrypted" in result.stdout) == warned

@@ -1,6 +1,7 @@
 """The files for `ray up`: what Ray's launcher checks, and what must hold for safety."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def test_every_node_asks_for_the_token(cluster):
     assert len(starts(cluster)) == 2
     assert all("RAY_AUTH_MODE=token" in line for line in starts(cluster))
     assert any(path.endswith(".ray/auth_token") for path in cluster["file_mounts"])
+
+
+def test_every_node_keeps_ray_in_a_directory_of_its_account_alone(cluster):
+    for start in starts(cluster):
+        script = start.partition("ray start")[0] + "stat -c %a $RAY_TMPDIR"
+        made = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+        assert made.stdout.strip() == "700", made
+        assert "--head" in start or "--temp-dir=$RAY_TMPDIR/ray" in start
 
 
 def test_dashboards_listen_to_their_own_machine_alone(cluster):

@@ -1,7 +1,8 @@
 """Hosts on this machine: network namespaces with an SSH server each, as `ray up` wants them.
 
-Each has its own address, processes, home and /tmp/ray, and shares the other files of this machine,
-as hosts with a common NFS do. Root and Debian's iproute2, openssh-server and rsync make them.
+Each has its own address, processes, home and directories of Ray, and shares the other files of this
+machine, as hosts with a common NFS do. Root and Debian's iproute2, openssh-server and rsync make
+them.
 """
 
 import os
@@ -22,7 +23,7 @@ _SBIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 # In a mount and a process namespace of its own; a home of its own is where /etc/passwd says.
 _INSIDE = """set -e
 mount --make-rprivate /
-mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray
+for shared in /tmp/ray /tmp/nnit-$(id -u); do mkdir -p $shared && mount -t tmpfs tmpfs $shared; done
 mount --bind {passwd} /etc/passwd
 exec {sshd} -D -e -f {config}
 """
