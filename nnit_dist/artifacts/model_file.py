@@ -1,15 +1,23 @@
 """Model files: safetensors with metadata, of the hypernetwork and of NNiT."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnit_dist.artifacts.legacy import OLDER_FORMATS, upgrade_model
 from nnit_dist.core.errors import NnitError
-from nnit_dist.core.files import canonical_safetensors, write_atomic
+from nnit_dist.core.files import canonical_safetensors, check_safetensors_size, write_atomic
+from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.storage import local_file
+
+MOST_BYTES = 1 << 30  # of a model file
+M = TypeVar("M", bound=nn.Module)
 
 
 def write_model(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
@@ -22,20 +30,74 @@ def read_model(path: Path, expected: str) -> tuple[dict[str, Tensor], dict[str, 
     """Tensors and metadata of a model file, those of an older format under today's names.
 
     Raises:
-        NnitError: it is missing, damaged, or of another format.
+        NnitError: it is missing, damaged, too large, of another format, or has weights that are
+            not finite numbers.
     """
     try:
-        with local_file(path) as local, safe_open(str(local), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with local_file(path) as local:
+            check_safetensors_size(local, path, MOST_BYTES)
+            with safe_open(str(local), framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise NnitError(f"there is no model file {path}.") from None
     except (SafetensorError, OSError) as error:
         raise NnitError(f"{path} is not a readable model file ({error}).") from None
     found = metadata.get("format", "none")
     if found != expected and OLDER_FORMATS.get(found) != expected:
-        raise NnitError(f"{path} has format {found!r}; expected {expected!r}.")
+        raise NnitError(f"{path} has format {found[:40]!r}; expected {expected!r}.")
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() and tensor.dtype != torch.bool:
+            raise NnitError(f"{path} has {name[:80]!r} of the type {tensor.dtype}, not floats.")
+        if not tensor.isfinite().all():
+            raise NnitError(f"{path} has NaN or infinite weights in {name[:80]!r}.")
     return upgrade_model(tensors, metadata)
+
+
+@contextmanager
+def described_in(path: Path) -> Iterator[None]:
+    """Read what a model file says of its model; whatever does not fit becomes an NnitError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError, OverflowError, NnitError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise NnitError(
+            f"{path} does not hold the model that it describes ({reason}). Copy it or train again."
+        ) from None
+
+
+def build(make: Callable[[], M], tensors: dict[str, Tensor]) -> M:
+    """The module that `make` makes, with these tensors as its state.
+
+    It is made on the device `meta`, without memory: its sizes come from a file, and count only
+    if the tensors have them.
+
+    Raises:
+        ValueError: tensors are missing, superfluous, or of other shapes.
+    """
+    with torch.device("meta"):
+        module = make()
+    needed = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    for name in sorted(needed.keys() | tensors.keys()):
+        found = list(tensors[name].shape) if name in tensors else "missing"
+        wanted = list(needed[name]) if name in needed else "no such tensor"
+        if found != wanted:
+            raise ValueError(f"{name[:80]} is {found}; expected {wanted}")
+    copies = {name: tensors[name].to(torch.float32, copy=True) for name in needed}  # aligned
+    module.load_state_dict(copies, assign=True)
+    return module
+
+
+def read_normalizer(tensors: dict[str, Tensor], task: int, obs_dim: int) -> ObservationNormalizer:
+    """The normalizer of a task's observations, by the task's index.
+
+    Raises:
+        KeyError, ValueError: the file has none, or one of another size.
+    """
+    mean, std = (tensors[f"norm.{task}.{name}"].float() for name in ("mean", "std"))
+    if mean.shape != (obs_dim,) or std.shape != (obs_dim,) or not (std > 0).all():
+        raise ValueError(f"the normalizer of task {task} does not fit {obs_dim} observations")
+    return ObservationNormalizer(mean.numpy(), std.numpy())
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -54,14 +54,13 @@ def evaluate(
     from nnit_dist.rollout.evaluable import read_evaluables
     from nnit_dist.rollout.evaluation import Evaluator
     from nnit_dist.rollout.summaries import summarize
-    from nnit_dist.runtime.ray_session import ray_session
 
     evaluables = read_evaluables(policies, task, control_mode)
     name = policies if "://" in policies else policies.replace(":", ".")
     target = out or path_of(f"{name.rstrip('/')}-evaluation")
     log = beside(target, "evaluate.log")
-    with quiet_libraries(log), ray_session(address):
-        result = Evaluator(actors, sim_backend).evaluate(
+    with quiet_libraries(log):
+        result = Evaluator(actors, sim_backend, address=address).evaluate(
             evaluables, episodes, target, returns=returns, until_halfwidth=until_halfwidth
         )
     rows = result.rows()

@@ -16,7 +16,7 @@ from rich.text import Text
 from nnit_dist import __version__
 from nnit_dist.cli.bench import bench_app
 from nnit_dist.cli.evaluate import compare, evaluate
-from nnit_dist.cli.options import PLACE, Debug, Overwrite
+from nnit_dist.cli.options import PLACE, Debug, Overwrite, Seed
 from nnit_dist.cli.search import dashboard, tune
 from nnit_dist.cli.zoo import zoo_app
 from nnit_dist.core.errors import NnitError
@@ -82,6 +82,22 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit):
         _end_if_interrupted()
         raise
+    except Exception as error:
+        _end_if_interrupted()
+        if "--debug" in sys.argv:
+            raise
+        console.print(_unforeseen(error))
+        sys.exit(1)
+
+
+def _unforeseen(error: Exception) -> Text:
+    """A line on an error of the system, such as a full disk, or on a mistake of this program."""
+    if isinstance(error, OSError) and error.filename:
+        name = str(error.filename)[:200]
+        return styled(("error:", "bold red"), f" {name}: {error.strerror}; --debug shows where.")
+    words = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+    advice = "This is a mistake of nnit_dist. Please report it with what --debug shows."
+    return styled(("unexpected error:", "bold red"), f" {words}. {advice}")
 
 
 def _end_if_interrupted() -> None:
@@ -140,7 +156,7 @@ def generate(
     task: Annotated[str, typer.Option(help="ManiSkill3 task")] = "PushCube-v1",
     hidden: Annotated[str | None, typer.Option(help="hidden widths, e.g. 40x56")] = None,
     samples: Annotated[int, typer.Option(min=1)] = 1,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Seed = 0,
     steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = DEFAULT_STEPS,
     success: Annotated[
         float | None, typer.Option(help="success to ask for, 0 to 1; the best by default")
@@ -164,10 +180,10 @@ def generate(
     from nnit_dist.stages.generate import Sampler, Written, draw_topologies, generate_policies
 
     nnit, sampler = load_model(task, model), Sampler(steps, success, guidance)
-    widths = parse_hidden(hidden) if hidden else nnit.distribution.seen[0]
+    widths = nnit.distribution.seen[0] if hidden is None else parse_hidden(hidden)
     nnit.check(widths, success, guidance)
     write = partial(generate_policies, nnit, out=out, sampler=sampler, overwrite=overwrite)
-    if hidden:
+    if hidden is not None:
         written = write([widths], samples, seed=seed)
     else:
         written = Written()
@@ -191,7 +207,7 @@ def refine(
     steps: Annotated[
         int | None, typer.Option(min=1, help="of gradient descent; 2,000 by default")
     ] = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Seed = 0,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
@@ -304,7 +320,7 @@ def _kind_name(kind: str) -> str:
 
 def _summary(pipeline: "Pipeline") -> None:
     """Print each task's success by kind of topology and method, and a sentence on it."""
-    from nnit_dist.rollout.results import TaskFigures
+    from nnit_dist.rollout.results import TaskFigures, task_title
     from nnit_dist.rollout.summaries import METHODS, headline
 
     tasks: dict[str, TaskFigures] = pipeline.run.figures("evaluate")["tasks"]
@@ -315,7 +331,7 @@ def _summary(pipeline: "Pipeline") -> None:
             interval = f" ({percent_range(row['low'], row['high'])})"
             cell = styled(percent(row["success_once"]), (interval, "dim"))
             cells.setdefault(row["kind"], {})[row["method"]] = cell
-        title = f"{task}: success_once in %, mean and 95% interval"
+        title = f"{task_title(task, figures)}: success_once in %, mean and 95% interval"
         table = Table("topologies", *METHODS.values(), title=title)
         for kind, by_method in cells.items():
             table.add_row(_kind_name(kind), *(by_method.get(name, "") for name in METHODS.values()))

@@ -29,8 +29,13 @@ def zoo_ls(path: Zoo, debug: Debug = False) -> None:
     """List the policies of a zoo."""
     from nnit_dist.core.topology import hidden_name
 
-    table = Table(Column("id", no_wrap=True), "hidden", "env steps", "once", "at end", "return")
-    for row in _zoo(path).rows():
+    rows = _zoo(path).rows()
+    of_tasks = sorted({(row["task"], row["control_mode"]) for row in rows})
+    table = Table(
+        *(Column("id", no_wrap=True), "hidden", "env steps", "once", "at end", "return"),
+        title="; ".join(f"{task}, {mode}" for task, mode in of_tasks),
+    )
+    for row in rows:
         table.add_row(
             row["id"],
             hidden_name(tuple(row["hidden"])),

@@ -14,6 +14,7 @@ from nnit_dist.core.storage import on_disk, upload
 
 # A JSON object whose fields only its reader knows: sections of a configuration, figures of a stage.
 JsonObject: TypeAlias = dict[str, Any]
+MOST_HEADER_BYTES = 16 << 20  # of a safetensors file: names, shapes and metadata
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
@@ -76,6 +77,23 @@ def canonical_safetensors(data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
+def check_safetensors_size(local: Path, shown: Path, most_bytes: int) -> None:
+    """Raise NnitError if a safetensors file is too large to be read, or its header is.
+
+    Args:
+        shown: the name of the file in the message.
+    """
+    if local.stat().st_size > most_bytes:
+        raise NnitError(f"{shown} has more than {most_bytes >> 20} MB, too much for such a file.")
+    with local.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if MOST_HEADER_BYTES < header <= local.stat().st_size:
+        raise NnitError(
+            f"{shown} has a header of more than {MOST_HEADER_BYTES >> 20} MB, too much for such a "
+            "file."
+        )
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
@@ -86,7 +104,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise NnitError(f"there is no {path}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NnitError(f"{path} is damaged: {error}. Delete it to redo its stage.") from None
 
 

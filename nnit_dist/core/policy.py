@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as safetensors_bytes
 
 from nnit_dist.core.errors import NnitError
-from nnit_dist.core.files import canonical_safetensors, write_atomic
+from nnit_dist.core.files import canonical_safetensors, check_safetensors_size, write_atomic
 from nnit_dist.core.names import check_name, name_from
-from nnit_dist.core.storage import local_file
-from nnit_dist.core.topology import Hidden, Topology
+from nnit_dist.core.storage import local_file, path_of
+from nnit_dist.core.topology import Topology, hidden_of
 
 FORMAT = "nnit.policy/1"
 SUFFIX = ".safetensors"
@@ -48,9 +48,13 @@ class Policy:
         shapes = [(weight.shape, bias.shape) for weight, bias in self.layers]
         expected = [((out, fan_in), (out,)) for out, fan_in in self.topology.shapes]
         if shapes != expected:
+            # Every bias has as many values as its matrix has columns.
+            transposed = all(weight[-1:] == bias for weight, bias in shapes)
             raise NnitError(
                 f"policy {self.id!r} has layers of shapes {shapes}, but its topology "
                 f"{self.topology.name} needs {expected}."
+                + " Its matrices are transposed: they must be [out, in]."
+                * transposed
             )
 
     def act(self, obs: np.ndarray) -> np.ndarray:
@@ -127,13 +131,13 @@ def unflatten(flat: np.ndarray, topology: Topology) -> list[tuple[np.ndarray, np
     return layers
 
 
-def save_policy(policy: Policy, path: Path) -> Path:
+def save_policy(policy: Policy, path: Path | str) -> Path:
     """Write a policy file and return its path.
 
     Raises:
         NnitError: the policy has weights that are not finite, or the file cannot be written.
     """
-    return _write(policy_bytes(policy), path)
+    return _write(policy_bytes(policy), path_of(path))
 
 
 def policy_bytes(policy: Policy) -> bytes:
@@ -179,13 +183,14 @@ def _write(data: bytes, path: Path) -> Path:
     return write_atomic(path, lambda partial: partial.write_bytes(data))
 
 
-def load_policy(path: Path) -> Policy:
+def load_policy(path: Path | str) -> Policy:
     """Read a policy file.
 
     Raises:
         NnitError: the file is missing, truncated, of another format, or has wrong shapes or
             weights that are NaN or infinite.
     """
+    path = path_of(path)
     try:
         with local_file(path) as local:
             tensors, metadata = _read(local, path)
@@ -208,8 +213,7 @@ def load_policy(path: Path) -> Policy:
 
 def _read(local: Path, path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and metadata of a safetensors file; `path` is its name in messages."""
-    if local.stat().st_size > MOST_BYTES:
-        raise NnitError(f"{path} has more than {MOST_BYTES >> 20} MB, too much for a policy.")
+    check_safetensors_size(local, path, MOST_BYTES)
     with local.open("rb") as begin:
         if begin.read(4) == b"PK\3\4":
             raise NnitError(
@@ -227,18 +231,10 @@ def _read(local: Path, path: Path) -> tuple[dict[str, np.ndarray], dict[str, str
         return {name: file.get_tensor(name).float().numpy() for name in names}, metadata
 
 
-def _hidden_of(text: str) -> Hidden:
-    """Hidden widths from their JSON; ValueError for anything but a list of whole numbers."""
-    hidden = json.loads(text)
-    if not isinstance(hidden, list) or not all(type(width) is int for width in hidden):
-        raise ValueError(f"hidden={text[:40]}")
-    return tuple(hidden)
-
-
 def _policy_from(tensors: dict, metadata: dict[str, str], path: Path) -> Policy:
     known = {"format", "task", "control_mode", "hidden", "activation", "source", "id"}
     try:
-        hidden = _hidden_of(metadata["hidden"])
+        hidden = hidden_of(json.loads(metadata["hidden"]))
         layers = [
             (tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"])
             for i in range(len(hidden) + 1)
@@ -259,7 +255,7 @@ def _policy_from(tensors: dict, metadata: dict[str, str], path: Path) -> Policy:
             id=metadata.get("id") or name_from(path.stem),
             metadata={k: v for k, v in metadata.items() if k not in known},
         ).check_names()
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, RecursionError) as error:
         raise NnitError(
             f"{path} lacks or misstates {error} of the {FORMAT} contract. Export it again."
         ) from None
@@ -267,12 +263,13 @@ def _policy_from(tensors: dict, metadata: dict[str, str], path: Path) -> Policy:
         raise NnitError(f"{path}: {error}") from None
 
 
-def load_policies(directory: Path) -> list[Policy]:
+def load_policies(directory: Path | str) -> list[Policy]:
     """All policies of the files below `directory`, sorted by path; a file gives its policy.
 
     Raises:
         NnitError: there is no file, one cannot be read, or two policies have the same id.
     """
+    directory = path_of(directory)
     if directory.is_file():
         return [load_policy(directory)]
     paths = sorted(directory.rglob(f"[!.]*{SUFFIX}"))

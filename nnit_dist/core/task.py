@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from nnit_dist.core.errors import NnitError
 from nnit_dist.core.names import check_name
 
 DEFAULT_CONTROL_MODE = "pd_joint_delta_pos"
+MOST_SEED = 2**31 - 1  # of whatever is random
+MOST = 1 << 16  # observations, actions, or env steps of an episode
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,10 @@ class TaskInfo:
     def __post_init__(self) -> None:
         check_name(self.name, "task")
         check_name(self.control_mode, "control mode")
+        for name in ("obs_dim", "act_dim", "max_episode_steps"):
+            size = getattr(self, name)
+            if not (isinstance(size, int) and 0 < size <= MOST):
+                raise NnitError(f"{name} of {self.name} is {size!r}; expected 1 to {MOST}.")
 
 
 SimBackend = Literal["auto", "physx_cpu", "physx_cuda"]

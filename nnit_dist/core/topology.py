@@ -7,6 +7,7 @@ from nnit_dist.core.errors import NnitError
 
 INPUT, HIDDEN, OUTPUT = range(3)  # kinds of layers
 Hidden = tuple[int, ...]
+MOST_WIDTH, MOST_DEPTH = 16384, 64  # of what a model may write
 
 
 @dataclass(frozen=True, order=True)
@@ -66,6 +67,17 @@ class Topology:
 def hidden_name(hidden: Hidden) -> str:
     """`(40, 56)` -> `40x56`."""
     return "x".join(map(str, hidden))
+
+
+def hidden_of(value: object) -> Hidden:
+    """Hidden widths from a value of a JSON file.
+
+    Raises:
+        ValueError: it is not a list of whole numbers from 1 up.
+    """
+    if not isinstance(value, list) or not all(type(w) is int and w > 0 for w in value) or not value:
+        raise ValueError(f"hidden={str(value)[:40]}")
+    return tuple(value)
 
 
 def parse_hidden(text: str) -> Hidden:

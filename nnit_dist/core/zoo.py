@@ -6,10 +6,10 @@ trials can write at once, and readers never see half a file.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,53 +19,19 @@ import pyarrow.parquet as pq
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import write_atomic
 from nnit_dist.core.policy import Policy, unflatten
-from nnit_dist.core.storage import on_disk, path_of
+from nnit_dist.core.storage import path_of
 from nnit_dist.core.topology import Hidden, Topology, hidden_name
-
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("task", pa.string()),
-        ("control_mode", pa.string()),
-        ("obs_dim", pa.int32()),
-        ("act_dim", pa.int32()),
-        ("hidden", pa.list_(pa.int32())),
-        ("activation", pa.string()),
-        ("source", pa.string()),
-        ("trial", pa.string()),
-        ("seed", pa.int64()),
-        ("env_steps", pa.int64()),
-        ("success_once", pa.float64()),
-        ("success_at_end", pa.float64()),
-        ("return", pa.float64()),
-        ("weights", pa.list_(pa.float32())),
-    ]
+from nnit_dist.core.zoo_file import (
+    NO_WEIGHTS,
+    SCHEMA,
+    ZooRow,
+    open_file,
+    read_group,
+    readable,
+    rows_of,
 )
+
 GROUP_BYTES = 16 << 20  # of weights in a row group; a reader holds one row group in memory
-_NO_WEIGHTS = [name for name in SCHEMA.names if name != "weights"]
-_RENAMED = {"parent": "trial"}  # columns of older files
-
-
-ZooRow = TypedDict(  # the columns of SCHEMA; `return` is no name for a field of a class
-    "ZooRow",
-    {
-        "id": str,
-        "task": str,
-        "control_mode": str,
-        "obs_dim": int,
-        "act_dim": int,
-        "hidden": list[int],
-        "activation": str,
-        "source": str,
-        "trial": str,
-        "seed": int,
-        "env_steps": int,
-        "success_once": float,
-        "success_at_end": float,
-        "return": float,
-        "weights": NotRequired[Sequence[float] | np.ndarray],
-    },
-)
 
 
 @dataclass
@@ -109,10 +75,14 @@ class Member:
         """The member of a row that has weights.
 
         Raises:
-            NnitError: the weights do not fit the topology, or an id cannot be a name.
+            NnitError: the weights do not fit the topology, an id cannot be a name, or a value is
+                missing.
         """
+        _check_complete(row, SCHEMA.names)
+        if not all(row["hidden"]):
+            raise NnitError(f"policy {row['id'][:40]!r} of a zoo has hidden={row['hidden'][:8]}.")
         topology = Topology(row["obs_dim"], tuple(row["hidden"]), row["act_dim"], row["activation"])
-        weights = unflatten(np.asarray(row["weights"], dtype=np.float32), topology)
+        weights = unflatten(np.array(row["weights"], dtype=np.float32), topology)
         policy = Policy(
             topology, weights, row["task"], row["source"], row["control_mode"], row["id"]
         ).check_names()
@@ -181,24 +151,30 @@ class Zoo:
         rank, workers = share
         number = -1
         for path in self.files():
-            with _open(path) as file:
+            with open_file(path) as file:
                 for group in range(file.num_row_groups):
                     number += 1
                     if number % workers != rank:
                         continue
-                    with _readable(path):
-                        table = _read_group(file, group, weights=False)
+                    with readable(path):
+                        table = read_group(file, group, weights=False)
                         keep = _matches(table, wanted, success)
                         if not pc.any(keep).as_py():
                             continue
                         if weights:
-                            table = _read_group(file, group)
+                            table = read_group(file, group)
                     yield table.filter(keep)
 
     def rows(self, **wanted: Any) -> list[ZooRow]:
-        """Rows without weights, sorted by id; `wanted` as in `scan`."""
-        tables = self.scan(weights=False, **wanted)
-        return sorted((row for t in tables for row in t.to_pylist()), key=lambda row: row["id"])
+        """Rows without weights, sorted by id; `wanted` as in `scan`.
+
+        Raises:
+            NnitError: a file is damaged, or a row lacks a value.
+        """
+        rows = [row for t in self.scan(weights=False, **wanted) for row in rows_of(t)]
+        for row in rows:
+            _check_complete(row, NO_WEIGHTS)
+        return sorted(rows, key=itemgetter("id"))
 
     def topologies(self) -> set[Hidden]:
         """Hidden widths of all policies."""
@@ -207,8 +183,7 @@ class Zoo:
     def members(self, **wanted: Any) -> Iterator[Member]:
         """Members, one row group in memory at a time; `wanted` as in `scan`."""
         for table in self.scan(**wanted):
-            for batch in table.to_batches(max_chunksize=64):
-                yield from map(Member.from_row, batch.to_pylist())
+            yield from map(Member.from_row, rows_of(table))
 
     def get(self, policy_id: str) -> Member:
         """The member with an id; NnitError if there is none."""
@@ -248,7 +223,7 @@ class Zoo:
             return [f"{self.path} holds no Parquet files"]
         for path in self.files():
             try:
-                for row in _rows_of(path):
+                for row in _rows_in(path):
                     problems += [f"{path.name}: {row['id']}: {p}" for p in _row_problems(row)]
                     if row["id"] in owner:
                         problems.append(f"{path.name}: {row['id']} is also in {owner[row['id']]}")
@@ -266,6 +241,13 @@ def best_of_trials(members: Iterable[Member]) -> list[Member]:
         if current is None or _merit(member) > _merit(current):
             best[member.trial] = member
     return [best[trial] for trial in sorted(best)]
+
+
+def _check_complete(row: ZooRow, names: Iterable[str]) -> None:
+    if missing := [name for name in names if row.get(name) is None]:
+        raise NnitError(
+            f"policy {str(row['id'])[:40]!r} of a zoo has no {missing[0]}; see `nnit zoo verify`."
+        )
 
 
 def _merit(member: Member) -> tuple[float, float]:
@@ -293,47 +275,12 @@ def _matches(
     return keep
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError, ValueError) as error:
-        raise NnitError(
-            f"{path} is damaged or not a zoo file ({str(error).splitlines()[0]}). The other "
-            "files are intact; move this one away and run `nnit population` again to refill it."
-        ) from None
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[pq.ParquetFile]:
-    with ExitStack() as stack:
-        with _readable(path):
-            source = path if on_disk(path) else stack.enter_context(path.open("rb"))
-            file = stack.enter_context(pq.ParquetFile(source))
-        with _readable(path):
-            if missing := set(SCHEMA.names) - set(_current_names(file.schema_arrow.names)):
-                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        yield file
-
-
-def _read_group(file: pq.ParquetFile, group: int, *, weights: bool = True) -> pa.Table:
-    """A row group with the current names of columns, with or without weights."""
-    names = [name for name in file.schema_arrow.names if weights or name != "weights"]
-    table = file.read_row_group(group, names)
-    table = table.rename_columns(_current_names(table.column_names))
-    return table.select(SCHEMA.names).cast(SCHEMA) if weights else table.select(_NO_WEIGHTS)
-
-
-def _current_names(names: list[str]) -> list[str]:
-    return [_RENAMED.get(name, name) for name in names]
-
-
-def _rows_of(path: Path) -> Iterator[ZooRow]:
-    with _open(path) as file:
+def _rows_in(path: Path) -> Iterator[ZooRow]:
+    with open_file(path) as file:
         for group in range(file.num_row_groups):
-            with _readable(path):
-                table = _read_group(file, group)
-            yield from table.to_pylist()
+            with readable(path):
+                table = read_group(file, group)
+            yield from rows_of(table)
 
 
 def _row_problems(row: ZooRow) -> list[str]:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from nnit_dist.training.config import TaskWeights
 
@@ -23,8 +23,10 @@ class GHNConfig(BaseModel):
         description="How weights are decoded from an embedding. `pointwise` and `mlp` are for "
         "comparison.",
     )
-    channels: list[int] = Field(
+    channels: list[PositiveInt] = Field(
         [96, 64, 48, 32],
+        min_length=1,
+        max_length=16,
         description="Channels of the decoder's convolutions, from the coarsest scale up.",
     )
     smoothness: float = Field(

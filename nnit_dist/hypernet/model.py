@@ -7,11 +7,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nnit_dist.artifacts.model_file import part, read_model, write_model
+from nnit_dist.artifacts.model_file import (
+    build,
+    described_in,
+    part,
+    read_model,
+    read_normalizer,
+    write_model,
+)
 from nnit_dist.core.conditioning import ConditioningShape
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.mlp import MLPBatch
@@ -230,8 +238,7 @@ class HypernetModel:
             "format": FORMAT,
             "config": self.ghn.config.model_dump_json(),
             "tasks": json.dumps(tasks),
-            "seen": json.dumps(self.distribution.seen),
-            "variation": str(self.distribution.variation),
+            **self.distribution.metadata(),
             "max_teachers_per_mix": str(self.max_teachers_per_mix),
         }
         return write_model(path, tensors, metadata)
@@ -244,34 +251,35 @@ class HypernetModel:
             NnitError: the file is not such a model, or the model does not have the task.
         """
         tensors, metadata = read_model(path, FORMAT)
-        config = GHNConfig.model_validate_json(metadata["config"])
-        seen = [tuple(hidden) for hidden in json.loads(metadata["seen"])]
-        distribution = TrainingDistribution(seen, int(metadata["variation"]))
-        tasks = [
-            _read_task(known, part(tensors, f"latents.{i}."), tensors, i)
-            for i, known in enumerate(json.loads(metadata["tasks"]))
-        ]
-        ghn = build_ghn(config, [known.task for known in tasks], distribution.max_width)
-        ghn.load_state_dict(part(tensors, "ghn."))
-        model = cls(ghn.eval(), tasks, distribution, int(metadata["max_teachers_per_mix"]))
+        with described_in(path):
+            config = GHNConfig.model_validate_json(metadata["config"])
+            distribution = TrainingDistribution.read(metadata)
+            tasks = [
+                _read_task(known, tensors, i, config.latent_dim)
+                for i, known in enumerate(json.loads(metadata["tasks"]))
+            ]
+            infos = [known.task for known in tasks]
+            ghn = build(
+                lambda: build_ghn(config, infos, distribution.max_width), part(tensors, "ghn.")
+            )
+            mixes = int(metadata["max_teachers_per_mix"])
+            model = cls(ghn.eval(), tasks, distribution, mixes)
         return model.for_task(task) if task else model
 
 
 def _read_task(
-    described: dict[str, list], latents: dict[str, Tensor], tensors: dict[str, Tensor], number: int
+    described: dict[str, Any], tensors: dict[str, Tensor], number: int, latent_dim: int
 ) -> HypernetTask:
     teachers = [Teacher(**teacher) for teacher in described["teachers"]]
-    task_latents = TeacherLatents(len(teachers), latents["mean"].shape[1])
-    task_latents.load_state_dict(latents)
-    return HypernetTask(
-        TaskInfo(**dict(described["task"])),
-        ObservationNormalizer(
-            tensors[f"norm.{number}.mean"].numpy(), tensors[f"norm.{number}.std"].numpy()
-        ),
-        task_latents.eval(),
-        teachers,
-        tensors[f"success.{number}"],
+    task = TaskInfo(**described["task"])
+    success = tensors[f"success.{number}"]
+    if success.shape != (len(teachers),) or not teachers:
+        raise ValueError(f"success.{number} is {list(success.shape)} for {len(teachers)} teachers")
+    latents = build(
+        lambda: TeacherLatents(len(teachers), latent_dim), part(tensors, f"latents.{number}.")
     )
+    normalizer = read_normalizer(tensors, number, task.obs_dim)
+    return HypernetTask(task, normalizer, latents.eval(), teachers, success)
 
 
 def build_ghn(config: GHNConfig, tasks: Sequence[TaskInfo], max_width: int) -> GHN:

@@ -10,7 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nnit_dist.artifacts.model_file import part, read_model, write_model
+from nnit_dist.artifacts.model_file import (
+    build,
+    described_in,
+    part,
+    read_model,
+    read_normalizer,
+    write_model,
+)
 from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.artifacts.shipped import shipped
 from nnit_dist.core.conditioning import ConditioningShape
@@ -18,13 +25,20 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.rng import one_thread
+from nnit_dist.core.storage import path_of
 from nnit_dist.core.task import TaskInfo
 from nnit_dist.core.topology import Hidden, Topology
 from nnit_dist.nnit.config import DEFAULT_STEPS, TransformerConfig
 from nnit_dist.nnit.flow import integrate, unmask
 from nnit_dist.nnit.normalizer import TokenNormalizer
 from nnit_dist.nnit.packing import Packed, pack
-from nnit_dist.nnit.tokens import ArchitectureVocabulary, TokenLayout, detokenize, token_layout
+from nnit_dist.nnit.tokens import (
+    KINDS,
+    ArchitectureVocabulary,
+    TokenLayout,
+    detokenize,
+    token_layout,
+)
 from nnit_dist.nnit.transformer import NNiT
 from nnit_dist.training.sampling import TrainingDistribution
 
@@ -169,7 +183,11 @@ class NNiTModel:
 
         They are conditioned on `success`, by default `best_success`. Draws that form no valid
         architecture are left out, so there may be fewer.
+
+        Raises:
+            NnitError: `success` is not within 0 and 1.
         """
+        self.check(self.distribution.seen[0], success)
         generator = torch.Generator().manual_seed(seed)
         vocabulary, time = self.vocabulary, torch.zeros(count)
         asked = torch.full((count,), self.best_success if success is None else success)
@@ -249,8 +267,7 @@ class NNiTModel:
                 [vocabulary.tasks, vocabulary.patch, vocabulary.max_width, vocabulary.max_depth]
             ),
             "tasks": json.dumps(tasks),
-            "seen": json.dumps(self.distribution.seen),
-            "variation": str(self.distribution.variation),
+            **self.distribution.metadata(),
             "guidable": json.dumps(self.guidable),
         }
         return write_model(path, tensors, metadata)
@@ -263,49 +280,50 @@ class NNiTModel:
             NnitError: the file is not such a model, or its weights do not fit its configuration.
         """
         tensors, metadata = read_model(path, FORMAT)
-        vocabulary = ArchitectureVocabulary(*json.loads(metadata["vocabulary"]))
-        config = TransformerConfig(**json.loads(metadata["config"]))
-        network = NNiT(config, vocabulary, vocabulary.patch)
-        try:
-            network.load_state_dict(part(tensors, "network."))
-        except RuntimeError as error:
-            raise NnitError(f"{path} does not hold the network it describes: {error}") from None
-        seen = [tuple(hidden) for hidden in json.loads(metadata["seen"])]
-        return cls(
-            network.eval(),
-            config,
-            vocabulary,
-            _read_tasks(json.loads(metadata["tasks"]), tensors),
-            TrainingDistribution(seen, int(metadata["variation"])),
-            json.loads(metadata["guidable"]),
-        )
+        with described_in(path):
+            vocabulary = ArchitectureVocabulary(*json.loads(metadata["vocabulary"]))
+            config = TransformerConfig(**json.loads(metadata["config"]))
+            network = build(
+                lambda: NNiT(config, vocabulary, vocabulary.patch), part(tensors, "network.")
+            )
+            return cls(
+                network.eval(),
+                config,
+                vocabulary,
+                _read_tasks(json.loads(metadata["tasks"]), vocabulary, tensors),
+                TrainingDistribution.read(metadata),
+                bool(json.loads(metadata["guidable"])),
+            )
 
 
-def _read_tasks(tasks: list[dict], tensors: dict[str, Tensor]) -> list[NNiTTask]:
+def _read_tasks(
+    tasks: list[dict], vocabulary: ArchitectureVocabulary, tensors: dict[str, Tensor]
+) -> list[NNiTTask]:
+    if [known["task"]["name"] for known in tasks] != vocabulary.tasks or not tasks:
+        raise ValueError(f"it names {len(tasks)} tasks and has tokens for {vocabulary.tasks}")
     mean, std = tensors["token_normalizer.mean"], tensors["token_normalizer.std"]
     if mean.dim() == 1:  # older files have one normalizer for all tasks
         mean, std = mean.expand(len(tasks), -1), std.expand(len(tasks), -1)
+    if mean.shape != std.shape or mean.shape != (len(tasks), KINDS):
+        raise ValueError(f"its token normalizer is {list(mean.shape)}, {list(std.shape)}")
     return [
         NNiTTask(
             TaskInfo(**known["task"]),
-            ObservationNormalizer(
-                tensors[f"norm.{i}.mean"].numpy(), tensors[f"norm.{i}.std"].numpy()
-            ),
+            read_normalizer(tensors, i, known["task"]["obs_dim"]),
             TokenNormalizer(mean[i].clone(), std[i].clone()),
-            known["best_success"],
+            float(known["best_success"]),
         )
         for i, known in enumerate(tasks)
     ]
 
 
-def load_model(task: str, path: Path | None = None) -> NNiTModel:
+def load_model(task: str, path: Path | str | None = None) -> NNiTModel:
     """Load the NNiT of a task from a model file, a run directory, or by default the shipped run.
 
     Raises:
         NnitError: there is no model there, or it was not trained for the task.
     """
-    if path is None:
-        path = shipped(task).nnit()
-    elif path.is_dir():
+    path = shipped(task).nnit() if path is None else path_of(path)
+    if path.is_dir():
         path = RunDirectory(path).nnit()
     return NNiTModel.load(path).for_task(task)

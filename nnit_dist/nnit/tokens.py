@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.mlp import MLPBatch
 from nnit_dist.core.splits import DEEPER
-from nnit_dist.core.topology import Topology
+from nnit_dist.core.topology import MOST_DEPTH, MOST_WIDTH, Topology
 
 BIAS, KINDS = 3, 4  # a patch of weights has the kind of its layer: 0, 1 or 2
 LAYOUT_CACHE_BYTES = 256 * 2**20  # a training process uses thousands of random topologies
@@ -135,6 +135,11 @@ class ArchitectureVocabulary:
     """
 
     def __init__(self, tasks: list[str], patch: int, max_width: int, max_depth: int) -> None:
+        if not (0 < patch <= max_width <= MOST_WIDTH and 0 < max_depth <= MOST_DEPTH):
+            raise NnitError(
+                f"patches of {patch}, widths up to {max_width} and depths up to {max_depth} are "
+                f"out of range: patch <= width <= {MOST_WIDTH}, depth <= {MOST_DEPTH}."
+            )
         self.tasks, self.patch = tasks, patch
         self.max_width, self.max_depth = max_width, max_depth
         self.most_units = 2 * max_width

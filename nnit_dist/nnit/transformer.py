@@ -50,8 +50,9 @@ class NNiT(nn.Module):
         self.final = nn.Linear(dim, 2 * dim)
         self.patch_head = nn.Linear(dim, KINDS * values)
         self.id_head = nn.Linear(dim, vocabulary.size)
-        self.register_buffer("numbers", fourier(vocabulary.numbers()), persistent=False)
-        self.register_buffer("types", vocabulary.types(), persistent=False)
+        with torch.device("cpu"):  # they are in no file, so they are made even on `meta`
+            self.register_buffer("numbers", fourier(vocabulary.numbers()), persistent=False)
+            self.register_buffer("types", vocabulary.types(), persistent=False)
         self.initialize()
 
     def initialize(self) -> None:

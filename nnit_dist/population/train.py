@@ -60,14 +60,13 @@ def run_population(
         _copy_finished_trials(continue_from, out)
     specs = trial_specs(config, tasks, control_mode)
     open_specs = [spec for spec in specs if not _is_done(out, spec)]
-    if open_specs:
-        _run_trials(config, open_specs, out)
+    reason = _run_trials(config, open_specs, out) if open_specs else ""
     failed = [spec.id for spec in specs if not _is_done(out, spec)]
     if failed:
         raise NnitError(
-            f"{len(failed)} of {len(specs)} trials failed: {', '.join(failed)}. The others are "
-            f"kept; see the log in {beside(out.path.parent, 'logs')} and run the same command to "
-            "try again."
+            f"{len(failed)} of {len(specs)} trials failed: {', '.join(failed)}. {reason}The others "
+            f"are kept; see {beside(out.path.parent, 'logs') / 'population.log'} and run the same "
+            "command to try again."
         )
     return _figures(out, specs)
 
@@ -86,9 +85,10 @@ def _is_done(out: PopulationDirectory, spec: TrialSpec) -> bool:
     return progress is not None and progress.done
 
 
-def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: PopulationDirectory) -> None:
+def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: PopulationDirectory) -> str:
+    """Run trials; returns why the first one failed, if one did."""
     with StageProgress("env steps") as view:
-        tune.Tuner(
+        results = tune.Tuner(
             tune.with_resources(train_trial, trial_resources(config)),
             param_space={
                 "trial": tune.grid_search(
@@ -109,6 +109,13 @@ def _run_trials(config: PopulationConfig, specs: list[TrialSpec], out: Populatio
                 callbacks=[_Watch(view, out, config, specs)],
             ),
         ).fit()
+    return next((f"The first one: {_reason(error)}. " for error in results.errors), "")
+
+
+def _reason(error: Exception) -> str:
+    """The last line of a remote traceback: what was raised."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip().rstrip(".") if lines else type(error).__name__
 
 
 def trial_resources(config: PopulationConfig) -> tune.PlacementGroupFactory:

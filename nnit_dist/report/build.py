@@ -15,7 +15,7 @@ from nnit_dist.core.files import copy, write_atomic
 from nnit_dist.core.storage import local_file
 from nnit_dist.report import plots, tables
 from nnit_dist.report.film import film_unseen
-from nnit_dist.rollout.results import NetworkResult, TaskFigures
+from nnit_dist.rollout.results import NetworkResult, TaskFigures, task_title
 from nnit_dist.rollout.summaries import headline
 
 STUDIES = """<h3>Sampler steps, and success asked for</h3>
@@ -73,7 +73,7 @@ def _task_section(run: RunDirectory, task: str, rows: list[NetworkResult], out: 
         pictures["sampler"] = plots.sampler_studies(figures["studies"])
     film = film_unseen(run, task, out / task / "policies.mp4")
     fields = {
-        "task": html.escape(task),
+        "task": html.escape(task_title(task, figures)),
         "headline": html.escape(headline(figures)),
         "summary": tables.summary_table(figures["summaries"]).html(),
         "topologies": tables.topology_table(rows).html(),

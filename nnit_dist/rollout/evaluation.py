@@ -11,6 +11,7 @@ import numpy as np
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.policy import Policy
+from nnit_dist.core.storage import path_of
 from nnit_dist.core.task import SimBackend, TaskInfo
 from nnit_dist.envs.sim import TEST_SEED, check_for_networks, task_info
 from nnit_dist.rollout.actors import Simulators
@@ -26,6 +27,7 @@ from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.runtime.ray_session import ray_session
 
 SHOW_EVERY_S = 0.2
+MOST_EPISODES = 1_000_000  # of a policy: the standard error of its success is 0.0005 then
 
 
 @dataclass
@@ -96,18 +98,21 @@ class Evaluator:
         first_seed: the first start seed. The default seeds are never used for training or
             selection.
         title: the name of the progress bar.
+        address: a running Ray cluster, unless Ray is initialized; by default a local Ray is
+            started.
     """
 
     actors: int | None = None
     sim_backend: SimBackend = "auto"
     first_seed: int = TEST_SEED
     title: str = "evaluate"
+    address: str | None = None
 
     def evaluate(
         self,
         policies: Any,
         episodes: int = 100,
-        out: Path | None = None,
+        out: Path | str | None = None,
         *,
         task: str | None = None,
         control_mode: str | None = None,
@@ -152,6 +157,7 @@ class Evaluator:
             >>> [(row["policy_id"], row["success_once"]) for row in result.rows()]
             >>> evaluate(lambda obs: -obs[:8], episodes=20, task="PushCube-v1").rows()
         """
+        out = None if out is None else path_of(out)
         evaluables = read_evaluables(policies, task, control_mode)
         info = _check(evaluables, episodes, until_halfwidth)
         seeds = range(self.first_seed, self.first_seed + episodes)
@@ -163,7 +169,7 @@ class Evaluator:
         failures: dict[str, str] = {}
         if any(scores.missing(index) for index in range(len(evaluables))):
             sim_backend = _backend_for(evaluables, self.sim_backend)
-            with ray_session():
+            with ray_session(self.address):
                 first = evaluables[0]
                 simulators = Simulators(first.task, first.control_mode, returns, sim_backend)
                 simulators.check()
@@ -294,8 +300,8 @@ def _check(
 ) -> TaskInfo:
     if not evaluables:
         raise NnitError("there are no policies to evaluate.")
-    if episodes < 1:
-        raise NnitError(f"evaluate needs at least 1 episode a policy; got {episodes}.")
+    if not 1 <= episodes <= MOST_EPISODES:
+        raise NnitError(f"a policy is measured in 1 to {MOST_EPISODES:,} episodes, not {episodes}.")
     if until_halfwidth is not None and not 0 < until_halfwidth < 0.5:
         raise NnitError(f"until_halfwidth must lie between 0 and 0.5; got {until_halfwidth}.")
     tasks = {(evaluable.task, evaluable.control_mode) for evaluable in evaluables}

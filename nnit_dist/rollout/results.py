@@ -89,12 +89,28 @@ class Studies(TypedDict, total=False):
 
 
 class TaskFigures(TypedDict):
-    """Figures of a run on one task; `failures` gives the reason for each policy id that failed."""
+    """Figures of a run on one task; `failures` gives the reason for each policy id that failed.
 
+    Runs of earlier versions do not say the control mode and the robot.
+    """
+
+    control_mode: NotRequired[str]
+    robot: NotRequired[str]
     summaries: list[MethodSummary]
     failures: dict[str, str]
     paired: NotRequired[PairedDifference | None]
     studies: Studies
+
+
+def task_title(task: str, figures: TaskFigures) -> str:
+    """The task with its control mode and robot, as far as they are known."""
+    return ", ".join(
+        [
+            task,
+            *([figures["control_mode"]] if "control_mode" in figures else []),
+            *([f"robot {figures['robot']}"] if "robot" in figures else []),
+        ]
+    )
 
 
 def hidden_of(result: PolicyResult) -> Hidden:

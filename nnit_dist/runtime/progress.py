@@ -22,6 +22,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from nnit_dist.core.errors import NnitError
 from nnit_dist.core.formatting import count, short_time
 
 
@@ -67,12 +68,22 @@ def quiet_libraries(log: Path) -> Iterator[None]:
     """Append what libraries print (Ray, SAPIEN, ManiSkill) to `log`; `console` still prints.
 
     This redirects file descriptors, since Ray's C++ code and its threads do not use `sys.stdout`.
+
+    Raises:
+        NnitError: the log cannot be written.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        opened = log.open("ab")
+    except OSError as error:
+        raise NnitError(
+            f"cannot write in {log.parent}: {error.strerror or error}. Name another directory with "
+            "--out."
+        ) from None
     sys.stdout.flush()
     sys.stderr.flush()
     out, err = os.dup(1), os.dup(2)
-    with log.open("ab") as file, os.fdopen(out, "w", errors="replace") as terminal:
+    with opened as file, os.fdopen(out, "w", errors="replace") as terminal:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         console.file = terminal

@@ -172,7 +172,7 @@ def _current_cluster() -> str:
     """
     if named := os.environ.get("RAY_ADDRESS"):
         return named
-    file = Path(os.environ.get("RAY_TMPDIR", "/tmp/ray")) / "ray_current_cluster"
+    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
     address = file.read_text().strip() if file.is_file() else ""
     if not address:
         raise NnitError(
@@ -184,6 +184,11 @@ def _current_cluster() -> str:
 
 def _check_reachable(address: str) -> None:
     """Fail within seconds where Ray itself would retry for minutes."""
+    if address.startswith(("http://", "https://")):
+        raise NnitError(
+            f"{address} is a dashboard's address, which `nnit submit --address` takes. An address "
+            "of Ray is HOST:6379 (from a machine of the cluster), ray://HOST:10001, or auto."
+        )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not (host and port.isdigit()):
         return  # "auto" and the like: Ray finds the cluster itself

@@ -5,19 +5,18 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from nnit_dist.artifacts.legacy import advice
 from nnit_dist.core.errors import NnitError, nearest
 from nnit_dist.core.splits import TopologySplit, UnseenKind, split_topologies
-from nnit_dist.core.task import DEFAULT_CONTROL_MODE, SimBackend
+from nnit_dist.core.task import DEFAULT_CONTROL_MODE, MOST_SEED, SimBackend
 from nnit_dist.core.topology import Hidden
 from nnit_dist.hypernet.config import AlignConfig
 from nnit_dist.nnit.config import DEFAULT_STEPS, NNiTConfig
 from nnit_dist.population.config import PopulationConfig
 from nnit_dist.stages.keys import Key, keys_of
-from nnit_dist.stages.yaml_file import read_yaml
+from nnit_dist.stages.yaml_file import parse_yaml, read_yaml
 from nnit_dist.training.config import Placement, check_task_weights
 
 
@@ -120,7 +119,7 @@ class RunConfig(_Model):
     control_mode: str = Field(
         DEFAULT_CONTROL_MODE, description="Control mode of the robot, as ManiSkill3 names it."
     )
-    seed: int = Field(0, description="Seed of everything that is random.")
+    seed: int = Field(0, ge=0, le=MOST_SEED, description="Seed of everything that is random.")
     topologies: TopologiesConfig = TopologiesConfig()
     population: PopulationConfig = PopulationConfig()
     align: AlignConfig = AlignConfig()
@@ -216,7 +215,7 @@ def _override(data: dict[str, Any], text: str) -> None:
         data = data.setdefault(name, {})
         if not isinstance(data, dict):
             raise NnitError(f"the override {text!r} goes into {name!r}, which is a value.")
-    data[last] = yaml.safe_load(value)
+    data[last] = parse_yaml(value, f"the value of the override {text!r}")
 
 
 def _explain(error: Any) -> str:
@@ -228,7 +227,12 @@ def _explain(error: Any) -> str:
         return f"unknown key {path!r}.{nearest(location[-1], _keys_at(location[:-1]))}"
     if error["type"] == "missing":
         return f"{path!r} is missing"
-    return f"{path!r}: {error['msg'].removeprefix('Value error, ')}, got {error['input']!r}"
+    return f"{path!r}: {error['msg'].removeprefix('Value error, ')}, got {_short(error['input'])}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _keys_at(location: list[str]) -> list[str]:

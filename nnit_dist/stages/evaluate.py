@@ -91,6 +91,8 @@ def _measure(context: RunContext, task: str, out: Path) -> tuple[list[NetworkRes
         if row["policy_id"] in settings
     ]
     return results, {
+        "control_mode": evaluation.info.control_mode,
+        "robot": evaluation.info.robot,
         "summaries": summarize_methods(results),
         "failures": evaluation.failures,
         "paired": paired_methods(results),

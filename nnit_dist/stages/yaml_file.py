@@ -7,7 +7,7 @@ import yaml
 
 from nnit_dist.core.errors import NnitError
 
-MOST_BYTES = 1 << 20
+MOST_BYTES = 1 << 18
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -19,9 +19,11 @@ class _StrictLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        if repeated := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.YAMLError(f"the key {repeated[0]!r} is there twice; keep one of them.")
+        seen = set[str]()
+        for key in (str(key.value) for key, _ in node.value):
+            if key in seen:
+                raise yaml.YAMLError(f"the key {key!r} is there twice; keep one of them.")
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -35,12 +37,19 @@ def read_yaml(path: Path) -> Any:
     try:
         if path.is_file() and path.stat().st_size > MOST_BYTES:
             raise NnitError(f"{path} is too large for a configuration.")
-        return yaml.load(path.read_text("utf-8"), _StrictLoader)
+        return parse_yaml(path.read_text("utf-8"), str(path))
     except FileNotFoundError:
         raise NnitError(f"there is no configuration {path}.") from None
     except UnicodeDecodeError:
         raise NnitError(f"{path} is not text in UTF-8; save it in this encoding.") from None
     except OSError as error:
         raise NnitError(f"cannot read {path}: {error.strerror or error}.") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise NnitError(f"{path} is not valid YAML: {error}") from None
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """The value of a YAML text; NnitError, which begins with `name`, if it is none."""
+    try:
+        return yaml.load(text, _StrictLoader)
+    # (PyYAML raises the others on dates, numbers and keys that it cannot make.)
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError) as error:
+        raise NnitError(f"{name} is not valid YAML: {error}") from None

@@ -1,12 +1,13 @@
 """Sampling in both trainers: tasks, widths between those of the grid, and conditioning shapes."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from nnit_dist.core.conditioning import ConditioningShape
-from nnit_dist.core.topology import Hidden, Topology
+from nnit_dist.core.topology import MOST_WIDTH, Hidden, Topology, hidden_of
 from nnit_dist.training.config import TaskWeights, check_task_weights
 
 
@@ -45,6 +46,22 @@ class TrainingDistribution:
 
     seen: list[Hidden]
     variation: int
+
+    def metadata(self) -> dict[str, str]:
+        """Entries of a model file's metadata, of which `read` makes the distribution again."""
+        return {"seen": json.dumps(self.seen), "variation": str(self.variation)}
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, str]) -> "TrainingDistribution":
+        """The distribution of a model file.
+
+        Raises:
+            KeyError, ValueError: the metadata has none, or one that is no list of topologies.
+        """
+        seen = [hidden_of(hidden) for hidden in json.loads(metadata["seen"])]
+        if not seen or any(max(hidden) > MOST_WIDTH for hidden in seen):
+            raise ValueError(f"it was trained on no topology, or on layers over {MOST_WIDTH} wide")
+        return cls(seen, int(metadata["variation"]))
 
     @property
     def max_width(self) -> int:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from multiprocessing import get_context
 
 import numpy as np
@@ -10,6 +12,7 @@ from support.networks import random_policy
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.zoo import Member, Zoo
+from nnit_dist.core.zoo_file import SCHEMA
 
 
 def member(policy_id="a", hidden=(16, 8), success=0.5, seed=0) -> Member:
@@ -151,3 +154,61 @@ def test_unknown_id(tmp_path):
     zoo.append([member("a")])
     with pytest.raises(NnitError, match="has no policy 'b'"):
         zoo.get("b")
+
+
+def _columns(rows: int, **changes) -> pa.Table:
+    """A zoo's table that repeats one row, with other columns."""
+    table = pa.Table.from_pylist([member().row()], schema=SCHEMA).take(pa.array([0] * rows))
+    for name, values in changes.items():
+        table = table.set_column(table.column_names.index(name), name, values)
+    return table
+
+
+def _weights(rows: int, each: int) -> pa.ListArray:
+    return pa.ListArray.from_arrays(
+        np.arange(rows + 1, dtype=np.int32) * each, np.zeros(rows * each, np.float32)
+    )
+
+
+BOMBS = {
+    "weights of a row": lambda: _columns(1, weights=_weights(1, 20 << 20)),
+    "weights of a group": lambda: _columns(40, weights=_weights(40, 1 << 20)),
+    "rows": lambda: _columns(200_000, weights=_weights(200_000, 0)),
+    "text": lambda: _columns(1, source=pa.array(["x" * 10_000_000])),
+    "repeated text": lambda: _columns(5_000, source=pa.array(["x" * 100_000]).take([0] * 5_000)),
+    "widths": lambda: _columns(
+        1, hidden=pa.array([np.ones(5_000_000, np.int32)], pa.list_(pa.int32()))
+    ),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_file_that_would_fill_the_memory_is_refused(bomb, tmp_path):
+    pq.write_table(BOMBS[bomb](), tmp_path / "part-a.parquet", compression="zstd")
+    assert (tmp_path / "part-a.parquet").stat().st_size < 3_000_000
+    zoo = Zoo(tmp_path)
+    script = (
+        "import resource, sys; from pathlib import Path\n"
+        "from nnit_dist.core.errors import NnitError; from nnit_dist.core.zoo import Zoo\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "zoo, before = Zoo(Path(sys.argv[1])), peak()\n"
+        "assert 'damaged or not a zoo file' in zoo.verify()[0]\n"
+        "for read in (zoo.rows, zoo.compact, lambda: list(zoo.members())):\n"
+        "    try: read()\n"
+        "    except NnitError: continue\n"
+        "    raise SystemExit('it was read')\n"
+        "print(peak() - before)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) < 300_000  # kB
+    assert zoo.files()
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEMA.names if name != "id"])
+def test_a_row_without_a_value_is_a_problem_of_its_own(name, tmp_path):
+    nothing = pa.nulls(1, SCHEMA.field(name).type)
+    pq.write_table(_columns(1, **{name: nothing}), tmp_path / "part-a.parquet")
+    assert f"has no {name}" in Zoo(tmp_path).verify()[0]
