@@ -76,11 +76,13 @@ def evaluate(
             "failures": result.failures,
         },
     )
-    _print_policies(result.info, rows)
     if summary:
+        _print_policies(result.info, rows)
         success = share_interval(summary["success_once"], summary["low"], summary["high"])
+        of_all = f" of {len(evaluables)}" * bool(result.failures)
         console.print(
-            f"mean success_once {success}, {summary['networks']} measured; results in {target}"
+            f"mean success_once {success}, {summary['networks']}{of_all} measured; results in "
+            f"{target}"
         )
     if summary and until_halfwidth:
         note = _bias_note(summary["success_once"], episodes, until_halfwidth)
@@ -91,10 +93,15 @@ def evaluate(
         with quiet_libraries(log):
             written = film_extremes(result, target)
         console.print(f"filmed: {', '.join(map(str, written))}")
-    for policy_id, reason in result.failures.items():
-        console.print(styled(("not measured:", "red"), f" {policy_id}: {reason}"))
+    print_failures(result.failures)
     if result.failures:
         raise typer.Exit(PARTLY if rows else 1)
+
+
+def print_failures(failures: dict[str, str]) -> None:
+    """A line for each policy that could not be measured, with the reason."""
+    for policy_id, reason in failures.items():
+        console.print(styled(("not measured:", "red"), f" {policy_id}: {reason}"))
 
 
 def compare(

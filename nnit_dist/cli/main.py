@@ -15,7 +15,7 @@ from rich.text import Text
 
 from nnit_dist import __version__
 from nnit_dist.cli.bench import bench_app
-from nnit_dist.cli.evaluate import compare, evaluate
+from nnit_dist.cli.evaluate import PARTLY, compare, evaluate, print_failures
 from nnit_dist.cli.options import PLACE, Debug, Overwrite, Seed
 from nnit_dist.cli.search import dashboard, tune
 from nnit_dist.cli.zoo import zoo_app
@@ -23,7 +23,7 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.formatting import percent, percent_range
 from nnit_dist.core.storage import runs
 from nnit_dist.nnit.config import DEFAULT_STEPS
-from nnit_dist.runtime.interrupts import handle_interrupts, interrupt_code
+from nnit_dist.runtime.interrupts import GOES_ON, handle_interrupts, interrupt_code
 from nnit_dist.runtime.progress import StageProgress, console, styled
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _unforeseen(error: Exception) -> Text:
 def _end_if_interrupted() -> None:
     """Whatever the interrupt has become on its way here."""
     if code := interrupt_code():
-        console.print("\ninterrupted; the same command goes on.")
+        console.print(f"\n{GOES_ON}")
         sys.exit(code)
 
 
@@ -337,4 +337,10 @@ def _summary(pipeline: "Pipeline") -> None:
             table.add_row(_kind_name(kind), *(by_method.get(name, "") for name in METHODS.values()))
         console.print(table)
         console.print(headline(figures))
+    failures = {
+        name: why for figures in tasks.values() for name, why in figures["failures"].items()
+    }
+    print_failures(failures)
     console.print(f"report: {pipeline.run.report.page}")
+    if failures:
+        raise typer.Exit(PARTLY)

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import imageio.v2 as imageio
+import numpy as np
 import pytest
 from support.commands import nnit, nnit_process
 from support.networks import random_policy
 
 from nnit_dist.artifacts.shipped import shipped
-from nnit_dist.core.policy import load_policies, save_policy
+from nnit_dist.core.policy import load_policies, save_policies, save_policy
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +168,18 @@ def test_evaluating_a_damaged_policy_names_the_file(tmp_path):
     assert result.returncode == 1
     assert "p.safetensors" in result.stdout
     assert "truncated" in result.stdout
+
+
+def test_exit_codes_tell_whether_all_some_or_no_policies_were_measured(tmp_path, ray_local):
+    overflowing = random_policy(policy_id="overflowing")
+    weight, _ = overflowing.layers[-1]
+    weight[:] = np.sign(weight) * 3e38
+    save_policies([random_policy()], tmp_path / "all")
+    save_policies([random_policy(), overflowing], tmp_path / "some")
+    save_policies([overflowing], tmp_path / "none")
+    for name, code in (("all", 0), ("some", 3), ("none", 1)):
+        for more in ((), ("--until-halfwidth", 0.4)):
+            result = nnit("evaluate", tmp_path / name, "--episodes", 1, "--actors", 1, *more)
+            assert result.returncode == code, result.stdout
+            assert ("not measured: overflowing" in result.stdout) == (code > 0)
+    assert "1 of 2 measured" in nnit("evaluate", tmp_path / "some", "--episodes", 1).stdout

@@ -112,20 +112,29 @@ def test_who_has_no_token_is_refused_and_one_in_a_file_will_do(head):
 
 
 @pytest.mark.timeout(400)
-def test_a_run_is_not_submitted_beside_itself(head):
-    env, address = head
+def test_a_run_is_not_submitted_beside_itself_and_is_stopped_in_order(head):
     first = submit(head, "--no-wait")
     assert first.returncode == 0, said(first)
     second = submit(head, "--no-wait")
     assert second.returncode == 1
     assert "smoke is at work as job nnit-smoke-" in said(second)
-    stop = [RAY, "job", "stop", "--address", address, said(first).split()[1]]
-    stopped = subprocess.run(
-        stop, env={**env, "RAY_AUTH_MODE": "token"}, capture_output=True, text=True
-    )
-    assert "was stopped" in stopped.stdout
+    job = said(first).split()[1]
+    for _ in range(60):  # until it is at work
+        if "population" in ray_job(head, "logs", job):
+            break
+        time.sleep(1)
+    assert "was stopped" in ray_job(head, "stop", job)
+    assert "interrupted; the same command goes on" in ray_job(head, "logs", job)
     third = submit(head, "--no-wait", *FAILS)
     assert third.returncode == 0, said(third)
+
+
+def ray_job(head, verb: str, job: str) -> str:
+    """What `ray job VERB` prints."""
+    env, address = head
+    command = [RAY, "job", verb, "--address", address, job]
+    env = {**env, "RAY_AUTH_MODE": "token"}
+    return subprocess.run(command, env=env, capture_output=True, text=True).stdout
 
 
 @pytest.mark.fault

@@ -123,6 +123,18 @@ def test_a_trial_whose_process_is_killed_is_retried_from_its_checkpoint(unbroken
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
+def test_a_trial_that_fails_says_why_and_where_its_log_is(tmp_path):
+    (tmp_path / "trials").touch()  # nothing can be kept there
+    config = PopulationConfig(architectures=[[16, 8]], max_failures=0, recipe=RECIPE)
+    with pytest.raises(NnitError, match="1 of 1 trials failed") as error:
+        run_population(config, [TASK], MODE, PopulationDirectory(tmp_path))
+    assert "The first one: " in str(error.value)
+    assert "ot a directory" in str(error.value)
+    assert "population.log" in str(error.value)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
 def test_a_process_that_has_trained_another_trial_trains_the_same_policy(unbroken, tmp_path):
     config = PopulationConfig(architectures=[[16, 8]], seeds=[4, 3], cpus=2, recipe=RECIPE)
     run_population(config, [TASK], MODE, PopulationDirectory(tmp_path))

@@ -10,8 +10,13 @@ import termios
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from support.commands import ROOT
+from support.commands import ROOT, nnit_process
+from support.networks import random_policy
+from support.searches import search_command
+
+from nnit_dist.core.policy import save_policies
 
 SMALL = [
     f"--set={override}"
@@ -25,21 +30,21 @@ SMALL = [
     )
 ]
 SOON_S = 30.0
+NNIT = Path(sys.executable).with_name("nnit")
 
 
 class Terminal:
     """A command on a terminal of its own, as a user has it."""
 
-    def __init__(self, *words: object) -> None:
+    def __init__(self, *command: object) -> None:
         self.master, slave = pty.openpty()
 
         def own_terminal() -> None:
             os.setsid()
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
-        nnit = str(Path(sys.executable).with_name("nnit"))
         self.process = subprocess.Popen(
-            [nnit, *map(str, words)],
+            list(map(str, command)),
             cwd=ROOT,
             stdin=slave,
             stdout=slave,
@@ -74,35 +79,70 @@ class Terminal:
             time.sleep(0.1)
         return self.process.returncode
 
-    def press_ctrl_c(self) -> None:
-        os.write(self.master, b"\x03")
+    def interrupt(self, number: signal.Signals) -> None:
+        """Press ^C or, as a scheduler does, send SIGTERM; the command ends as it should."""
+        if number == signal.SIGINT:
+            os.write(self.master, b"\x03")
+        else:
+            self.process.send_signal(number)
+        assert self.wait(SOON_S) == 128 + number, self.read()
+        assert "interrupted; the same command goes on" in self.read()
+        assert "failed" not in self.read()
+        assert "Traceback" not in self.read()
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_an_interrupt_in_any_stage_is_obeyed_and_the_same_command_goes_on(tmp_path):
     run = tmp_path / "run"
-    words = ("run", ROOT / "configs" / "smoke.yaml", "--out", run, *SMALL)
+    words = (NNIT, "run", ROOT / "configs" / "smoke.yaml", "--out", run, *SMALL)
     for pattern, number in (
         ("population/.key.json", signal.SIGINT),
         ("population/trials/*/progress.json", signal.SIGTERM),
         ("align/round-0/step-*", signal.SIGINT),
         ("align/round-0.pt", signal.SIGINT),  # simulators of DAgger start
-        ("generate/manifest.json", signal.SIGTERM),  # those of the evaluation
+        ("train/*/step-*", signal.SIGTERM),
+        ("train/manifest.json", signal.SIGINT),  # the next stage generates
+        ("generate/manifest.json", signal.SIGTERM),  # simulators of the evaluation start
+        ("evaluate/manifest.json", signal.SIGINT),  # the report is drawn
     ):
         terminal = Terminal(*words)
         terminal.wait_for(run, pattern)
-        if number == signal.SIGINT:
-            terminal.press_ctrl_c()
-        else:
-            terminal.process.send_signal(number)
-        assert terminal.wait(SOON_S) == 128 + number, terminal.read()
-        assert "interrupted; the same command goes on" in terminal.read()
-        assert "failed" not in terminal.read()
-        assert "Traceback" not in terminal.read()
+        terminal.interrupt(number)
     last = Terminal(*words)
     assert last.wait(300) == 0, last.read()
     assert (run / "report" / "report.html").exists()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_an_interrupt_in_a_search_is_obeyed_and_the_same_command_goes_on(tmp_path):
+    command = search_command(tmp_path, 2)
+    for pattern, number in (
+        ("search/tune", signal.SIGINT),  # the first trials start
+        ("search/*/rung-0*", signal.SIGTERM),
+        ("search/test", signal.SIGINT),  # the best trial is measured
+    ):
+        terminal = Terminal(*command)
+        terminal.wait_for(tmp_path, pattern)
+        terminal.interrupt(number)
+    last = Terminal(*command)
+    assert last.wait(300) == 0, last.read()
+    assert "best" in last.read()
+
+
+@pytest.mark.timeout(300)
+def test_an_interrupt_in_an_evaluation_keeps_its_episodes(tmp_path):
+    save_policies([random_policy()], tmp_path / "policies")
+    command = (NNIT, "evaluate", tmp_path / "policies", "--episodes", 2000, "--actors", 1)
+    terminal = Terminal(*command)
+    terminal.wait_for(tmp_path, "policies-evaluation/episodes/*.parquet")
+    terminal.interrupt(signal.SIGINT)
+    kept = pq.read_table(tmp_path / "policies-evaluation/episodes").num_rows
+    assert 0 < kept < 2000
+    last = nnit_process(*command[1:3], "--episodes", kept)  # all of them are there
+    assert last.returncode == 0, last.stderr
+    assert pq.read_table(tmp_path / "policies-evaluation/episodes").num_rows == kept
 
 
 def test_a_second_interrupt_ends_at_once(tmp_path):
@@ -127,6 +167,37 @@ except KeyboardInterrupt:
         assert process.stdout.readline() == f"stopping {128 + number}\n"
         process.send_signal(number)
         assert process.wait(5) == 128 + number
+
+
+def test_an_interrupt_that_a_library_swallows_is_raised_again():
+    script = """
+import time
+from nnit_dist.runtime.interrupts import handle_interrupts, interrupt_code
+class Careless:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(60)
+handle_interrupts(enable=True)
+for swallow in (lambda: Careless(), lambda: time.sleep(60), lambda: time.sleep(60)):
+    try:
+        swallow()
+    except KeyboardInterrupt:
+        print("swallowed", flush=True)
+        continue
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("obeyed", interrupt_code(), flush=True)
+    time.sleep(2)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.read() == "swallowed\nswallowed\nobeyed 143\n"
+    assert process.wait(20) == 0
+    assert "Exception ignored" in process.stderr.read()
 
 
 def test_a_library_leaves_the_handlers_of_its_program():
