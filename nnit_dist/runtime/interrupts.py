@@ -1,36 +1,31 @@
 """Interrupts: ^C on a terminal, and SIGTERM from a scheduler or a node that is taken away.
 
 The first one raises KeyboardInterrupt, wherever the program is: what is done is kept, and Ray ends
-with its session. It is raised again if it comes to nothing, as in a callback of a library. A second
-one ends the process at once, and so does a program that has not stopped after some seconds. Ray,
-Ray Train and Ray Tune have handlers of their own, which would keep the program going or hide the
-interrupt; `handle_interrupts` is called again where they set them.
+with its session. Python ignores it in callbacks, as after a fork; then it is raised again. A second
+interrupt ends the process at once, and so does a program that has not stopped after some seconds.
+Ray, Ray Train and Ray Tune have handlers of their own, which would keep the program going or hide
+the interrupt; `handle_interrupts` is called again where they set them.
 """
 
 import os
 import signal
+import sys
 import threading
 import time
-import weakref
 from types import FrameType
 
 from nnit_dist.runtime.progress import console
 
-STOP_S, LOOK_EVERY_S = 20.0, 0.5
+STOP_S, AGAIN_S = 20.0, 0.1
 GOES_ON = "interrupted; the same command goes on."
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class _Mark:
-    """An object that lives as long as the exception that carries it."""
-
-
 class _State:
-    """What has become of the interrupt of this process."""
+    """The exit code after an interrupt, and whether a signal is only to raise it again."""
 
-    enabled = obeyed = repeating = False
+    enabled = again = False
     code = 0
-    mark: "weakref.ref[_Mark] | None" = None
 
 
 def handle_interrupts(enable: bool = False) -> None:
@@ -42,41 +37,40 @@ def handle_interrupts(enable: bool = False) -> None:
     if _State.enabled and threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
             signal.signal(number, _interrupt)
+        sys.unraisablehook = _raise_again
 
 
 def interrupt_code() -> int:
-    """The exit code of a program that was interrupted, 130 or 143; 0 if it was not.
-
-    Who asks ends the program: the interrupt is not raised again.
-    """
-    _State.obeyed = _State.code > 0
+    """The exit code of a program that was interrupted, 130 or 143; 0 if it was not."""
     return _State.code
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    if _State.code and not _State.repeating:
+    if _State.code and not _State.again:
         os._exit(_State.code)
-    _State.repeating = False
+    _State.again = False
     if not _State.code:
         _State.code = 128 + signum
-        threading.Thread(target=_see_that_it_stops, daemon=True).start()
-    raise _marked_interrupt()
-
-
-def _marked_interrupt() -> KeyboardInterrupt:
+        threading.Thread(target=_end_in_time, daemon=True).start()
     # (No class of its own: Ray recognizes this one alone where it waits.)
-    error, mark = KeyboardInterrupt(), _Mark()
-    error.__dict__["mark"], _State.mark = mark, weakref.ref(mark)
-    return error
+    raise KeyboardInterrupt
 
 
-def _see_that_it_stops() -> None:
-    """Raise the interrupt again where it is gone and nobody obeyed; at last end the process."""
-    deadline = time.monotonic() + STOP_S
-    while time.monotonic() < deadline:
-        time.sleep(LOOK_EVERY_S)
-        if _State.mark is not None and _State.mark() is None and not _State.obeyed:
-            _State.repeating = True
+def _raise_again(ignored: "sys.UnraisableHookArgs") -> None:
+    """Raise an interrupt again, after the callback in which Python has ignored it."""
+    if ignored.exc_type is not KeyboardInterrupt or not _State.code:
+        sys.__unraisablehook__(ignored)
+        return
+
+    def signal_main() -> None:
+        if signal.getsignal(_State.code - 128) is _interrupt:
+            _State.again = True
             signal.pthread_kill(threading.main_thread().ident or 0, _State.code - 128)
+
+    threading.Timer(AGAIN_S, signal_main).start()
+
+
+def _end_in_time() -> None:
+    time.sleep(STOP_S)
     print(f"\n{GOES_ON}", file=console.file, flush=True)
     os._exit(_State.code)

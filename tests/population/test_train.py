@@ -14,6 +14,7 @@ import pytest
 from support.networks import TASK
 
 from nnit_dist.artifacts.run_directory import PopulationDirectory
+from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import content_hash
 from nnit_dist.core.zoo import Zoo, best_of_trials
 from nnit_dist.envs.batch_env import StackedEnv
@@ -31,8 +32,8 @@ SPEC = TrialSpec(TASK, MODE, (16, 8), 3)
 pytestmark = pytest.mark.usefixtures("ray_local")
 
 
-def train(out: Path, iterations: int) -> None:
-    trial = Trial(SPEC, RECIPE, PopulationDirectory(out))
+def train(out: Path, iterations: int, spec: TrialSpec = SPEC) -> None:
+    trial = Trial(spec, RECIPE, PopulationDirectory(out))
     for _ in range(iterations):
         trial.step()
     trial.close()
@@ -72,6 +73,18 @@ def test_snapshots_carry_their_measured_success(unbroken):
     measured = (members[1].success_once, members[1].success_at_end, members[1].mean_return)
     assert measured == again
     assert not np.array_equal(members[0].policy.flat(), members[1].policy.flat())
+
+
+def test_a_population_learns_in_normalized_units_in_a_mode_of_other_bounds(tmp_path):
+    mode = "pd_joint_pos"  # targets of joints in rad
+    train(tmp_path, 2, TrialSpec(TASK, mode, (16, 8), 3))
+    (member,) = Zoo(tmp_path / "zoo").members()
+    assert member.policy.control_mode == mode
+    env = SimEnv(TASK, mode)
+    assert not env.bounds.normalized
+    again = mean_success(env, member.policy, range(2**30, 2**30 + 2))
+    env.close()
+    assert (member.success_once, member.success_at_end, member.mean_return) == again
 
 
 @pytest.mark.long
