@@ -8,6 +8,7 @@ from nnit_dist.core.names import check_name
 
 DEFAULT_CONTROL_MODE = "pd_joint_delta_pos"
 MOST_SEED = 2**31 - 1  # of whatever is random
+MOST_EPISODES = 1_000_000  # of a policy: the standard error of its success is 0.0005 then
 MOST = 1 << 16  # observations, actions, or env steps of an episode
 
 

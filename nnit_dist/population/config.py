@@ -1,8 +1,10 @@
 """The configuration of the population: which policies PPO trains, and how."""
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nnit_dist.core.task import MOST_SEED
 
 
 class Recipe(BaseModel):
@@ -83,7 +85,7 @@ class PopulationConfig(BaseModel):
     architectures_by_task: dict[str, list[list[int]]] = Field(
         {}, description="Hidden widths by task, in place of `architectures`."
     )
-    seeds: list[int] = Field(
+    seeds: list[Annotated[int, Field(ge=0, le=MOST_SEED)]] = Field(
         [0], min_length=1, description="Seeds; every architecture is trained once from each."
     )
     max_failures: int = Field(3, ge=0, description="How often a trial that dies is tried again.")

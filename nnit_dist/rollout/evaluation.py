@@ -12,7 +12,7 @@ import numpy as np
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.storage import path_of
-from nnit_dist.core.task import SimBackend, TaskInfo
+from nnit_dist.core.task import MOST_EPISODES, SimBackend, TaskInfo
 from nnit_dist.envs.sim import TEST_SEED, check_for_networks, task_info
 from nnit_dist.rollout.actors import Simulators
 from nnit_dist.rollout.episodes import Rollouts
@@ -27,7 +27,6 @@ from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.runtime.ray_session import ray_session
 
 SHOW_EVERY_S = 0.2
-MOST_EPISODES = 1_000_000  # of a policy: the standard error of its success is 0.0005 then
 
 
 @dataclass

@@ -28,8 +28,8 @@ class _State:
     code = 0
 
 
-def handle_interrupts(enable: bool = False) -> None:
-    """Set the handlers, if this program has them: `enable` is for its start.
+def handle_interrupts(enable: bool = False) -> bool:
+    """Set the handlers if this program has them, as `enable` says at its start; returns whether so.
 
     As a library, and in other threads, the handlers stay those of the program that uses it.
     """
@@ -38,6 +38,7 @@ def handle_interrupts(enable: bool = False) -> None:
         for number in _SIGNALS:
             signal.signal(number, _interrupt)
         sys.unraisablehook = _raise_again
+    return _State.enabled
 
 
 def interrupt_code() -> int:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import time
 import warnings
@@ -116,6 +117,12 @@ def ray_session(
             runtime_env={"env_vars": env_vars | _ENVIRONMENT},
             **({} if address else local),
         )
+    except SystemExit:
+        # Ray's own handler of SIGTERM, which it has set while it starts.
+        ray.shutdown()
+        if handle_interrupts():
+            signal.raise_signal(signal.SIGTERM)
+        raise
     except Exception as error:
         where = f"at {address}" if address else "on this machine"
         raise NnitError(

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from nnit_dist.artifacts.legacy import advice
 from nnit_dist.core.errors import NnitError, nearest
 from nnit_dist.core.splits import TopologySplit, UnseenKind, split_topologies
-from nnit_dist.core.task import DEFAULT_CONTROL_MODE, MOST_SEED, SimBackend
+from nnit_dist.core.task import DEFAULT_CONTROL_MODE, MOST_EPISODES, MOST_SEED, SimBackend
 from nnit_dist.core.topology import Hidden
 from nnit_dist.hypernet.config import AlignConfig
 from nnit_dist.nnit.config import DEFAULT_STEPS, NNiTConfig
@@ -76,7 +76,9 @@ class GenerateConfig(_Model):
 class EvaluateConfig(_Model):
     """How the written networks are measured."""
 
-    episodes: int = Field(20, gt=0, description="Episodes in which each network is measured.")
+    episodes: int = Field(
+        20, gt=0, le=MOST_EPISODES, description="Episodes in which each network is measured."
+    )
 
 
 class LoggingConfig(_Model):

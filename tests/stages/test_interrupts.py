@@ -146,6 +146,20 @@ def test_an_interrupt_in_an_evaluation_keeps_its_episodes(tmp_path):
     assert pq.read_table(tmp_path / "policies-evaluation/episodes").num_rows == kept
 
 
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_an_interrupt_at_any_moment_of_a_start_is_obeyed(tmp_path):
+    save_policies([random_policy()], tmp_path / "policies")
+    command = [NNIT, "evaluate", tmp_path / "policies", "--episodes", "9999", "--actors", "1"]
+    for moment in range(1, 13):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        time.sleep(0.7 * moment)
+        number = (signal.SIGINT, signal.SIGTERM)[moment % 2]
+        process.send_signal(number)
+        _, complaints = process.communicate(timeout=SOON_S)
+        assert (process.returncode, complaints) == (128 + number, b""), 0.7 * moment
+
+
 def test_a_second_interrupt_ends_at_once(tmp_path):
     """While the first one is still being obeyed."""
     script = """
