@@ -38,7 +38,8 @@ def read_model(path: Path, expected: str) -> tuple[dict[str, Tensor], dict[str, 
             check_safetensors_size(local, path, MOST_BYTES)
             with safe_open(str(local), framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # Copies: what is mapped from a file goes with it, and torch wants it aligned.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise NnitError(f"there is no model file {path}.") from None
     except (SafetensorError, OSError) as error:
@@ -83,8 +84,7 @@ def build(make: Callable[[], M], tensors: dict[str, Tensor]) -> M:
         wanted = list(needed[name]) if name in needed else "no such tensor"
         if found != wanted:
             raise ValueError(f"{name[:80]} is {found}; expected {wanted}")
-    copies = {name: tensors[name].to(torch.float32, copy=True) for name in needed}  # aligned
-    module.load_state_dict(copies, assign=True)
+    module.load_state_dict({name: tensors[name].float() for name in needed}, assign=True)
     return module
 
 

@@ -1,24 +1,30 @@
 """Process groups of torch over the network by which nodes of Ray reach each other.
 
-By default Gloo listens at the address of the machine's name. On many machines that is the loopback
-interface, which workers of other nodes cannot reach: Debian's /etc/hosts has `127.0.1.1 name`.
+Left to itself, torch's rendezvous listens on all interfaces, without a token, and Gloo at the
+address of the machine's name. On many machines that is the loopback interface, which workers of
+other nodes cannot reach: Debian's /etc/hosts has `127.0.1.1 name`. Here both use the address of
+the node in the cluster alone. A single worker has neither.
 """
 
 import os
 import socket
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import psutil
 import ray
+import torch.distributed as dist
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
-INTERFACE = "GLOO_SOCKET_IFNAME"
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+_servers: list[dist.TCPStore] = []  # of this process, the first worker: they live as long
 
 
 @dataclass
 class NodeNetwork(TorchConfig):
-    """Ray Train's configuration of torch, with Gloo on the interface of the node's address."""
+    """Ray Train's configuration of torch, on the network of the cluster alone."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
@@ -27,17 +33,71 @@ class NodeNetwork(TorchConfig):
 
 
 class _Backend(_TorchBackend):
-    def on_start(self, worker_group, backend_config):
-        if len(worker_group) == 1:
-            return  # no group: torch's rendezvous listens on all interfaces, without a token
-        worker_group.execute(_listen_at_node_address)
-        super().on_start(worker_group, backend_config)
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """As Ray's, with another rendezvous."""
+        workers = len(worker_group)
+        if workers == 1:
+            return
+        on_gpus = worker_group.get_resources_per_worker().get("GPU", 0) > 0
+        worker_group.execute(_use_node_interface)
+        worker_group.execute(_set_torch_distributed_env_vars)
+        address, port = worker_group.execute_single(0, _start_rendezvous, workers)
+        ray.get(
+            [
+                worker_group.execute_single_async(
+                    rank,
+                    join_group,
+                    backend_config.backend or ("nccl" if on_gpus else "gloo"),
+                    address,
+                    port,
+                    worker=rank,
+                    workers=workers,
+                    timeout_s=backend_config.timeout_s,
+                )
+                for rank in range(workers)
+            ]
+        )
 
 
-def _listen_at_node_address() -> None:
-    name = interface_of(ray.util.get_node_ip_address())
-    if name:
-        os.environ.setdefault(INTERFACE, name)
+def _use_node_interface() -> None:
+    if name := interface_of(ray.util.get_node_ip_address()):
+        for variable in INTERFACES:
+            os.environ.setdefault(variable, name)
+
+
+def _start_rendezvous(workers: int) -> tuple[str, int]:
+    return start_rendezvous(ray.util.get_node_ip_address(), workers)
+
+
+def start_rendezvous(address: str, workers: int) -> tuple[str, int]:
+    """Serve torch's key-value store at an address of this machine; returns the address and port.
+
+    It is served until this process ends.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.bind((address, 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        server = dist.TCPStore(
+            address,
+            port,
+            workers,
+            is_master=True,
+            wait_for_workers=False,
+            master_listen_fd=listening.detach(),
+        )
+    _servers.append(server)
+    return address, port
+
+
+def join_group(
+    backend: str, address: str, port: int, *, worker: int, workers: int, timeout_s: float
+) -> None:
+    """Make this process that worker, from 0, of the group whose rendezvous is at an address."""
+    timeout = timedelta(seconds=timeout_s)
+    store = dist.TCPStore(address, port, workers, is_master=False, timeout=timeout)
+    dist.init_process_group(backend, store=store, rank=worker, world_size=workers, timeout=timeout)
 
 
 def interface_of(address: str) -> str | None:
