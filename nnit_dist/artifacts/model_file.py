@@ -1,11 +1,13 @@
 """Model files: safetensors with metadata, of the hypernetwork and of NNiT."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from nnit_dist.core.storage import local_file
 
 MOST_BYTES = 1 << 30  # of a model file
 M = TypeVar("M", bound=nn.Module)
+R = TypeVar("R")
 
 
 def write_model(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
@@ -65,6 +68,16 @@ def described_in(path: Path) -> Iterator[None]:
         raise NnitError(
             f"{path} does not hold the model that it describes ({reason}). Copy it or train again."
         ) from None
+
+
+def read_record(kind: type[R], value: object) -> R:
+    """A dataclass, or another type, of a value from JSON; ValueError if it is none."""
+    try:  # (As JSON: pydantic's strictness wants instances of dataclasses otherwise.)
+        return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{getattr(kind, '__name__', kind)}: {where} {first['msg']}") from None
 
 
 def build(make: Callable[[], M], tensors: dict[str, Tensor]) -> M:

@@ -18,6 +18,7 @@ from nnit_dist.artifacts.model_file import (
     part,
     read_model,
     read_normalizer,
+    read_record,
     write_model,
 )
 from nnit_dist.core.conditioning import ConditioningShape
@@ -263,6 +264,8 @@ class HypernetModel:
                 lambda: build_ghn(config, infos, distribution.max_width), part(tensors, "ghn.")
             )
             mixes = int(metadata["max_teachers_per_mix"])
+            if mixes < 1 or not tasks:
+                raise ValueError(f"it has {len(tasks)} tasks and mixes of {mixes} teachers")
             model = cls(ghn.eval(), tasks, distribution, mixes)
         return model.for_task(task) if task else model
 
@@ -270,11 +273,12 @@ class HypernetModel:
 def _read_task(
     described: dict[str, Any], tensors: dict[str, Tensor], number: int, latent_dim: int
 ) -> HypernetTask:
-    teachers = [Teacher(**teacher) for teacher in described["teachers"]]
-    task = TaskInfo(**described["task"])
+    teachers = read_record(list[Teacher], described["teachers"])
+    task = read_record(TaskInfo, described["task"])
     success = tensors[f"success.{number}"]
-    if success.shape != (len(teachers),) or not teachers:
-        raise ValueError(f"success.{number} is {list(success.shape)} for {len(teachers)} teachers")
+    known = success.shape == (len(teachers),) and success.is_floating_point()
+    if not (known and ((success >= 0) & (success <= 1)).all() and teachers):
+        raise ValueError(f"success.{number} is no success of each of {len(teachers)} teachers")
     latents = build(
         lambda: TeacherLatents(len(teachers), latent_dim), part(tensors, f"latents.{number}.")
     )

@@ -16,6 +16,7 @@ from nnit_dist.artifacts.model_file import (
     part,
     read_model,
     read_normalizer,
+    read_record,
     write_model,
 )
 from nnit_dist.artifacts.run_directory import RunDirectory
@@ -281,8 +282,11 @@ class NNiTModel:
         """
         tensors, metadata = read_model(path, FORMAT)
         with described_in(path):
-            vocabulary = ArchitectureVocabulary(*json.loads(metadata["vocabulary"]))
-            config = TransformerConfig(**json.loads(metadata["config"]))
+            sizes = tuple(json.loads(metadata["vocabulary"]))
+            vocabulary = ArchitectureVocabulary(
+                *read_record(tuple[list[str], int, int, int], sizes)
+            )
+            config = read_record(TransformerConfig, json.loads(metadata["config"]))
             network = build(
                 lambda: NNiT(config, vocabulary, vocabulary.patch), part(tensors, "network.")
             )
@@ -306,9 +310,11 @@ def _read_tasks(
         mean, std = mean.expand(len(tasks), -1), std.expand(len(tasks), -1)
     if mean.shape != std.shape or mean.shape != (len(tasks), KINDS):
         raise ValueError(f"its token normalizer is {list(mean.shape)}, {list(std.shape)}")
+    if not all(0 <= known["best_success"] <= 1 for known in tasks):
+        raise ValueError("a success is not within 0 and 1")
     return [
         NNiTTask(
-            TaskInfo(**known["task"]),
+            read_record(TaskInfo, known["task"]),
             read_normalizer(tensors, i, known["task"]["obs_dim"]),
             TokenNormalizer(mean[i].clone(), std[i].clone()),
             float(known["best_success"]),

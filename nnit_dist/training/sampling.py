@@ -59,9 +59,10 @@ class TrainingDistribution:
             KeyError, ValueError: the metadata has none, or one that is no list of topologies.
         """
         seen = [hidden_of(hidden) for hidden in json.loads(metadata["seen"])]
-        if not seen or any(max(hidden) > MOST_WIDTH for hidden in seen):
+        variation = int(metadata["variation"])
+        if not seen or variation < 0 or any(max(hidden) > MOST_WIDTH for hidden in seen):
             raise ValueError(f"it was trained on no topology, or on layers over {MOST_WIDTH} wide")
-        return cls(seen, int(metadata["variation"]))
+        return cls(seen, variation)
 
     @property
     def max_width(self) -> int:
