@@ -4,13 +4,14 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nnit_dist.artifacts.legacy import OLDER_FORMATS, upgrade_model
 from nnit_dist.core.errors import NnitError
@@ -80,6 +81,18 @@ def read_record(kind: type[R], value: object) -> R:
         raise ValueError(f"{getattr(kind, '__name__', kind)}: {where} {first['msg']}") from None
 
 
+class _NoInitialization(TorchFunctionMode):
+    """Leaves parameters as they are: on `meta`, initializing takes a second and does nothing."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "zero_", "fill_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def build(make: Callable[[], M], tensors: dict[str, Tensor]) -> M:
     """The module that `make` makes, with these tensors as its state.
 
@@ -89,7 +102,7 @@ def build(make: Callable[[], M], tensors: dict[str, Tensor]) -> M:
     Raises:
         ValueError: tensors are missing, superfluous, or of other shapes.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialization():
         module = make()
     needed = {name: tensor.shape for name, tensor in module.state_dict().items()}
     for name in sorted(needed.keys() | tensors.keys()):

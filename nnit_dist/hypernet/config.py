@@ -32,6 +32,7 @@ class GHNConfig(BaseModel):
     smoothness: float = Field(
         3.0,
         gt=0,
+        le=256,
         description="Correlation length, in weights, of the positional maps before training.",
     )
 

@@ -113,7 +113,9 @@ class DecoderBlock(nn.Module):
         self.side, self.smooth = side, kernel > 1
         self.conv = nn.Conv2d(fan_in, out, kernel, padding=kernel // 2)
         self.film = FiLM(dim, 2 * out)
-        self.maps = nn.Parameter(smooth_noise(kinds, out, side, length))
+        self.maps = nn.Parameter(torch.empty(kinds, out, side, side))
+        if not self.maps.is_meta:  # on `meta` this would take a second
+            self.maps.data = smooth_noise(kinds, out, side, length)
         nn.init.normal_(self.film.weight, std=0.5 / math.sqrt(dim))
         nn.init.zeros_(self.film.bias)
 

@@ -15,8 +15,12 @@ class TeacherLatents(nn.Module):
 
     def __init__(self, teachers: int, latent_dim: int, initial_std: float = 0.1) -> None:
         super().__init__()
-        self.mean = nn.Parameter(torch.randn(teachers, latent_dim))
-        self.log_std = nn.Parameter(torch.full((teachers, latent_dim), initial_std).log())
+        self.mean = nn.Parameter(torch.empty(teachers, latent_dim))
+        self.log_std = nn.Parameter(torch.empty(teachers, latent_dim))
+        nn.init.normal_(self.mean)
+        if not self.log_std.is_meta:
+            with torch.no_grad():
+                self.log_std.fill_(initial_std).log_()
 
     def sample(self, teacher_weights: Tensor, noise: Tensor) -> Tensor:
         """Latents z [B, latent_dim] for mixes [B, T] and standard normal noise [B, latent_dim]."""
