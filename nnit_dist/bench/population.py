@@ -20,7 +20,7 @@ from nnit_dist.core.policy import Policy
 from nnit_dist.core.task import DEFAULT_CONTROL_MODE
 from nnit_dist.core.topology import Hidden, Topology
 from nnit_dist.envs.sim import VALIDATION_SEED, SimEnv
-from nnit_dist.population.config import Recipe
+from nnit_dist.population.config import Recipe, TrialSpec
 from nnit_dist.population.module import ActorCriticModule
 from nnit_dist.population.ppo import ppo_config
 from nnit_dist.rollout.episodes import mean_success
@@ -50,9 +50,8 @@ class Meter:
             self.env = SimEnv(task)
         else:
             make = _stock if kind == "rllib" else ppo_config
-            self.algo: Any = make(
-                recipe, HIDDEN, task, DEFAULT_CONTROL_MODE, seed=seed
-            ).build_algo()
+            spec = TrialSpec(task, DEFAULT_CONTROL_MODE, HIDDEN, seed)
+            self.algo: Any = make(recipe, spec).build_algo()
         self._work(0)
 
     def rate(self, seconds: float) -> float:
@@ -141,16 +140,16 @@ def start_meter(kind: Kind, task: str, recipe: Recipe, seed: int) -> Any:
     return ray.remote(Meter).options(num_cpus=0).remote(kind, task, recipe, seed)
 
 
-def _stock(recipe: Recipe, hidden: Hidden, task: str, control_mode: str, *, seed: int) -> Any:
+def _stock(recipe: Recipe, spec: TrialSpec) -> Any:
     """The same algorithm with RLlib's own env runner and learner, on gymnasium's vector env."""
     import gymnasium as gym
     from ray import tune
     from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
     from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
-    tune.register_env("stock", lambda config: SimEnv(task, control_mode))
+    tune.register_env("stock", lambda config: SimEnv(spec.task, spec.control_mode))
     return (
-        ppo_config(recipe, hidden, task, control_mode, seed=seed)
+        ppo_config(recipe, spec)
         .environment("stock", env_config={}, clip_actions=True, normalize_actions=False)
         .env_runners(
             env_runner_cls=SingleAgentEnvRunner, gym_env_vectorize_mode=gym.VectorizeMode.SYNC

@@ -27,18 +27,18 @@ Zoo = Annotated[
 @zoo_app.command("ls")
 def zoo_ls(path: Zoo, debug: Debug = False) -> None:
     """List the policies of a zoo."""
-    from nnit_dist.core.topology import hidden_name
+    from nnit_dist.core.topology import architecture_name, check_activation
 
     rows = _zoo(path).rows()
     of_tasks = sorted({(row["task"], row["control_mode"]) for row in rows})
     table = Table(
-        *(Column("id", no_wrap=True), "hidden", "env steps", "once", "at end", "return"),
+        *(Column("id", no_wrap=True), "network", "env steps", "once", "at end", "return"),
         title="; ".join(f"{task}, {mode}" for task, mode in of_tasks),
     )
     for row in rows:
         table.add_row(
             row["id"],
-            hidden_name(tuple(row["hidden"])),
+            architecture_name(tuple(row["hidden"]), check_activation(row["activation"])),
             count(row["env_steps"]),
             f"{row['success_once']:.2f}",
             f"{row['success_at_end']:.2f}",

@@ -19,18 +19,19 @@ from torch.nn import functional as F
 
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.task import TaskInfo
-from nnit_dist.core.topology import Topology
+from nnit_dist.core.topology import Activation, Topology
 
 if TYPE_CHECKING:
     from nnit_dist.core.policy import Policy
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "relu": torch.relu,
     "elu": F.elu,
     "silu": F.silu,
 }
-ACTIVATION_NAMES, _FUNCTIONS = list(ACTIVATIONS), list(ACTIVATIONS.values())
+ACTIVATION_NAMES: list[Activation] = list(ACTIVATIONS)
+_FUNCTIONS = list(ACTIVATIONS.values())
 Layer = tuple[Tensor, Tensor]  # weight [out, in] and bias [out]
 
 
@@ -86,7 +87,9 @@ class MLPBatch:
 
     @classmethod
     def from_layers(
-        cls, networks: Sequence[Sequence[Layer]], activations: str | Sequence[str] = "tanh"
+        cls,
+        networks: Sequence[Sequence[Layer]],
+        activations: Activation | Sequence[Activation] = "tanh",
     ) -> "MLPBatch":
         """Copies, on the CPU, of each network's layers; one activation for all or one for each."""
         names = [activations] * len(networks) if isinstance(activations, str) else activations
@@ -107,7 +110,7 @@ class MLPBatch:
     def _from_arrays(
         cls,
         networks: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]],
-        activations: Sequence[str],
+        activations: Sequence[Activation],
     ) -> "MLPBatch":
         # (Filled in numpy: a fifth of the time of as many small operations of torch.)
         shapes = np.zeros((len(networks), max(map(len, networks)), 2), np.int64)

@@ -7,7 +7,7 @@ the policy comes from.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,12 +19,28 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import canonical_safetensors, check_safetensors_size, write_atomic
 from nnit_dist.core.names import check_name, name_from
 from nnit_dist.core.storage import local_file, path_of
-from nnit_dist.core.topology import Topology, hidden_of
+from nnit_dist.core.topology import Activation, Topology, check_activation, hidden_of
 
 FORMAT = "nnit.policy/1"
 SUFFIX = ".safetensors"
 MOST_BYTES = 256 << 20  # of a policy's file
 _NUMPY_KINDS, _TORCH_KINDS = {"F16", "F32", "F64"}, {"BF16", "F8_E4M3", "F8_E5M2"}
+
+
+def _elu(x: np.ndarray) -> np.ndarray:
+    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+
+
+def _silu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(0.5 * x))  # x times the sigmoid of x, without overflow
+
+
+_FUNCTIONS: dict[Activation, Callable[[np.ndarray], np.ndarray]] = {
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0),
+    "elu": _elu,
+    "silu": _silu,
+}
 
 
 @dataclass
@@ -75,9 +91,9 @@ class Policy:
 
     def forward(self, obs: np.ndarray) -> np.ndarray:
         """Outputs before clipping, [..., act_dim], for observations [..., obs_dim]."""
-        hidden = obs
+        hidden, activate = obs, _FUNCTIONS[self.topology.activation]
         for weight, bias in self.layers[:-1]:
-            hidden = np.tanh(hidden @ weight.T + bias)
+            hidden = activate(hidden @ weight.T + bias)
         weight, bias = self.layers[-1]
         return hidden @ weight.T + bias
 
@@ -88,6 +104,8 @@ class Policy:
     def fingerprint(self) -> str:
         """Short hash of topology and weights, under which measurements of the policy are kept."""
         digest = hashlib.sha256(repr(self.topology.dims).encode() + self.flat().tobytes())
+        if self.topology.activation != "tanh":  # (stored measurements of tanh do not name it)
+            digest.update(self.topology.activation.encode())
         return digest.hexdigest()[:16]
 
     def check_names(self) -> "Policy":
@@ -244,7 +262,10 @@ def _policy_from(tensors: dict, metadata: dict[str, str], path: Path) -> Policy:
         if any((weight.ndim, bias.ndim) != (2, 1) for weight, bias in layers):
             raise NnitError("a weight must be a matrix [out, in], and a bias a vector [out].")
         topology = Topology(
-            layers[0][0].shape[1], hidden, layers[-1][0].shape[0], metadata["activation"]
+            layers[0][0].shape[1],
+            hidden,
+            layers[-1][0].shape[0],
+            check_activation(metadata["activation"]),
         )
         return Policy(
             topology,

@@ -2,30 +2,34 @@
 
 import itertools
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from nnit_dist.core.errors import NnitError
+from nnit_dist.core.errors import NnitError, nearest
 
 INPUT, HIDDEN, OUTPUT = range(3)  # kinds of layers
 Hidden = tuple[int, ...]
+Activation = Literal["tanh", "relu", "elu", "silu"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 MOST_WIDTH, MOST_DEPTH = 16384, 64  # of what a model may write
 
 
 @dataclass(frozen=True, order=True)
 class Topology:
-    """An MLP: `obs_dim` inputs, tanh layers of the `hidden` widths, `act_dim` linear outputs.
+    """An MLP: `obs_dim` inputs, layers of the `hidden` widths, `act_dim` linear outputs.
+
+    All hidden layers have the same activation: tanh, ReLU, ELU (with alpha 1) or SiLU.
 
     Raises:
-        NnitError: a size is not positive, there is no hidden layer, or the activation is not tanh.
+        NnitError: a size is not positive, there is no hidden layer, or the activation is unknown.
     """
 
     obs_dim: int
     hidden: Hidden
     act_dim: int
-    activation: str = "tanh"
+    activation: Activation = "tanh"
 
     def __post_init__(self) -> None:
-        if self.activation != "tanh":
-            raise NnitError(f"activation {self.activation!r} is not supported; use 'tanh'.")
+        check_activation(self.activation)
         if not self.hidden or min(self.hidden) < 1 or self.obs_dim < 1 or self.act_dim < 1:
             raise NnitError(f"a topology needs a hidden layer and positive sizes; got {self}.")
 
@@ -60,8 +64,34 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """The hidden widths as text, such as `40x56`."""
-        return hidden_name(self.hidden)
+        """The hidden widths, and the activation unless it is tanh, such as `40x56-relu`."""
+        return architecture_name(self.hidden, self.activation)
+
+
+def check_activation(name: str) -> Activation:
+    """`name` as an activation; NnitError if there is no such activation."""
+    for activation in ACTIVATIONS:
+        if name == activation:
+            return activation
+    raise NnitError(
+        f"there is no activation {name[:40]!r}; use {', '.join(ACTIVATIONS)}."
+        f"{nearest(name[:40], ACTIVATIONS)}"
+    )
+
+
+def architecture_name(hidden: Hidden, activation: Activation) -> str:
+    """`(40, 56), "relu"` -> `40x56-relu`; tanh is left out."""
+    return hidden_name(hidden) + f"-{activation}" * (activation != "tanh")
+
+
+def parse_architecture(text: str) -> tuple[Hidden, Activation]:
+    """`40x56-relu` -> `(40, 56), "relu"`; without an activation it is tanh.
+
+    Raises:
+        NnitError: the text has another form.
+    """
+    hidden, separator, activation = text.partition("-")
+    return parse_hidden(hidden), check_activation(activation if separator else "tanh")
 
 
 def hidden_name(hidden: Hidden) -> str:

@@ -20,7 +20,7 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import write_atomic
 from nnit_dist.core.policy import Policy, unflatten
 from nnit_dist.core.storage import path_of
-from nnit_dist.core.topology import Hidden, Topology, hidden_name
+from nnit_dist.core.topology import Hidden, Topology, check_activation, hidden_name
 from nnit_dist.core.zoo_file import (
     NO_WEIGHTS,
     SCHEMA,
@@ -81,7 +81,8 @@ class Member:
         _check_complete(row, SCHEMA.names)
         if not all(row["hidden"]):
             raise NnitError(f"policy {row['id'][:40]!r} of a zoo has hidden={row['hidden'][:8]}.")
-        topology = Topology(row["obs_dim"], tuple(row["hidden"]), row["act_dim"], row["activation"])
+        activation = check_activation(row["activation"])
+        topology = Topology(row["obs_dim"], tuple(row["hidden"]), row["act_dim"], activation)
         weights = unflatten(np.array(row["weights"], dtype=np.float32), topology)
         policy = Policy(
             topology, weights, row["task"], row["source"], row["control_mode"], row["id"]

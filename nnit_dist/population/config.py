@@ -1,10 +1,34 @@
 """The configuration of the population: which policies PPO trains, and how."""
 
+from dataclasses import dataclass
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    model_validator,
+)
 
+from nnit_dist.core.errors import NnitError
 from nnit_dist.core.task import MOST_SEED
+from nnit_dist.core.topology import Activation, Hidden, architecture_name, parse_architecture
+
+
+def _is_architecture(value: list[int] | str) -> list[int] | str:
+    if isinstance(value, str):
+        try:
+            parse_architecture(value)
+        except NnitError as error:
+            raise ValueError(str(error)) from None
+    return value
+
+
+Architecture = Annotated[
+    Annotated[list[PositiveInt], Field(min_length=1)] | str, AfterValidator(_is_architecture)
+]
 
 
 class Recipe(BaseModel):
@@ -77,13 +101,14 @@ class PopulationConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    architectures: list[list[int]] = Field(
+    architectures: list[Architecture] = Field(
         [[64, 64], [64, 48]],
         min_length=1,
-        description="Hidden widths of the policies that are trained.",
+        description="Hidden widths of the policies that are trained, as [64, 48] or, with an "
+        "activation other than tanh, 64x48-relu (or -elu, -silu).",
     )
-    architectures_by_task: dict[str, list[list[int]]] = Field(
-        {}, description="Hidden widths by task, in place of `architectures`."
+    architectures_by_task: dict[str, list[Architecture]] = Field(
+        {}, description="Architectures by task, in place of `architectures`."
     )
     seeds: list[Annotated[int, Field(ge=0, le=MOST_SEED)]] = Field(
         [0], min_length=1, description="Seeds; every architecture is trained once from each."
@@ -107,6 +132,13 @@ class PopulationConfig(BaseModel):
         {}, description="PPO settings by task that differ from `recipe`."
     )
 
+    def architectures_of(self, task: str) -> list[tuple[Hidden, Activation]]:
+        """Hidden widths and activations of the policies that are trained on a task."""
+        return [
+            parse_architecture(one) if isinstance(one, str) else (tuple(one), "tanh")
+            for one in self.architectures_by_task.get(task, self.architectures)
+        ]
+
     def recipe_of(self, task: str) -> Recipe:
         """The recipe of a task: settings from `recipes`, else `recipe`, else the measured one."""
         settings: dict[str, float] = {}
@@ -114,3 +146,19 @@ class PopulationConfig(BaseModel):
             if recipe is not None:
                 settings |= recipe.model_dump(include=recipe.model_fields_set)
         return Recipe.model_validate(settings)
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """What one trial trains: an actor of `hidden` widths and an activation, from `seed`."""
+
+    task: str
+    control_mode: str
+    hidden: Hidden
+    seed: int
+    activation: Activation = "tanh"
+
+    @property
+    def id(self) -> str:
+        """Its name: task, hidden widths, activation (unless tanh) and seed."""
+        return f"{self.task}_{architecture_name(self.hidden, self.activation)}_s{self.seed}"

@@ -17,13 +17,20 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
 from nnit_dist.core.normalizer import MIN_STD, ObservationNormalizer
+from nnit_dist.core.topology import Activation
 
 CRITIC_HIDDEN = (256, 256)
+MODULES: dict[Activation, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+}
 INITIAL_LOG_STD = -0.5
 
 
 class ActorCriticModule(TorchRLModule, ValueFunctionAPI):
-    """An actor of the hidden widths `model_config["hidden"]`, and a critic of 256x256.
+    """An actor of `model_config["hidden"]` widths and `["activation"]`, and a critic of 256x256.
 
     Shapes: batches [...], D observations, A actions.
     """
@@ -37,8 +44,9 @@ class ActorCriticModule(TorchRLModule, ValueFunctionAPI):
         config: Any = self.model_config
         obs_dim, act_dim = observation.shape[0], action.shape[0]
         self.normalizer = RunningNormalizer(obs_dim)
-        self.actor = tanh_mlp((obs_dim, *config["hidden"], act_dim), 0.01 * math.sqrt(2))
-        self.critic = tanh_mlp((obs_dim, *CRITIC_HIDDEN, 1), 1.0)
+        dims = (obs_dim, *config["hidden"], act_dim)
+        self.actor = mlp(dims, 0.01 * math.sqrt(2), config.get("activation", "tanh"))
+        self.critic = mlp((obs_dim, *CRITIC_HIDDEN, 1), 1.0, "tanh")
         self.log_std = nn.Parameter(torch.full((act_dim,), INITIAL_LOG_STD))
 
     def _forward(self, batch: Mapping[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
@@ -98,8 +106,8 @@ class RunningNormalizer(nn.Module):
         return self.var.sqrt().clamp(min=MIN_STD)
 
 
-def tanh_mlp(dims: tuple[int, ...], output_gain: float) -> nn.Sequential:
-    """An MLP with tanh between its layers and orthogonal initialization, as in ManiSkill's PPO.
+def mlp(dims: tuple[int, ...], output_gain: float, activation: Activation) -> nn.Sequential:
+    """An MLP with orthogonal initialization, as in ManiSkill's PPO, which has tanh alone.
 
     `dims` are the layer sizes from input to output, `output_gain` the gain of the last layer.
     """
@@ -109,5 +117,5 @@ def tanh_mlp(dims: tuple[int, ...], output_gain: float) -> nn.Sequential:
         linear = nn.Linear(fan_in, fan_out)
         nn.init.orthogonal_(linear.weight, output_gain if last else math.sqrt(2))
         nn.init.zeros_(linear.bias)
-        modules += [linear] if last else [linear, nn.Tanh()]
+        modules += [linear] if last else [linear, MODULES[activation]()]
     return nn.Sequential(*modules)

@@ -6,9 +6,8 @@ from functools import partial
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from nnit_dist.core.topology import Hidden
 from nnit_dist.envs.batch_env import BatchEnv
-from nnit_dist.population.config import Recipe
+from nnit_dist.population.config import Recipe, TrialSpec
 from nnit_dist.population.learner import RolloutLearner
 from nnit_dist.population.module import ActorCriticModule
 from nnit_dist.population.runner import RolloutRunner
@@ -16,11 +15,8 @@ from nnit_dist.population.runner import RolloutRunner
 
 def ppo_config(
     recipe: Recipe,
-    hidden: Hidden,
-    task: str,
-    control_mode: str,
+    spec: TrialSpec,
     *,
-    seed: int,
     make_env: Callable[[int], BatchEnv] | None = None,
     gpu: bool = False,
 ) -> PPOConfig:
@@ -33,7 +29,7 @@ def ppo_config(
             `gpu` on the GPU.
         gpu: whether to sample and learn on a GPU.
     """
-    make_env = make_env or partial(_on_gpu if gpu else _stacked, task, control_mode)
+    make_env = make_env or partial(_on_gpu if gpu else _stacked, spec.task, spec.control_mode)
     return (
         PPOConfig()
         .environment("nnit", env_config={"make_env": make_env})
@@ -47,7 +43,8 @@ def ppo_config(
         .learners(num_learners=0, num_gpus_per_learner=int(gpu), learner_class=RolloutLearner)
         .rl_module(
             rl_module_spec=RLModuleSpec(
-                module_class=ActorCriticModule, model_config={"hidden": list(hidden)}
+                module_class=ActorCriticModule,
+                model_config={"hidden": list(spec.hidden), "activation": spec.activation},
             )
         )
         .training(
@@ -66,7 +63,7 @@ def ppo_config(
             entropy_coeff=recipe.entropy_coeff,
             learner_config_dict=recipe.model_dump(include={"normalize_observations", "max_kl"}),
         )
-        .debugging(seed=seed, log_level="ERROR")
+        .debugging(seed=spec.seed, log_level="ERROR")
     )
 
 

@@ -8,8 +8,8 @@ from nnit_dist.artifacts.run_directory import PopulationDirectory
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import copy, read_json
 from nnit_dist.core.storage import beside
-from nnit_dist.population.config import PopulationConfig
-from nnit_dist.population.trial import SnapshotResult, TrialSpec, read_progress, train_trial
+from nnit_dist.population.config import PopulationConfig, TrialSpec
+from nnit_dist.population.trial import SnapshotResult, read_progress, train_trial
 from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.runtime.ray_session import AWAY_FROM_TRAINING
 
@@ -34,10 +34,10 @@ class PopulationFigures(TypedDict):
 def trial_specs(config: PopulationConfig, tasks: list[str], control_mode: str) -> list[TrialSpec]:
     """The trials of a population, one for each task, architecture and seed."""
     return [
-        TrialSpec(task, control_mode, tuple(hidden), seed)
+        TrialSpec(task, control_mode, hidden, seed, activation)
         for task in tasks
         for seed in config.seeds
-        for hidden in config.architectures_by_task.get(task, config.architectures)
+        for hidden, activation in config.architectures_of(task)
     ]
 
 

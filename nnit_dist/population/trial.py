@@ -19,31 +19,15 @@ from nnit_dist.artifacts.run_directory import PopulationDirectory
 from nnit_dist.core.files import read_json, write_json
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.storage import path_of, remove
-from nnit_dist.core.topology import Hidden, Topology, hidden_name
+from nnit_dist.core.topology import Activation, Topology
 from nnit_dist.core.zoo import Member
 from nnit_dist.envs.batch_env import BatchEnv
 from nnit_dist.envs.sim import TRAIN_SEEDS, VALIDATION_SEED, SimEnv
-from nnit_dist.population.config import Recipe
+from nnit_dist.population.config import Recipe, TrialSpec
 from nnit_dist.population.module import ActorCriticModule
 from nnit_dist.population.ppo import ppo_config
 from nnit_dist.rollout.actors import Simulator
 from nnit_dist.rollout.episodes import Part, Rollouts, run_part
-
-
-@dataclass(frozen=True)
-class TrialSpec:
-    """What one trial trains: an actor of `hidden` widths, from `seed`."""
-
-    task: str
-    control_mode: str
-    hidden: Hidden
-    seed: int
-
-    @property
-    def id(self) -> str:
-        """Its name: task, hidden widths and seed."""
-        return f"{self.task}_{hidden_name(self.hidden)}_s{self.seed}"
-
 
 SnapshotResult = TypedDict(
     "SnapshotResult", {"env_steps": int, "success_once": float, "return": float}
@@ -60,6 +44,7 @@ class _SpecFields(TypedDict):
     control_mode: str
     hidden: list[int]
     seed: int
+    activation: Activation
 
 
 class _TrialFields(TypedDict):
@@ -99,8 +84,8 @@ def train_trial(config: _TrialConfig) -> None:
 
     torch.set_num_threads(1)
     fields = config["trial"]["spec"]
-    hidden = tuple(fields["hidden"])
-    spec = TrialSpec(fields["task"], fields["control_mode"], hidden, fields["seed"])
+    hidden, activation = tuple(fields["hidden"]), fields["activation"]
+    spec = TrialSpec(fields["task"], fields["control_mode"], hidden, fields["seed"], activation)
     recipe = Recipe.model_validate(config["trial"]["recipe"])
     trial = Trial(spec, recipe, PopulationDirectory(path_of(config["out"])), config["gpu"])
     try:
@@ -131,9 +116,7 @@ class Trial:
         self.progress_file = out.progress(spec.id)
         task = spec.task, spec.control_mode
         self.evaluator = RemoteEvaluator(*task) if gpu or make_env else LocalEvaluator(*task)
-        self.algo = ppo_config(
-            recipe, spec.hidden, *task, seed=spec.seed, make_env=make_env, gpu=gpu
-        ).build_algo()
+        self.algo = ppo_config(recipe, spec, make_env=make_env, gpu=gpu).build_algo()
         self.progress = read_progress(self.progress_file) or Progress(0, 0.0, False, "", [])
         if self.progress.checkpoint:
             self.algo.restore_from_path(str(self.directory.absolute() / self.progress.checkpoint))
@@ -202,7 +185,7 @@ class Trial:
         assert isinstance(module, ActorCriticModule)
         obs_dim, act_dim = (space.shape[0] for space in spaces[DEFAULT_MODULE_ID])
         policy = Policy(
-            Topology(obs_dim, self.spec.hidden, act_dim),
+            Topology(obs_dim, self.spec.hidden, act_dim, self.spec.activation),
             module.actor_layers(),
             self.spec.task,
             "rllib",

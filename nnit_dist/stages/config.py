@@ -11,7 +11,7 @@ from nnit_dist.artifacts.legacy import advice
 from nnit_dist.core.errors import NnitError, nearest
 from nnit_dist.core.splits import TopologySplit, UnseenKind, split_topologies
 from nnit_dist.core.task import DEFAULT_CONTROL_MODE, MOST_EPISODES, MOST_SEED, SimBackend
-from nnit_dist.core.topology import Hidden
+from nnit_dist.core.topology import Hidden, hidden_name
 from nnit_dist.hypernet.config import AlignConfig
 from nnit_dist.nnit.config import DEFAULT_STEPS, NNiTConfig
 from nnit_dist.population.config import PopulationConfig
@@ -302,10 +302,10 @@ def _check_widths(config: RunConfig, path: Path) -> None:
             f"training width {widths[-1]}: a model writes up to twice. Name others, or [] for none."
         )
     population = config.population
-    for hidden in sum(population.architectures_by_task.values(), population.architectures):
+    for hidden in {h for task in config.tasks for h, _ in population.architectures_of(task)}:
         if kept := set(hidden) & set(unseen):
             raise NnitError(
-                f"{path}: the population has {hidden}, but {min(kept)} is in "
+                f"{path}: the population has {hidden_name(hidden)}, but {min(kept)} is in "
                 "topologies.unseen_widths."
             )
     if both := [w for w in unseen if w in widths]:

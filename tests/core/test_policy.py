@@ -9,10 +9,12 @@ from safetensors import safe_open
 from safetensors import torch as torch_file
 from safetensors.numpy import save_file
 from support.networks import random_policy
+from torch import nn
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.policy import Policy, load_policies, load_policy, save_policy, unflatten
+from nnit_dist.core.topology import ACTIVATIONS
 
 hiddens = st.lists(st.integers(1, 40), min_size=1, max_size=4).map(tuple)
 
@@ -185,3 +187,29 @@ def test_a_torch_checkpoint_is_called_one(tmp_path):
 def test_a_policy_says_what_is_wrong_with_an_observation(obs):
     with pytest.raises(ValueError, match="needs 35 observations|NaN or infinite"):
         random_policy().act(obs)
+
+
+MODULES = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_policy_acts_as_torchs_own_modules(activation, dtype, tmp_path):
+    policy = random_policy((16, 8, 8), activation=activation)
+    modules = []
+    for weight, bias in policy.layers:
+        linear = nn.Linear(*weight.T.shape)
+        linear.weight.data, linear.bias.data = torch.from_numpy(weight), torch.from_numpy(bias)
+        modules += [linear, MODULES[activation]()]
+    network = nn.Sequential(*modules[:-1]).to(torch.from_numpy(np.zeros(0, dtype)).dtype)
+    obs = np.random.default_rng(0).normal(0, 30, (50, 35)).astype(dtype)  # far from 0, too
+    expected = network(torch.from_numpy(obs)).detach().numpy()
+    back = load_policy(save_policy(policy, tmp_path / "p.safetensors"))
+    assert back.topology.activation == activation
+    assert back.forward(obs).dtype == dtype
+    assert np.allclose(back.forward(obs), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_weights_with_another_activation_are_another_policy():
+    prints = {random_policy(activation=name).fingerprint() for name in ACTIVATIONS}
+    assert len(prints) == len(ACTIVATIONS)

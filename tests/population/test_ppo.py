@@ -18,7 +18,7 @@ from nnit_dist.core.policy import Policy
 from nnit_dist.core.topology import Topology
 from nnit_dist.envs.batch_env import GpuEnv
 from nnit_dist.envs.sim import SimEnv
-from nnit_dist.population.config import Recipe
+from nnit_dist.population.config import Recipe, TrialSpec
 from nnit_dist.population.learner import Samples, ppo_losses, samples_of
 from nnit_dist.population.ppo import ppo_config
 from nnit_dist.population.runner import Rollout, RolloutRunner
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 
 @pytest.fixture(scope="module")
 def algo():
-    algorithm = ppo_config(RECIPE, (16, 8), TASK, MODE, seed=3).build_algo()
+    algorithm = ppo_config(RECIPE, TrialSpec(TASK, MODE, (16, 8), 3)).build_algo()
     yield algorithm
     algorithm.stop()
 
@@ -164,7 +164,7 @@ def test_a_step_of_training_fits_the_values_and_moves_the_rate(algo, rollout, mo
 
 def test_there_is_no_further_epoch_once_the_policy_went_too_far():
     config = RECIPE.model_copy(update={"epochs": 5, "max_kl": 1e-9})
-    algorithm = ppo_config(config, (8,), TASK, MODE, seed=3).build_algo()
+    algorithm = ppo_config(config, TrialSpec(TASK, MODE, (8,), 3)).build_algo()
     algorithm.train()
     optimizer = algorithm.learner_group._learner.get_optimizer()
     steps = {int(state["step"]) for state in optimizer.state.values()}
@@ -179,7 +179,9 @@ def test_a_batch_of_the_gpus_own_environment_is_sampled_as_well():
     def make_env(count: int) -> GpuEnv:
         return GpuEnv(TASK, MODE, count, reward=True, starts=None, sim_backend="physx_cpu")
 
-    runner = RolloutRunner(config=ppo_config(one, (8,), TASK, MODE, seed=0, make_env=make_env))
+    runner = RolloutRunner(
+        config=ppo_config(one, TrialSpec(TASK, MODE, (8,), 0), make_env=make_env)
+    )
     (rollout,) = runner.sample()
     assert rollout.obs.shape == (60, 1, 35)
     assert rollout.ended.nonzero().flatten().tolist() == [49]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from pydantic import ValidationError
 from support.networks import TASK
 
 from nnit_dist.artifacts.run_directory import PopulationDirectory
@@ -19,9 +20,9 @@ from nnit_dist.core.files import content_hash
 from nnit_dist.core.zoo import Zoo, best_of_trials
 from nnit_dist.envs.batch_env import StackedEnv
 from nnit_dist.envs.sim import SimEnv
-from nnit_dist.population.config import RECIPES, PopulationConfig, Recipe
+from nnit_dist.population.config import RECIPES, PopulationConfig, Recipe, TrialSpec
 from nnit_dist.population.train import run_population, trial_specs
-from nnit_dist.population.trial import Trial, TrialSpec
+from nnit_dist.population.trial import Trial
 from nnit_dist.rollout.episodes import mean_success
 
 MODE = "pd_joint_delta_pos"
@@ -85,6 +86,27 @@ def test_a_population_learns_in_normalized_units_in_a_mode_of_other_bounds(tmp_p
     again = mean_success(env, member.policy, range(2**30, 2**30 + 2))
     env.close()
     assert (member.success_once, member.success_at_end, member.mean_return) == again
+
+
+def test_a_trial_trains_a_policy_of_its_activation(tmp_path):
+    train(tmp_path, 2, TrialSpec(TASK, MODE, (16, 8), 3, "silu"))
+    (member,) = Zoo(tmp_path / "zoo").members()
+    assert member.policy.topology.activation == "silu"
+    assert member.trial == f"{TASK}_16x8-silu_s3"
+    env = SimEnv(TASK, MODE)
+    again = mean_success(env, member.policy, range(2**30, 2**30 + 2))
+    env.close()
+    assert (member.success_once, member.success_at_end, member.mean_return) == again
+
+
+def test_architectures_are_widths_or_names_with_an_activation():
+    config = PopulationConfig(architectures=[[8, 4], "16x8-relu", "5"])
+    specs = trial_specs(config, ["T"], MODE)
+    described = [((8, 4), "tanh"), ((16, 8), "relu"), ((5,), "tanh")]
+    assert [(spec.hidden, spec.activation) for spec in specs] == described
+    for wrong in ("16x8-rleu", "16x", [], [0], [8.5]):
+        with pytest.raises(ValidationError):
+            PopulationConfig(architectures=[wrong])
 
 
 @pytest.mark.long

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.networks import TASK, random_policy
 
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.topology import ACTIVATIONS
 from nnit_dist.envs.batch_env import GpuEnv, StackedEnv, record_start
 from nnit_dist.envs.sim import SimEnv
 from nnit_dist.rollout.actors import BatchSimulator, Simulators
@@ -27,7 +28,11 @@ MODE = "pd_joint_delta_pos"
     data=st.data(),
 )
 def test_each_row_goes_through_its_own_network(hidden, data):
-    policies = [random_policy(h, seed) for seed, h in enumerate(hidden)]
+    names = [data.draw(st.sampled_from(ACTIVATIONS)) for _ in hidden]
+    policies = [
+        random_policy(h, seed, activation=name)
+        for seed, (h, name) in enumerate(zip(hidden, names, strict=True))
+    ]
     owners = data.draw(st.lists(st.integers(0, len(hidden) - 1), min_size=1, max_size=12))
     obs = np.random.default_rng(0).normal(size=(len(owners), 35)).astype(np.float32)
     actions = RowPolicies(policies, owners).act(torch.from_numpy(obs)).numpy()
@@ -35,7 +40,11 @@ def test_each_row_goes_through_its_own_network(hidden, data):
     assert np.allclose(actions, alone, atol=1e-5)
 
 
-POLICIES = [random_policy(h, i, f"p{i}") for i, h in enumerate([(16, 8), (24,), (8, 8, 8)])]
+POLICIES = [
+    random_policy((16, 8), 0, "p0"),
+    random_policy((24,), 1, "p1", activation="relu"),
+    random_policy((8, 8, 8), 2, "p2", activation="silu"),
+]
 PARTS = [
     Part(POLICIES[0], (1, 2)),
     Part(POLICIES[1], (3,), record=True),

@@ -67,7 +67,7 @@ def test_unknown_key_is_named_with_its_path_and_the_nearest_one(tmp_path):
         ),
         (
             "name: x\ntasks: [t]\npopulation: {architectures_by_task: {t: [[64, 24]]}}",
-            r"population has \[64, 24\], but 24 is in topologies.unseen_widths",
+            r"population has 64x24, but 24 is in topologies.unseen_widths",
         ),
         ("name: x\ntasks: []", "'tasks': .*at least 1 item"),
         ("name: x\ntasks: [t]\nnnit: {transformer: {widht: 3}}", "Did you mean width"),

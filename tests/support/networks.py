@@ -21,9 +21,11 @@ from nnit_dist.training.sampling import TrainingDistribution
 TASK = "PushCube-v1"
 
 
-def random_policy(hidden=(16, 8), seed=0, policy_id="p", obs_dim=35, act_dim=8) -> Policy:
+def random_policy(
+    hidden=(16, 8), seed=0, policy_id="p", obs_dim=35, act_dim=8, *, activation="tanh"
+) -> Policy:
     rng = np.random.default_rng(seed)
-    topology = Topology(obs_dim, tuple(hidden), act_dim)
+    topology = Topology(obs_dim, tuple(hidden), act_dim, activation)
     layers = [
         (rng.normal(0, fan_in**-0.5, (out, fan_in)), rng.normal(0, 0.1, out))
         for out, fan_in in topology.shapes

@@ -12,6 +12,7 @@ from nnit_dist.artifacts.run_directory import RunDirectory
 from nnit_dist.cli.main import app
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.policy import load_policies, save_policy
+from nnit_dist.core.topology import ACTIVATIONS
 from nnit_dist.hypernet.data import DistillationData
 from nnit_dist.hypernet.model import Teacher
 from nnit_dist.transfer.refine import keep_for_refining, load_distillation_data, refine
@@ -55,6 +56,14 @@ def test_policies_come_closer_to_their_own_teachers(distillation_data):
     assert all(after < 0.5 * before for before, after in errors)
     again, _ = refine(written, distillation_data, steps=400)
     assert all(a.fingerprint() == b.fingerprint() for a, b in zip(refined, again, strict=True))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_policies_of_any_activation_are_refined(activation, distillation_data):
+    policy = random_policy((24, 24), 5, activation=activation)
+    (refined,), ((before, after),) = refine([policy], distillation_data, steps=300)
+    assert refined.topology == policy.topology
+    assert after < 0.5 * before
 
 
 def test_actions_of_a_mix_are_its_teachers_averaged(distillation_data):
