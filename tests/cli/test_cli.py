@@ -12,6 +12,8 @@ from support.networks import random_policy
 from nnit_dist.artifacts.shipped import shipped
 from nnit_dist.core.policy import load_policies, save_policies, save_policy
 
+ZOO = shipped("PushCube-v1").population.zoo.path
+
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory) -> Path:
@@ -124,6 +126,18 @@ def test_doctor_tells_what_is_here():
         (["evaluate", "os:getcwd"], "names no task"),
         (["compare", "/tmp/nnit-none", "/tmp/nnit-none"], "there is no /tmp/nnit-none"),
         (["zoo", "ls", "/tmp/nnit-none"], "is no zoo"),
+        (["report", "configs/smoke.yaml", "--out", "/tmp/nnit-none"], "run `nnit run` for all"),
+        (["generate", "--hidden", "32", "--out", "/proc/x"], "cannot write /proc/x"),
+        (["generate", "--hidden", "32", "--out", "README.md"], "cannot write README.md"),
+        (["run", "configs/smoke.yaml", "--out", "/proc/x"], "cannot write /proc/x"),
+        (["evaluate", ZOO, "--episodes", "1", "--out", "/proc/x"], "cannot write in /proc/x"),
+        (
+            ["evaluate", ZOO, "--episodes", f"{10**11}", "--out", "/tmp/nnit-none"],
+            "in 1 to 1,000,000",
+        ),
+        (["evaluate", ZOO, "--address", "http://127.0.0.1:8265", "--episodes", "1"], "ray://HOST"),
+        (["run", "configs/smoke.yaml", "--set", f"seed={10**30}"], "'seed': Input should be less"),
+        (["zoo", "ls", "s3://"], "names no bucket"),
         (
             ["run", "configs/smoke.yaml", "--set", "ray.address=127.0.0.1:1"],
             "Ray could not be reached",
@@ -146,7 +160,8 @@ def test_doctor_tells_what_is_here():
     ],
 )
 def test_mistakes_get_one_readable_message(words, expected, tmp_path):
-    if words[0] == "run" and "ray.address=127.0.0.1:1" in words:  # where no Ray runs yet
+    words = [tmp_path if word == "OUT" else word for word in words]
+    if "ray.address=127.0.0.1:1" in words or "--address" in words:  # where no Ray runs yet
         result = nnit_process(*words, "--out", tmp_path / "run")
     else:
         result = nnit(*words)
