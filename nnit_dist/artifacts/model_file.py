@@ -54,7 +54,7 @@ def read_model(path: Path, expected: str) -> tuple[dict[str, Tensor], dict[str, 
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() and tensor.dtype != torch.bool:
             raise NnitError(f"{path} has {name[:80]!r} of the type {tensor.dtype}, not floats.")
-        if not tensor.isfinite().all():
+        if not tensor.float().isfinite().all():  # (float8 has no `isfinite`)
             raise NnitError(f"{path} has NaN or infinite weights in {name[:80]!r}.")
     return upgrade_model(tensors, metadata)
 

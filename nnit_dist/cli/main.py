@@ -92,9 +92,11 @@ def main() -> None:
 
 def _unforeseen(error: Exception) -> Text:
     """A line on an error of the system, such as a full disk, or on a mistake of this program."""
-    if isinstance(error, OSError) and error.filename:
-        name = str(error.filename)[:200]
-        return styled(("error:", "bold red"), f" {name}: {error.strerror}; --debug shows where.")
+    if isinstance(error, OSError | MemoryError):
+        what = getattr(error, "strerror", None) or str(error) or "out of memory"
+        file = getattr(error, "filename", None)
+        name = f"{str(file)[:200]}: " if file else ""
+        return styled(("error:", "bold red"), f" {name}{what}. --debug shows where.")
     words = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
     advice = "This is a mistake of nnit_dist. Please report it with what --debug shows."
     return styled(("unexpected error:", "bold red"), f" {words}. {advice}")

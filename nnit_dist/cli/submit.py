@@ -112,10 +112,12 @@ def _entrypoint(config: Path, out: Path | None, overrides: list[str] | None) -> 
 
 def _is_private(address: str) -> bool:
     """Whether nobody can listen: the address is this machine's, or encrypted."""
-    parts = urlsplit(address)
+    if address.startswith("https://"):
+        return True
     with suppress(ValueError):
-        return parts.scheme != "http" or ip_address(parts.hostname or "").is_loopback
-    return parts.hostname == "localhost"
+        host = urlsplit(address if "://" in address else f"http://{address}").hostname or ""
+        return host == "localhost" or ip_address(host).is_loopback
+    return False
 
 
 def _connect(address: str) -> Any:

@@ -19,19 +19,18 @@ from torch.nn import functional as F
 
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.task import TaskInfo
-from nnit_dist.core.topology import Activation, Topology
+from nnit_dist.core.topology import ACTIVATIONS, Activation, Topology
 
 if TYPE_CHECKING:
     from nnit_dist.core.policy import Policy
 
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+ACTIVATION_FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "relu": torch.relu,
     "elu": F.elu,
     "silu": F.silu,
 }
-ACTIVATION_NAMES: list[Activation] = list(ACTIVATIONS)
-_FUNCTIONS = list(ACTIVATIONS.values())
+_FUNCTIONS = [ACTIVATION_FUNCTIONS[name] for name in ACTIVATIONS]
 Layer = tuple[Tensor, Tensor]  # weight [out, in] and bias [out]
 
 
@@ -65,7 +64,7 @@ class MLPBatch:
             list(weights),
             list(biases),
             torch.tensor(topology.shapes).expand(count, -1, -1),
-            torch.full((count,), ACTIVATION_NAMES.index(topology.activation)),
+            torch.full((count,), ACTIVATIONS.index(topology.activation)),
         )
 
     @classmethod
@@ -131,7 +130,7 @@ class MLPBatch:
             [torch.from_numpy(weight) for weight in weights],
             [torch.from_numpy(bias) for bias in biases],
             torch.from_numpy(shapes),
-            torch.tensor([ACTIVATION_NAMES.index(name) for name in activations]),
+            torch.tensor([ACTIVATIONS.index(name) for name in activations]),
         )
 
     @classmethod
@@ -181,7 +180,7 @@ class MLPBatch:
         """The topology of one network."""
         layers = self.shapes[network, : int(self.depths[network]) + 1].tolist()
         *hidden, act_dim = (out for out, _ in layers)
-        name = ACTIVATION_NAMES[int(self.activations[network])]
+        name = ACTIVATIONS[int(self.activations[network])]
         return Topology(layers[0][1], tuple(hidden), act_dim, name)
 
     def layers(self, network: int) -> list[Layer]:

@@ -19,7 +19,7 @@ from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import canonical_safetensors, check_safetensors_size, write_atomic
 from nnit_dist.core.names import check_name, name_from
 from nnit_dist.core.storage import local_file, path_of
-from nnit_dist.core.topology import Activation, Topology, check_activation, hidden_of
+from nnit_dist.core.topology import Activation, Topology, check_activation, hidden_from
 
 FORMAT = "nnit.policy/1"
 SUFFIX = ".safetensors"
@@ -252,7 +252,7 @@ def _read(local: Path, path: Path) -> tuple[dict[str, np.ndarray], dict[str, str
 def _policy_from(tensors: dict, metadata: dict[str, str], path: Path) -> Policy:
     known = {"format", "task", "control_mode", "hidden", "activation", "source", "id"}
     try:
-        hidden = hidden_of(json.loads(metadata["hidden"]))
+        hidden = hidden_from(json.loads(metadata["hidden"]))
         layers = [
             (tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"])
             for i in range(len(hidden) + 1)

@@ -33,7 +33,7 @@ def path_of(address: str | Path) -> Path:
         return Path(address)
     from upath import UPath
 
-    if scheme in _EXTRAS and not text.partition("://")[2].strip("/"):
+    if scheme in _EXTRAS and not text.partition("://")[2].partition("/")[0]:
         raise NnitError(f"{text} names no bucket; write {scheme}://BUCKET/PATH.")
     try:
         # Listings are not cached, since other processes write there too.

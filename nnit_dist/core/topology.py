@@ -99,7 +99,7 @@ def hidden_name(hidden: Hidden) -> str:
     return "x".join(map(str, hidden))
 
 
-def hidden_of(value: object) -> Hidden:
+def hidden_from(value: object) -> Hidden:
     """Hidden widths from a value of a JSON file.
 
     Raises:

@@ -22,6 +22,9 @@ from nnit_dist.core.policy import Policy, unflatten
 from nnit_dist.core.storage import path_of
 from nnit_dist.core.topology import Hidden, Topology, check_activation, hidden_name
 from nnit_dist.core.zoo_file import (
+    MOST_ROWS,
+    MOST_TEXT,
+    MOST_WEIGHTS,
     NO_WEIGHTS,
     SCHEMA,
     ZooRow,
@@ -78,7 +81,8 @@ class Member:
             NnitError: the weights do not fit the topology, an id cannot be a name, or a value is
                 missing.
         """
-        _check_complete(row, SCHEMA.names)
+        if problem := _missing(row, SCHEMA.names):
+            raise NnitError(problem)
         if not all(row["hidden"]):
             raise NnitError(f"policy {row['id'][:40]!r} of a zoo has hidden={row['hidden'][:8]}.")
         activation = check_activation(row["activation"])
@@ -105,7 +109,20 @@ class Zoo:
         self.path = path_of(path)
 
     def append(self, members: list[Member]) -> Path:
-        """Write `members` to a new file and return its path, which only their ids determine."""
+        """Write `members` to a new file and return its path, which only their ids determine.
+
+        Raises:
+            NnitError: a text or a policy is too large to be read again.
+        """
+        for member in members:
+            policy = member.policy
+            texts = (policy.id, policy.task, policy.control_mode, policy.source, member.trial)
+            if max(len(text.encode()) for text in texts) > MOST_TEXT:
+                raise NnitError(f"policy {policy.id[:40]!r} has a text of over {MOST_TEXT} bytes.")
+            if policy.topology.num_params > MOST_WEIGHTS:
+                raise NnitError(
+                    f"policy {policy.id!r} has more than the {MOST_WEIGHTS:,} weights of a zoo's."
+                )
         key = _key(m.policy.id for m in members)
         table = pa.Table.from_pylist([member.row() for member in members], schema=SCHEMA)
         return self._write(key, [table])
@@ -117,7 +134,8 @@ class Zoo:
             with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
                 for table in tables:
                     largest = max(map(len, table["weights"].to_numpy()))
-                    writer.write_table(table, row_group_size=max(1, GROUP_BYTES // (4 * largest)))
+                    rows = min(MOST_ROWS, GROUP_BYTES // (4 * largest))
+                    writer.write_table(table, row_group_size=max(1, rows))
 
         return write_atomic(self.path / f"part-{key}.parquet", write)
 
@@ -174,7 +192,8 @@ class Zoo:
         """
         rows = [row for t in self.scan(weights=False, **wanted) for row in rows_of(t)]
         for row in rows:
-            _check_complete(row, NO_WEIGHTS)
+            if problem := _missing(row, NO_WEIGHTS):
+                raise NnitError(f"{problem} See `nnit zoo verify {self.path}`.")
         return sorted(rows, key=itemgetter("id"))
 
     def topologies(self) -> set[Hidden]:
@@ -244,11 +263,10 @@ def best_of_trials(members: Iterable[Member]) -> list[Member]:
     return [best[trial] for trial in sorted(best)]
 
 
-def _check_complete(row: ZooRow, names: Iterable[str]) -> None:
-    if missing := [name for name in names if row.get(name) is None]:
-        raise NnitError(
-            f"policy {str(row['id'])[:40]!r} of a zoo has no {missing[0]}; see `nnit zoo verify`."
-        )
+def _missing(row: ZooRow, names: Iterable[str]) -> str:
+    """A sentence on the first value that a row lacks; empty if it has all."""
+    missing = [name for name in names if row.get(name) is None]
+    return f"policy {str(row['id'])[:40]!r} of a zoo has no {missing[0]}." if missing else ""
 
 
 def _merit(member: Member) -> tuple[float, float]:
@@ -266,6 +284,7 @@ def _matches(
     lowest, highest = success
     column = table["success_once"]
     keep = pc.and_(pc.greater_equal(column, lowest), pc.less_equal(column, highest))
+    keep = pc.fill_null(keep, True)  # a row without success is to be seen, too
     for name, values in wanted.items():
         if values is None:
             continue

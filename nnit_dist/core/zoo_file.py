@@ -1,4 +1,7 @@
-"""A file of the zoo: Parquet with one policy a row, read in bounded memory whatever it claims."""
+"""A file of the zoo: Parquet with one policy a row.
+
+It is read in bounded memory, unless its pages hold more than its own footer says of them.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,7 +37,7 @@ SCHEMA = pa.schema(
 )
 MOST_WEIGHTS = 32 << 20  # in a row group
 MOST_ROWS = 100_000  # in a row group
-MOST_TEXT = 256  # characters
+MOST_TEXT = 256  # bytes
 _ROW_BYTES, _WIDTH_BYTES = 1000, 32  # of memory that a row, and a hidden width, take in Python
 _BOMB_BYTES, _BOMB_FACTOR = 64 << 20, 200  # more, and more than so many times its size, is a bomb
 _TEXTS = [field.name for field in SCHEMA if field.type == pa.string()]
@@ -98,15 +101,24 @@ def _check_size(metadata: pq.FileMetaData, file_bytes: int) -> None:
 
     A column that repeats one value takes a few bytes in a file and any number in memory.
     """
-    if missing := set(SCHEMA.names) - set(_current_names(metadata.schema.to_arrow_schema().names)):
+    schema = metadata.schema.to_arrow_schema()
+    names = _current_names(schema.names)
+    if missing := set(SCHEMA.names) - set(names):
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    for field in SCHEMA:
+        if names.count(field.name) > 1:
+            raise ValueError(f"it has more than one {field.name}")
+        found = schema.field(names.index(field.name)).type
+        if not _fits(found, field.type):
+            raise ValueError(f"its {field.name} is {found}, not {field.type}")
     total = 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         counts = dict.fromkeys(SCHEMA.names, 0)
         for column in map(group.column, range(group.num_columns)):
             name = _RENAMED.get(column.path_in_schema, column.path_in_schema).split(".")[0]
-            counts[name] = counts.get(name, 0) + column.num_values
+            if name in counts:
+                counts[name] += column.num_values
             if name in _TEXTS and column.total_uncompressed_size > _BOMB_BYTES:
                 raise ValueError(f"it has more than {_BOMB_BYTES >> 20} MB of {name} in a group")
         weights = counts["weights"]
@@ -126,9 +138,10 @@ def read_group(file: pq.ParquetFile, group: int, *, weights: bool = True) -> pa.
     """A row group with the current names of columns, with or without weights.
 
     Raises:
-        ValueError: a text is too long.
+        ValueError: a text is too long, or is not UTF-8.
     """
-    names = [name for name in file.schema_arrow.names if weights or name != "weights"]
+    wanted = SCHEMA.names if weights else NO_WEIGHTS
+    names = [name for name in file.schema_arrow.names if _RENAMED.get(name, name) in wanted]
     table = file.read_row_group(group, names)
     table = table.rename_columns(_current_names(table.column_names))
     for name in _TEXTS:
@@ -137,9 +150,20 @@ def read_group(file: pq.ParquetFile, group: int, *, weights: bool = True) -> pa.
             longest = pc.max(pc.binary_length(texts)).as_py() or 0
             if longest > MOST_TEXT:
                 raise ValueError(f"it has a {name} of {longest:,} bytes")
-    if weights:
-        return table.select(SCHEMA.names).cast(SCHEMA)
-    return table.select(NO_WEIGHTS).cast(pa.schema([SCHEMA.field(name) for name in NO_WEIGHTS]))
+    table = table.select(wanted).cast(pa.schema([SCHEMA.field(name) for name in wanted]))
+    table.validate(full=True)
+    return table
+
+
+def _fits(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a column of this type can be read as the wanted one."""
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    if pa.types.is_list(wanted):
+        return pa.types.is_list(found) and _fits(found.value_type, wanted.value_type)
+    if pa.types.is_string(wanted):
+        return pa.types.is_string(found)
+    return pa.types.is_integer(found) or pa.types.is_floating(found)
 
 
 def rows_of(table: pa.Table) -> Iterator[ZooRow]:

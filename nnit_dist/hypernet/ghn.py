@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnit_dist.core.conditioning import ConditioningShape
-from nnit_dist.core.mlp import ACTIVATION_NAMES, MLPBatch
-from nnit_dist.core.topology import Topology
+from nnit_dist.core.mlp import MLPBatch
+from nnit_dist.core.topology import ACTIVATIONS, Topology
 from nnit_dist.hypernet.config import GHNConfig
 from nnit_dist.hypernet.decoders import MLPDecoder, SpatialDecoder, field_kind, field_size, kinds_of
 
@@ -95,7 +95,7 @@ class GHN(nn.Module):
             kinds[row, : len(layers)] = torch.tensor(
                 [field_kind(topology.layer_kind(layer), task) for layer in layers]
             )
-        activations = torch.tensor([ACTIVATION_NAMES.index(t.activation) for t in topologies])
+        activations = torch.tensor([ACTIVATIONS.index(t.activation) for t in topologies])
         repeats = torch.tensor(counts)
         shapes = shapes.repeat_interleave(repeats, 0)
         groups: dict[tuple[int, int], list[int]] = {}

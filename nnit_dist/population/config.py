@@ -6,28 +6,50 @@ from typing import Annotated, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
-    PositiveInt,
     model_validator,
 )
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.task import MOST_SEED
-from nnit_dist.core.topology import Activation, Hidden, architecture_name, parse_architecture
+from nnit_dist.core.topology import (
+    ACTIVATIONS,
+    Activation,
+    Hidden,
+    architecture_name,
+    hidden_from,
+    parse_architecture,
+)
 
 
-def _is_architecture(value: list[int] | str) -> list[int] | str:
-    if isinstance(value, str):
-        try:
-            parse_architecture(value)
-        except NnitError as error:
-            raise ValueError(str(error)) from None
+def _checked(value: object) -> object:
+    try:
+        _parsed(value)
+    except (NnitError, ValueError):
+        raise ValueError(
+            f"write an architecture as [64, 48] or 64x48-relu, with {', '.join(ACTIVATIONS)}"
+        ) from None
     return value
 
 
-Architecture = Annotated[
-    Annotated[list[PositiveInt], Field(min_length=1)] | str, AfterValidator(_is_architecture)
+def _parsed(value: object) -> tuple[Hidden, Activation]:
+    """Hidden widths and activation; NnitError or ValueError if it is no architecture."""
+    return parse_architecture(value) if isinstance(value, str) else (hidden_from(value), "tanh")
+
+
+def _distinct(values: list[list[int] | str]) -> list[list[int] | str]:
+    parsed = [_parsed(value) for value in values]
+    if twice := [value for i, value in enumerate(values) if parsed[i] in parsed[:i]]:
+        raise ValueError(f"the architecture {twice[0]} is there twice")
+    return values
+
+
+Architectures = Annotated[
+    list[Annotated[list[int] | str, BeforeValidator(_checked)]],
+    Field(min_length=1),
+    AfterValidator(_distinct),
 ]
 
 
@@ -101,13 +123,12 @@ class PopulationConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    architectures: list[Architecture] = Field(
+    architectures: Architectures = Field(
         [[64, 64], [64, 48]],
-        min_length=1,
         description="Hidden widths of the policies that are trained, as [64, 48] or, with an "
         "activation other than tanh, 64x48-relu (or -elu, -silu).",
     )
-    architectures_by_task: dict[str, list[Architecture]] = Field(
+    architectures_by_task: dict[str, Architectures] = Field(
         {}, description="Architectures by task, in place of `architectures`."
     )
     seeds: list[Annotated[int, Field(ge=0, le=MOST_SEED)]] = Field(
@@ -134,10 +155,7 @@ class PopulationConfig(BaseModel):
 
     def architectures_of(self, task: str) -> list[tuple[Hidden, Activation]]:
         """Hidden widths and activations of the policies that are trained on a task."""
-        return [
-            parse_architecture(one) if isinstance(one, str) else (tuple(one), "tanh")
-            for one in self.architectures_by_task.get(task, self.architectures)
-        ]
+        return [_parsed(one) for one in self.architectures_by_task.get(task, self.architectures)]
 
     def recipe_of(self, task: str) -> Recipe:
         """The recipe of a task: settings from `recipes`, else `recipe`, else the measured one."""

@@ -20,7 +20,7 @@ from nnit_dist.core.normalizer import MIN_STD, ObservationNormalizer
 from nnit_dist.core.topology import Activation
 
 CRITIC_HIDDEN = (256, 256)
-MODULES: dict[Activation, type[nn.Module]] = {
+ACTIVATION_MODULES: dict[Activation, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
     "elu": nn.ELU,
@@ -117,5 +117,5 @@ def mlp(dims: tuple[int, ...], output_gain: float, activation: Activation) -> nn
         linear = nn.Linear(fan_in, fan_out)
         nn.init.orthogonal_(linear.weight, output_gain if last else math.sqrt(2))
         nn.init.zeros_(linear.bias)
-        modules += [linear] if last else [linear, MODULES[activation]()]
+        modules += [linear] if last else [linear, ACTIVATION_MODULES[activation]()]
     return nn.Sequential(*modules)

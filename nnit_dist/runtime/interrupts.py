@@ -22,10 +22,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _State:
-    """The exit code after an interrupt, and whether a signal is only to raise it again."""
+    """The exit code after an interrupt, and until when a signal is only to raise it again."""
 
-    enabled = again = False
+    enabled = False
     code = 0
+    again_until = 0.0
 
 
 def handle_interrupts(enable: bool = False) -> bool:
@@ -47,12 +48,17 @@ def interrupt_code() -> int:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    if _State.code and not _State.again:
-        os._exit(_State.code)
-    _State.again = False
+    again = time.monotonic() < _State.again_until
+    _State.again_until = 0.0
+    if _State.code and not again:
+        _end()
     if not _State.code:
         _State.code = 128 + signum
-        threading.Thread(target=_end_in_time, daemon=True).start()
+        # (Two: what is said may wait for a terminal.)
+        for seconds, end in ((STOP_S, _say_and_end), (STOP_S + 1, _end)):
+            late = threading.Timer(seconds, end)
+            late.daemon = True
+            late.start()
     # (No class of its own: Ray recognizes this one alone where it waits.)
     raise KeyboardInterrupt
 
@@ -65,13 +71,20 @@ def _raise_again(ignored: "sys.UnraisableHookArgs") -> None:
 
     def signal_main() -> None:
         if signal.getsignal(_State.code - 128) is _interrupt:
-            _State.again = True
+            _State.again_until = time.monotonic() + AGAIN_S
             signal.pthread_kill(threading.main_thread().ident or 0, _State.code - 128)
 
-    threading.Timer(AGAIN_S, signal_main).start()
+    later = threading.Timer(AGAIN_S, signal_main)
+    later.daemon = True
+    later.start()
 
 
-def _end_in_time() -> None:
-    time.sleep(STOP_S)
-    print(f"\n{GOES_ON}", file=console.file, flush=True)
+def _say_and_end() -> None:
+    try:
+        print(f"\n{GOES_ON}", file=console.file, flush=True)
+    finally:
+        _end()
+
+
+def _end() -> None:
     os._exit(_State.code)

@@ -179,8 +179,10 @@ def _current_cluster() -> str:
     """
     if named := os.environ.get("RAY_ADDRESS"):
         return named
-    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
-    address = file.read_text().strip() if file.is_file() else ""
+    # (The files for `ray up` keep Ray's files in the private directory.)
+    places = (Path(os.environ.get("RAY_TMPDIR", "/tmp")), private_directory())
+    files = [place / "ray" / "ray_current_cluster" for place in places]
+    address = next((file.read_text().strip() for file in files if file.is_file()), "")
     if not address:
         raise NnitError(
             "no cluster of Ray has been started on this machine. Start one with `ray start "

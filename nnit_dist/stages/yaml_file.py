@@ -8,6 +8,8 @@ import yaml
 from nnit_dist.core.errors import NnitError
 
 MOST_BYTES = 1 << 18
+# (PyYAML raises the others on dates, numbers and keys that it cannot make.)
+_UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, ArithmeticError)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -50,6 +52,5 @@ def parse_yaml(text: str, name: str) -> Any:
     """The value of a YAML text; NnitError, which begins with `name`, if it is none."""
     try:
         return yaml.load(text, _StrictLoader)
-    # (PyYAML raises the others on dates, numbers and keys that it cannot make.)
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError) as error:
+    except _UNREADABLE as error:
         raise NnitError(f"{name} is not valid YAML: {error}") from None

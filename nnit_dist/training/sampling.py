@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from nnit_dist.core.conditioning import ConditioningShape
-from nnit_dist.core.topology import MOST_WIDTH, Hidden, Topology, hidden_of
+from nnit_dist.core.topology import MOST_WIDTH, Hidden, Topology, hidden_from
 from nnit_dist.training.config import TaskWeights, check_task_weights
 
 
@@ -58,7 +58,7 @@ class TrainingDistribution:
         Raises:
             KeyError, ValueError: the metadata has none, or one that is no list of topologies.
         """
-        seen = [hidden_of(hidden) for hidden in json.loads(metadata["seen"])]
+        seen = [hidden_from(hidden) for hidden in json.loads(metadata["seen"])]
         variation = int(metadata["variation"])
         if not seen or variation < 0 or any(max(hidden) > MOST_WIDTH for hidden in seen):
             raise ValueError(f"it was trained on no topology, or on layers over {MOST_WIDTH} wide")

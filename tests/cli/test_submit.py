@@ -189,13 +189,20 @@ def test_models_travel_only_with_a_run_that_continues_from_them(continue_from, s
 
 
 @pytest.mark.parametrize(
-    ("host", "warned"), [("127.0.0.1", False), ("localhost", False), ("192.168.77.77", True)]
+    ("address", "warned"),
+    [
+        ("http://127.0.0.1:9", False),
+        ("http://localhost:9", False),
+        ("http://192.168.77.77:9", True),
+        ("192.168.77.77:9", True),
+        ("http://[::1", True),
+    ],
 )
-def test_a_token_that_others_could_read_on_the_way_is_warned_about(host, warned, monkeypatch):
+def test_a_token_that_others_could_read_on_the_way_is_warned_about(address, warned, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
     # A proxy that nobody serves: the request goes no further than this machine.
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    result = nnit("submit", SMOKE, "--address", f"http://{host}:9")
+    result = nnit("submit", SMOKE, "--address", address)
     assert result.returncode == 1
     assert "no cluster takes jobs" in result.stdout
     assert ("unencrypted" in result.stdout) == warned

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.networks import TASK, random_policy
 
-from nnit_dist.core.mlp import ACTIVATIONS, MLPBatch
+from nnit_dist.core.mlp import ACTIVATION_FUNCTIONS, MLPBatch
 from nnit_dist.core.normalizer import ObservationNormalizer
 from nnit_dist.core.task import TaskInfo
 from nnit_dist.core.topology import Topology
@@ -45,8 +45,8 @@ def batch_of(networks: list[torch.nn.Sequential], activations: list[str]) -> MLP
 
 def test_every_activation_maps_zero_to_zero_and_is_torchs_own():
     values = torch.linspace(-50, 50, 101)
-    assert set(ACTIVATIONS) == set(MODULES)
-    for name, function in ACTIVATIONS.items():
+    assert set(ACTIVATION_FUNCTIONS) == set(MODULES)
+    for name, function in ACTIVATION_FUNCTIONS.items():
         assert function(torch.zeros(1)) == 0
         assert torch.equal(function(values), MODULES[name]()(values))
 
@@ -103,7 +103,7 @@ def test_with_one_activation_only_that_one_is_computed(monkeypatch):
     tanh = torch.tanh
     monkeypatch.setattr(
         "nnit_dist.core.mlp._FUNCTIONS",
-        [lambda x: calls.append(0) or tanh(x), *[pytest.fail] * (len(ACTIVATIONS) - 1)],
+        [lambda x: calls.append(0) or tanh(x), *[pytest.fail] * (len(ACTIVATION_FUNCTIONS) - 1)],
     )
     networks.forward(torch.randn(2, 3, 5))
     assert calls == [0, 0]

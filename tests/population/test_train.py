@@ -104,9 +104,12 @@ def test_architectures_are_widths_or_names_with_an_activation():
     specs = trial_specs(config, ["T"], MODE)
     described = [((8, 4), "tanh"), ((16, 8), "relu"), ((5,), "tanh")]
     assert [(spec.hidden, spec.activation) for spec in specs] == described
-    for wrong in ("16x8-rleu", "16x", [], [0], [8.5]):
-        with pytest.raises(ValidationError):
+    for wrong in ("16x8-rleu", "16x", [], [0], [8.5], 8, None):
+        with pytest.raises(ValidationError, match="write an architecture as") as error:
             PopulationConfig(architectures=[wrong])
+        assert error.value.error_count() == 1
+    with pytest.raises(ValidationError, match="is there twice"):
+        PopulationConfig(architectures=[[64, 64], "64x64-relu", "64x64-tanh"])
 
 
 @pytest.mark.long

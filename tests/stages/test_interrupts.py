@@ -222,6 +222,30 @@ def test_an_interrupt_while_the_command_loads_ends_it_without_a_traceback():
         assert process.returncode == 128 + number
 
 
+def test_a_program_that_does_not_stop_is_ended_whatever_becomes_of_its_output():
+    script = """
+import time
+from nnit_dist.runtime import interrupts
+interrupts.STOP_S = 1.0
+interrupts.handle_interrupts(enable=True)
+while True:
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except (KeyboardInterrupt, OSError):
+        pass
+"""
+    for closed in (False, True):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout.readline() == b"ready\n"
+        if closed:
+            process.stdout.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+
+
 def test_a_library_leaves_the_handlers_of_its_program():
     code = (
         "import signal; from nnit_dist.runtime.interrupts import handle_interrupts; "
