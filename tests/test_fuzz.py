@@ -32,7 +32,8 @@ from nnit_dist.core.zoo import Member, Zoo
 from nnit_dist.core.zoo_file import SCHEMA
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.model import NNiTModel
-from nnit_dist.stages.config import RunConfig, load_config
+from nnit_dist.stages.config import RunConfig
+from nnit_dist.stages.config_file import load_config
 
 MOST_BYTES = 1 << 30
 fuzzed = settings(

@@ -78,7 +78,7 @@ def in_new_process(code: str) -> str:
 @pytest.mark.parametrize(
     "code",
     [
-        "from pathlib import Path\nfrom nnit_dist.stages.config import load_config\n"
+        "from pathlib import Path\nfrom nnit_dist.stages.config_file import load_config\n"
         f"load_config(Path({str(PACKAGE.parent / 'configs' / 'tabletop.yaml')!r}))",
         "from typer.testing import CliRunner\nfrom nnit_dist.cli.main import app\n"
         "assert 'nnit.steps' in CliRunner().invoke(app, ['keys']).output",

@@ -76,7 +76,7 @@ def bench_refine(
     """
     directory = run or shipped(task)
     held_out, model = directory.split().unseen, load_model(task, directory.path)
-    distillation_data = load_distillation_data(directory, task)
+    distillation_data = load_distillation_data(directory, task, model.task.control_mode)
     topologies = [h for kind in KINDS for h in spread(held_out.get(kind, []), size.topologies)]
     if not topologies:
         raise NnitError(f"{directory} held out no topologies of kind {' or '.join(KINDS)}.")

@@ -157,7 +157,7 @@ def generate(
     ),
     task: Annotated[str, typer.Option(help="ManiSkill3 task")] = "PushCube-v1",
     hidden: Annotated[str | None, typer.Option(help="hidden widths, e.g. 40x56")] = None,
-    samples: Annotated[int, typer.Option(min=1)] = 1,
+    samples: Annotated[int, typer.Option(min=1, max=1_000_000)] = 1,
     seed: Seed = 0,
     steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = DEFAULT_STEPS,
     success: Annotated[
@@ -221,13 +221,15 @@ def refine(
     from nnit_dist.transfer.refine import refine as improve
 
     written = load_policies(policies)
-    tasks = sorted({policy.task for policy in written})
-    if len(tasks) > 1:
+    subjects = sorted({(policy.task, policy.control_mode) for policy in written})
+    if len(subjects) > 1:
         raise NnitError(
-            f"{policies} has policies of {', '.join(tasks)}; refine one task at a time."
+            f"{policies} has policies of {'; '.join(map(', '.join, subjects))}; refine those of "
+            "one at a time."
         )
+    task, control_mode = subjects[0]
     distillation_data = load_distillation_data(
-        RunDirectory(run) if run else shipped(tasks[0]), tasks[0]
+        RunDirectory(run) if run else shipped(task), task, control_mode
     )
     # Beside the directory of the policies, where nothing takes it for more of them.
     directory = (policies.parent if policies.is_file() else policies).absolute()
@@ -307,7 +309,7 @@ def doctor() -> None:
 
 
 def _load(config: Path, out: Path | None, overrides: list[str] | None) -> "Pipeline":
-    from nnit_dist.stages.config import load_config
+    from nnit_dist.stages.config_file import load_config
     from nnit_dist.stages.pipeline import Pipeline
 
     loaded = load_config(config, overrides)

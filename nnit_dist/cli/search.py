@@ -54,7 +54,7 @@ def tune(
     from nnit_dist.artifacts.run_directory import RunDirectory
     from nnit_dist.search.run import Search
     from nnit_dist.search.space import load_space
-    from nnit_dist.stages.config import load_config
+    from nnit_dist.stages.config_file import load_config
 
     loaded = load_config(config, set_)
     base = RunDirectory(run or runs() / loaded.name)
@@ -77,7 +77,7 @@ def dashboard(
     search: Annotated[
         Path, typer.Argument(**PLACE, help="a search, e.g. runs/quickstart/tune/nnit")
     ],
-    port: Annotated[int, typer.Option(help="on this machine alone")] = 8270,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="on this machine alone")] = 8270,
     browser: Annotated[bool, typer.Option(help="open it in a browser")] = True,
     debug: Debug = False,
 ) -> None:

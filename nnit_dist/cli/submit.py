@@ -22,7 +22,7 @@ from nnit_dist.core.storage import IN_JOB
 from nnit_dist.runtime.interrupts import interrupt_code
 from nnit_dist.runtime.progress import console, styled
 from nnit_dist.runtime.ray_session import cluster_token
-from nnit_dist.stages.config import load_config
+from nnit_dist.stages.config_file import load_config
 
 MODELS = "pretrained"  # the directory of trained models in the package
 RUN = "nnit_run"  # in a job's metadata: which run it is

@@ -65,7 +65,7 @@ class Policy:
         expected = [((out, fan_in), (out,)) for out, fan_in in self.topology.shapes]
         if shapes != expected:
             # Every bias has as many values as its matrix has columns.
-            transposed = all(weight[-1:] == bias for weight, bias in shapes)
+            transposed = bool(shapes) and all(w[1:] == b and len(w) == 2 for w, b in shapes)
             raise NnitError(
                 f"policy {self.id!r} has layers of shapes {shapes}, but its topology "
                 f"{self.topology.name} needs {expected}."
@@ -108,9 +108,13 @@ class Policy:
             digest.update(self.topology.activation.encode())
         return digest.hexdigest()[:16]
 
-    def check_names(self) -> "Policy":
-        """This policy; NnitError if its id, task or control mode cannot be a name."""
-        check_name(self.id, "id")
+    def check_names(self, *, or_none: bool = False) -> "Policy":
+        """This policy; NnitError if its id, task or control mode cannot be a name.
+
+        With `or_none` it may have no id yet: a file without one is named for itself.
+        """
+        if self.id or not or_none:
+            check_name(self.id, "id")
         check_name(self.task, "task")
         check_name(self.control_mode, "control mode")
         return self
@@ -126,6 +130,9 @@ class Policy:
 
 
 def _float32(array: np.ndarray) -> np.ndarray:
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiu":
+        raise NnitError(f"weights must be real numbers; got an array of {array.dtype}.")
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
@@ -153,9 +160,10 @@ def save_policy(policy: Policy, path: Path | str) -> Path:
     """Write a policy file and return its path.
 
     Raises:
-        NnitError: the policy has weights that are not finite, or the file cannot be written.
+        NnitError: the policy has weights that are not finite or an id that cannot be a name, or
+            the file cannot be written.
     """
-    return _write(policy_bytes(policy), path_of(path))
+    return _write(policy_bytes(policy.check_names(or_none=True)), path_of(path))
 
 
 def policy_bytes(policy: Policy) -> bytes:

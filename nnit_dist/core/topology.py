@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from operator import index
 from typing import Literal, get_args
 
 from nnit_dist.core.errors import NnitError, nearest
@@ -30,6 +31,15 @@ class Topology:
 
     def __post_init__(self) -> None:
         check_activation(self.activation)
+        try:
+            sizes = [index(size) for size in (self.obs_dim, *self.hidden, self.act_dim)]
+        except TypeError:
+            raise NnitError(f"sizes of layers are whole numbers; got {self}.") from None
+        # (Lists and numpy's integers would make equal topologies differ.)
+        for name, value in zip(
+            ("obs_dim", "hidden", "act_dim"), (sizes[0], tuple(sizes[1:-1]), sizes[-1]), strict=True
+        ):
+            object.__setattr__(self, name, value)
         if not self.hidden or min(self.hidden) < 1 or self.obs_dim < 1 or self.act_dim < 1:
             raise NnitError(f"a topology needs a hidden layer and positive sizes; got {self}.")
 
@@ -74,8 +84,8 @@ def check_activation(name: str) -> Activation:
         if name == activation:
             return activation
     raise NnitError(
-        f"there is no activation {name[:40]!r}; use {', '.join(ACTIVATIONS)}."
-        f"{nearest(name[:40], ACTIVATIONS)}"
+        f"there is no activation {str(name)[:40]!r}; use {', '.join(ACTIVATIONS)}."
+        f"{nearest(str(name)[:40], ACTIVATIONS)}"
     )
 
 

@@ -10,7 +10,7 @@ from nnit_dist.training.config import TaskWeights
 class GHNConfig(BaseModel):
     """Size of the hypernetwork."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     latent_dim: int = Field(
         8, gt=0, description="Dimensions of the latent that stands for a teacher."
@@ -40,7 +40,7 @@ class GHNConfig(BaseModel):
 class DistillConfig(BaseModel):
     """How the hypernetwork is trained to act as the teachers do."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     steps: int = Field(4000, gt=0, description="Optimizer steps, over all rounds together.")
     dagger_rounds: int = Field(
@@ -107,7 +107,7 @@ class DistillConfig(BaseModel):
 class AlignConfig(BaseModel):
     """The alignment stage: who teaches the hypernetwork, and how it is trained."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     min_success: float = Field(
         0.9,

@@ -33,7 +33,7 @@ class TransformerConfig:
 class NNiTConfig(BaseModel):
     """The transformer and its training."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     patch: int = Field(8, gt=0, description="Side of a square patch of weights, which is a token.")
     transformer: TransformerConfig = TransformerConfig()

@@ -46,6 +46,12 @@ def _distinct(values: list[list[int] | str]) -> list[list[int] | str]:
     return values
 
 
+def _distinct_seeds(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("a seed is there twice")
+    return seeds
+
+
 Architectures = Annotated[
     list[Annotated[list[int] | str, BeforeValidator(_checked)]],
     Field(min_length=1),
@@ -56,7 +62,7 @@ Architectures = Annotated[
 class Recipe(BaseModel):
     """PPO settings of a task. The defaults differ from RLlib's, which do not suit ManiSkill3."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     env_steps: int = Field(400_000, gt=0, description="Budget of one trial, in env steps.")
     success_bar: float = Field(
@@ -121,7 +127,7 @@ RECIPES = {
 class PopulationConfig(BaseModel):
     """Which policies are trained, and how."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     architectures: Architectures = Field(
         [[64, 64], [64, 48]],
@@ -131,9 +137,9 @@ class PopulationConfig(BaseModel):
     architectures_by_task: dict[str, Architectures] = Field(
         {}, description="Architectures by task, in place of `architectures`."
     )
-    seeds: list[Annotated[int, Field(ge=0, le=MOST_SEED)]] = Field(
-        [0], min_length=1, description="Seeds; every architecture is trained once from each."
-    )
+    seeds: Annotated[
+        list[Annotated[int, Field(ge=0, le=MOST_SEED)]], AfterValidator(_distinct_seeds)
+    ] = Field([0], min_length=1, description="Seeds; every architecture is trained once from each.")
     max_failures: int = Field(3, ge=0, description="How often a trial that dies is tried again.")
     cpus: float = Field(
         1, gt=0, description="CPUs of a trial. Less than 1 lets trials share a core."

@@ -9,7 +9,7 @@ from nnit_dist.core.formatting import difference_interval
 from nnit_dist.core.topology import Hidden
 from nnit_dist.rollout.results import PolicyResult, hidden_of
 from nnit_dist.rollout.statistics import paired, paired_bootstrap
-from nnit_dist.rollout.store import EpisodeStore
+from nnit_dist.rollout.store import SUBJECT, EpisodeStore
 from nnit_dist.rollout.summaries import pair_up, paired_results
 
 
@@ -17,7 +17,7 @@ from nnit_dist.rollout.summaries import pair_up, paired_results
 class _Stored:
     """A stored evaluation: its results, and (start seed, success_once) of each episode."""
 
-    task: str | None
+    subject: dict[str, str]
     results: list[PolicyResult]
     episodes: list[tuple[int, bool]]
 
@@ -37,11 +37,16 @@ def compare_evaluations(first: Path, second: Path) -> str:
     state. If each directory holds one policy, McNemar's exact test is added.
 
     Raises:
-        NnitError: a directory holds no results, or they are of two tasks or share no start states.
+        NnitError: a directory holds no results, or they are of two tasks, control modes or robots,
+            or share no start states.
     """
     a, b = _stored(first), _stored(second)
-    if a.task and b.task and a.task != b.task:
-        raise NnitError(f"{first} is of {a.task} and {second} of {b.task}; nothing can be paired.")
+    for name in a.subject.keys() & b.subject.keys():
+        if a.subject[name] != b.subject[name]:
+            raise NnitError(
+                f"{first} is of the {name.replace('_', ' ')} {a.subject[name]} and {second} of "
+                f"{b.subject[name]}; nothing can be paired."
+            )
     seeds = a.seeds & b.seeds
     if not seeds:
         raise NnitError(f"{first} and {second} share no start states; nothing can be paired.")
@@ -71,8 +76,19 @@ def _mcnemar(a: _Stored, b: _Stored) -> str:
 
 
 def _stored(directory: Path) -> _Stored:
-    stored = read_json(directory / "results.json")
-    results: list[PolicyResult] = stored.get("policies")
+    file = directory / "results.json"
+    stored = read_json(file)
+    try:
+        results: list[PolicyResult] = list(stored["policies"])
+        for row in results:
+            if not PolicyResult.__required_keys__ <= row.keys() or not hidden_of(row):
+                raise KeyError(row)
+        subject = {name: str(stored[name]) for name in SUBJECT if stored.get(name)}
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise NnitError(
+            f"{file} does not hold results of `nnit evaluate`. Name a directory of its results, or "
+            "run it again."
+        ) from None
     if not results:
         raise NnitError(f"{directory} holds no measured policies; run `nnit evaluate` first.")
     table = EpisodeStore(directory / "episodes").table().sort_by("seed")
@@ -83,4 +99,4 @@ def _stored(directory: Path) -> _Stored:
         if left.get((policy_id, weights), 0):  # after an early stop, later episodes do not count
             left[policy_id, weights] -= 1
             episodes.append((seed, once))
-    return _Stored(stored.get("task"), results, episodes)
+    return _Stored(subject, results, episodes)

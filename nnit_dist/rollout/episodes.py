@@ -110,10 +110,15 @@ def episode_functions(env: SimEnv, policy: Any, seed: int) -> tuple[Act, Step]:
     """
     if not isinstance(policy, FunctionPolicy):
         return policy.act, env.step
-    act = policy.begin(seed)
-    if policy.normalized:
-        return act, env.step
-    return lambda obs: env.bounds.clip(act(obs)), env.apply
+    function, shape = policy.begin(seed), (env.info.act_dim,)
+
+    def act(obs: np.ndarray) -> np.ndarray:
+        action = function(obs)
+        if action.shape != shape:
+            raise ValueError(f"an action has shape {list(action.shape)}, expected {list(shape)}")
+        return action if policy.normalized else env.bounds.clip(action)
+
+    return act, env.step if policy.normalized else env.apply
 
 
 def mean_success(env: SimEnv, policy: Any, seeds: Iterable[int]) -> tuple[float, float, float]:

@@ -1,6 +1,7 @@
 """What can be evaluated: policies, policy files, a zoo, or any Python callable."""
 
 import copy
+import functools
 import importlib
 import inspect
 import itertools
@@ -34,6 +35,7 @@ class FunctionPolicy:
     No state goes from one episode to the next. The callable's `reset(seed)`, if it has one, is
     called before each episode, with the seed of its start state if it takes an argument. Without
     `reset`, each episode gets an instance of its own: a new one of a class, a copy of an object.
+    (What a plain function keeps elsewhere, in its closure or its module, cannot be reset.)
     """
 
     function: Callable[..., Any]
@@ -54,15 +56,25 @@ class FunctionPolicy:
             function = _fresh(function)
         if reset := _reset_of(function):
             reset(*[seed] if _takes_argument(reset) else [])
-        return lambda obs: np.asarray(function(obs), np.float32)
+        return lambda obs: _action(function(obs))
 
     def fingerprint(self) -> str:
         """Identifier of this instance, under which its episodes are stored."""
         return self.version
 
 
+def _action(value: Any) -> np.ndarray:
+    """What a function returns, float32; ValueError if it is no array of real numbers."""
+    action = np.asarray(value)
+    if action.dtype.kind not in "fiub":
+        raise ValueError(f"an action must be real numbers, not {value!r:.80}")
+    return action.astype(np.float32)
+
+
 def _reset_of(function: Callable) -> Callable | None:
-    """The callable's `reset`, or that of the object whose method it is."""
+    """The callable's `reset`, or that of the object whose method, or partial, it is."""
+    while isinstance(function, functools.partial):
+        function = function.func
     owner = getattr(function, "__self__", function)
     reset = getattr(owner, "reset", None)
     return reset if callable(reset) and not isinstance(owner, types.ModuleType) else None
@@ -167,9 +179,10 @@ def _import(name: str) -> Callable:
         sys.path.insert(0, os.getcwd())
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:
         raise NnitError(
-            f"cannot import {name}: {error}. Name it as module:function, importable from here."
+            f"cannot import {name}: {type(error).__name__}: {error}. Name it as module:function, "
+            "importable from here."
         ) from None
     if not callable(function):
         raise NnitError(f"{name} is no function but a {type(function).__name__}.")
@@ -190,7 +203,7 @@ def check_evaluables(evaluables: Sequence[Evaluable], info: TaskInfo) -> None:
 
 
 def _check_policy(policy: Policy, info: TaskInfo) -> None:
-    policy.check_finite()
+    policy.check_names().check_finite()
     sizes = (policy.topology.obs_dim, policy.topology.act_dim)
     if sizes != (info.obs_dim, info.act_dim):
         raise NnitError(

@@ -42,6 +42,8 @@ SCHEMA = pa.schema(
         ("robot", pa.string()),
     ]
 )
+# Of memory that a row takes; more of it, and more than so many times the file, is a bomb.
+_ROW_BYTES, _BOMB_BYTES, _BOMB_FACTOR = 150, 256 << 20, 200
 MEASURED, SUBJECT = SCHEMA.names[2:6], SCHEMA.names[6:]
 
 
@@ -170,8 +172,11 @@ class EpisodeStore:
 def _read(file: Path) -> pa.Table:
     try:
         with local_file(file) as local:
+            rows, size = pq.read_metadata(local).num_rows, local.stat().st_size
+            if _ROW_BYTES * rows > max(_BOMB_BYTES, _BOMB_FACTOR * size):
+                raise ValueError(f"{size:,} bytes with {rows:,} rows, as no evaluation writes")
             return pq.read_table(local, schema=SCHEMA)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise NnitError(
             f"{file} is damaged ({str(error).splitlines()[0]}). Delete it; its episodes "
             "are then measured again."

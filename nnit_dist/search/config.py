@@ -14,7 +14,7 @@ class SearchConfig(BaseModel):
     Some generated networks fail in all episodes, so a few networks could all be good by luck.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     trials: int = Field(24, gt=0)
     budget_s: float | None = Field(None, gt=0, description="wall time that trials have")

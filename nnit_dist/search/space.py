@@ -60,10 +60,13 @@ def load_space(path: Path, config: RunConfig) -> Space:
             value.
     """
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.exists() or spec is None or spec.loader is None:
+    if not path.is_file() or spec is None or spec.loader is None:
         raise NnitError(f"there is no search space {path}, a Python module.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise NnitError(f"{path} cannot be run: {type(error).__name__}: {error}.") from None
     stage: Any = getattr(module, "STAGE", None)
     space = getattr(module, "SPACE", None)
     if stage not in get_args(Stage):

@@ -1,9 +1,7 @@
 """The configuration of a run: one YAML file, validated before anything starts."""
 
-import itertools
 from collections.abc import Collection
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
@@ -11,26 +9,25 @@ from nnit_dist.artifacts.legacy import advice
 from nnit_dist.core.errors import NnitError, nearest
 from nnit_dist.core.splits import TopologySplit, UnseenKind, split_topologies
 from nnit_dist.core.task import DEFAULT_CONTROL_MODE, MOST_EPISODES, MOST_SEED, SimBackend
-from nnit_dist.core.topology import Hidden, hidden_name
+from nnit_dist.core.topology import MOST_DEPTH, MOST_WIDTH, Hidden
 from nnit_dist.hypernet.config import AlignConfig
 from nnit_dist.nnit.config import DEFAULT_STEPS, NNiTConfig
 from nnit_dist.population.config import PopulationConfig
 from nnit_dist.stages.keys import Key, keys_of
-from nnit_dist.stages.yaml_file import parse_yaml, read_yaml
-from nnit_dist.training.config import Placement, check_task_weights
+from nnit_dist.training.config import Placement
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class TopologiesConfig(_Model):
     """The grid of training topologies, and the topologies that are kept unseen."""
 
-    widths: list[int] = Field(
+    widths: list[Annotated[int, Field(gt=0, le=MOST_WIDTH // 2)]] = Field(
         [16, 32, 48, 64], min_length=1, description="Widths of hidden layers on the training grid."
     )
-    depths: list[int] = Field(
+    depths: list[Annotated[int, Field(gt=0, le=MOST_DEPTH // 2)]] = Field(
         [1, 2, 3], min_length=1, description="Numbers of hidden layers on the training grid."
     )
     variation: int = Field(
@@ -42,7 +39,7 @@ class TopologiesConfig(_Model):
     unseen_widths: list[int] = Field(
         [24, 40, 56], description="Widths that no network of training has."
     )
-    unseen: dict[UnseenKind, int] = Field(
+    unseen: dict[UnseenKind, NonNegativeInt] = Field(
         {"combination": 12, "width": 12},
         description="How many topologies of each kind are held out of training.",
     )
@@ -95,13 +92,18 @@ class RayConfig(_Model):
     """Where the stages run."""
 
     address: str | None = Field(
-        None, description="Address of a running Ray cluster; a local Ray is started by default."
+        None,
+        min_length=1,
+        description="Address of a running Ray cluster; a local Ray is started by default.",
     )
     num_cpus: int | None = Field(
         None, gt=0, description="Logical CPUs of a local Ray; all cores by default."
     )
     actors: int | None = Field(
-        None, gt=0, description="Simulator processes of a pool; one for every CPU by default."
+        None,
+        gt=0,
+        le=100_000,
+        description="Simulator processes of a pool; one for every CPU by default.",
     )
     sim_backend: SimBackend = Field(
         "auto", description="Where a pool simulates. `auto` takes a GPU where Ray has one."
@@ -145,29 +147,6 @@ class RunConfig(_Model):
         )
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read a YAML configuration and `key.path=value` overrides.
-
-    Raises:
-        NnitError: the file is missing or not YAML, a key is unknown (with its full path and the
-            nearest valid name), or a value is out of range.
-    """
-    data = read_yaml(path)
-    if not isinstance(data, dict):
-        raise NnitError(f"{path} holds no configuration: expected keys such as name and tasks.")
-    for override in overrides or []:
-        _override(data, override)
-    try:
-        config = RunConfig.model_validate(data)
-    except ValidationError as error:
-        raise NnitError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
-    _check_tasks(config, path)
-    _check_widths(config, path)
-    _check_workers(config, path)
-    _check_generated(config, path)
-    return config
-
-
 def known_keys(start: str = "") -> list[Key]:
     """All keys whose path begins with `start`, in order; raises NnitError if there are none."""
     keys = list(keys_of(RunConfig))
@@ -205,22 +184,11 @@ def with_values(config: RunConfig, values: dict[str, Any], where: str) -> RunCon
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        raise NnitError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+        raise NnitError(f"{where}: " + "; ".join(explain(e) for e in error.errors())) from None
 
 
-def _override(data: dict[str, Any], text: str) -> None:
-    path, equals, value = text.partition("=")
-    if not equals:
-        raise NnitError(f"cannot read the override {text!r}; write it as key.path=value.")
-    *parents, last = path.split(".")
-    for name in parents:
-        data = data.setdefault(name, {})
-        if not isinstance(data, dict):
-            raise NnitError(f"the override {text!r} goes into {name!r}, which is a value.")
-    data[last] = parse_yaml(value, f"the value of the override {text!r}")
-
-
-def _explain(error: Any) -> str:
+def explain(error: Any) -> str:
+    """What is wrong with a key, of an entry of pydantic's `ValidationError.errors()`."""
     location = [str(part) for part in error["loc"] if part != "[key]"]
     path = ".".join(location)
     if changed := advice(path):
@@ -233,7 +201,10 @@ def _explain(error: Any) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no number of more than 4,300 digits
+        text = "a very large number"
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
@@ -243,80 +214,3 @@ def _keys_at(location: list[str]) -> list[str]:
         key.path.removeprefix(start) for key in keys_of(RunConfig) if key.path.startswith(start)
     ]
     return list(dict.fromkeys(path.split(".")[0] for path in below))
-
-
-def _check_tasks(config: RunConfig, path: Path) -> None:
-    if len(set(config.tasks)) < len(config.tasks):
-        raise NnitError(f"{path}: a task is named twice in tasks={config.tasks}.")
-    for key in ("recipes", "architectures_by_task"):
-        for task in getattr(config.population, key):
-            if task not in config.tasks:
-                hint = nearest(task, config.tasks)
-                raise NnitError(
-                    f"{path}: population.{key} has {task}, which is not in tasks.{hint}"
-                )
-    for key, task_weights in (
-        ("align.distill", config.align.distill.task_weights),
-        ("nnit", config.nnit.task_weights),
-    ):
-        try:
-            check_task_weights(config.tasks, task_weights)
-        except NnitError as error:
-            raise NnitError(f"{path}: {key}.task_weights: {error}") from None
-    for task in config.tasks:
-        try:
-            config.population.recipe_of(task)
-        except ValidationError as error:
-            # Each value is in range by itself, but together they do not fit.
-            reasons = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
-            raise NnitError(f"{path}: the recipe of {task}: {reasons}.") from None
-
-
-def _check_generated(config: RunConfig, path: Path) -> None:
-    kept = config.topologies.unseen
-    for kind, count in (config.generate.unseen_topologies or {}).items():
-        if count > kept.get(kind, 0):
-            raise NnitError(
-                f"{path}: generate.unseen_topologies asks for {count} of kind {kind}, and "
-                f"topologies.unseen keeps {kept.get(kind, 0)}."
-            )
-
-
-def _check_workers(config: RunConfig, path: Path) -> None:
-    workers, shared = config.training.workers, config.align.distill.topologies_per_step
-    if workers > shared:
-        raise NnitError(
-            f"{path}: training.workers={workers} are more than the topologies of a step, "
-            f"align.distill.topologies_per_step={shared}: some would have nothing to do."
-        )
-
-
-def _check_widths(config: RunConfig, path: Path) -> None:
-    widths, patch = sorted(config.topologies.widths), config.nnit.patch
-    unseen, variation = config.topologies.unseen_widths, config.topologies.variation
-    if small := [w for w in [*widths, *unseen] if w < patch]:
-        raise NnitError(f"{path}: width {small[0]} is less than nnit.patch={patch}.")
-    if beyond := [w for w in unseen if w > 2 * widths[-1]]:
-        raise NnitError(
-            f"{path}: topologies.unseen_widths has {beyond[0]}, more than twice the largest "
-            f"training width {widths[-1]}: a model writes up to twice. Name others, or [] for none."
-        )
-    population = config.population
-    for hidden in {h for task in config.tasks for h, _ in population.architectures_of(task)}:
-        if kept := set(hidden) & set(unseen):
-            raise NnitError(
-                f"{path}: the population has {hidden_name(hidden)}, but {min(kept)} is in "
-                "topologies.unseen_widths."
-            )
-    if both := [w for w in unseen if w in widths]:
-        raise NnitError(f"{path}: width {both[0]} is both a training and an unseen width.")
-    # Varied training widths must reach neither unseen widths nor unseen combinations.
-    distances = [abs(w - u) - 1 for w in widths for u in unseen if u < widths[-1]]
-    distances += [(wider - w - 1) // 2 for w, wider in itertools.pairwise(widths)]
-    most = min([*distances, widths[0] - patch])
-    if variation > most:
-        raise NnitError(
-            f"{path}: topologies.variation={variation} is too much: training networks would reach "
-            f"unseen widths, each other's or less than nnit.patch={patch}. At most {most} with "
-            f"widths {widths} and unseen_widths {unseen}."
-        )

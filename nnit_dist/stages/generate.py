@@ -22,6 +22,7 @@ from nnit_dist.runtime.progress import StageProgress
 from nnit_dist.stages.plan import Figures, RunContext, StagePlan
 from nnit_dist.stages.studies import study_policies, study_size
 
+AT_ONCE = 64  # samples of a topology that are in memory
 STUDIED = 24  # number of unseen topologies in the studies
 
 
@@ -133,19 +134,21 @@ def generate_policies(
     with StageProgress("networks") as view:
         view.add("generate", total=len(topologies) * samples)
         for hidden in topologies:
-            began = time.perf_counter()
-            policies = model.generate(
-                hidden,
-                samples,
-                seed,
-                sampler.steps,
-                success=sampler.success,
-                guidance=sampler.guidance,
-            )
-            seconds += time.perf_counter() - began
-            save_policies(policies, out, overwrite)
-            written += len(policies)
-            view.update("generate", written)
+            for first in range(0, samples, AT_ONCE):
+                began = time.perf_counter()
+                policies = model.generate(
+                    hidden,
+                    min(AT_ONCE, samples - first),
+                    seed,
+                    sampler.steps,
+                    first=first,
+                    success=sampler.success,
+                    guidance=sampler.guidance,
+                )
+                seconds += time.perf_counter() - began
+                save_policies(policies, out, overwrite)
+                written += len(policies)
+                view.update("generate", written)
     return Written(written, seconds)
 
 

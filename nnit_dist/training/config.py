@@ -19,7 +19,7 @@ TaskWeights = Annotated[
 class Placement(BaseModel):
     """Where training runs: how many workers of Ray Train, and the resources of each."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     workers: int = Field(1, gt=0, description="Workers of Ray Train, which share every step.")
     min_workers: int | None = Field(

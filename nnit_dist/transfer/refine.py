@@ -88,11 +88,11 @@ def keep_for_refining(model: HypernetModel, data: DistillationData, path: Path) 
     data.of_teachers(model.current.best).thinned(KEPT_STATES).save(path)
 
 
-def load_distillation_data(run: RunDirectory, task: str) -> DistillationData:
+def load_distillation_data(run: RunDirectory, task: str, control_mode: str) -> DistillationData:
     """Read the distillation data of a task that the align stage of a run wrote.
 
     Raises:
-        NnitError: the run has no distillation data of the task.
+        NnitError: the run has no distillation data of the task, or is of another control mode.
     """
     path = run.distillation_data(task)
     if not path.exists():
@@ -100,6 +100,13 @@ def load_distillation_data(run: RunDirectory, task: str) -> DistillationData:
             f"there is no {path}, with the teachers to learn from. Name with --run a finished run "
             f"of {task}, whose align stage writes it."
         )
+    if run.is_finished("align"):
+        of_run = run.settings("align").get("control_mode", control_mode)
+        if of_run != control_mode:
+            raise NnitError(
+                f"the teachers of {run} act in {of_run}, and the policies in {control_mode}. Name "
+                "with --run a run of their control mode."
+            )
     return DistillationData.load(path)
 
 

@@ -13,6 +13,7 @@ import pytest
 from nnit_dist.artifacts.shipped import shipped
 from nnit_dist.core.policy import Policy
 from nnit_dist.core.splits import UNSEEN_KINDS
+from nnit_dist.core.task import DEFAULT_CONTROL_MODE
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.model import load_model
 from nnit_dist.rollout.evaluation import Evaluator
@@ -56,7 +57,9 @@ def test_policies_are_refined_alike():
     task = "LiftPegUpright-v1"
     policies = [p for row in KNOWN["generate"] if row["task"] == task for p in written(row)]
     (known,) = KNOWN["refine"]
-    refined, errors = refine(policies, load_distillation_data(shipped(task), task), 20, 0)
+    refined, errors = refine(
+        policies, load_distillation_data(shipped(task), task, DEFAULT_CONTROL_MODE), 20, 0
+    )
     assert np.allclose(errors, known["errors"], rtol=1e-3)
     for policy, row in zip(refined, known["policies"], strict=True):
         obs = np.linspace(-1, 1, 3 * policy.topology.obs_dim).reshape(3, -1).astype(np.float32)

@@ -9,6 +9,7 @@ from nnit_dist.artifacts.shipped import shipped
 from nnit_dist.core.errors import NnitError
 from nnit_dist.core.files import content_hash
 from nnit_dist.core.splits import UNSEEN_KINDS, WITHIN
+from nnit_dist.core.task import DEFAULT_CONTROL_MODE
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.model import load_model
 from nnit_dist.transfer.refine import load_distillation_data, refine
@@ -70,7 +71,7 @@ def test_a_model_of_four_tasks_reaches_what_is_told_of_it(task, absolute, of_tea
 def test_teachers_ship_that_refine_what_is_written(task):
     """The best that do the task in one way, as the population has them."""
     run = shipped(task)
-    distillation_data = load_distillation_data(run, task)
+    distillation_data = load_distillation_data(run, task, DEFAULT_CONTROL_MODE)
     sampler = HypernetModel.load(run.hypernet(), task)
     zoo = {m.policy.id: m.policy for m in run.zoo().members()}
     best = [zoo[sampler.current.teachers[i].id] for i in sampler.current.best]

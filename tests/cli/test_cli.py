@@ -1,12 +1,14 @@
 """The `nnit` command: as a user types it where a process of its own matters, else called here."""
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import imageio.v2 as imageio
 import numpy as np
 import pytest
-from support.commands import nnit, nnit_process
+from support.commands import ROOT, nnit, nnit_process
 from support.networks import random_policy
 
 from nnit_dist.artifacts.shipped import shipped
@@ -138,6 +140,8 @@ def test_doctor_tells_what_is_here():
         (["evaluate", ZOO, "--address", "http://127.0.0.1:8265", "--episodes", "1"], "ray://HOST"),
         (["run", "configs/smoke.yaml", "--set", f"seed={10**30}"], "'seed': Input should be less"),
         (["zoo", "ls", "s3://"], "names no bucket"),
+        (["zoo", "ls", "s3:///x"], "names no bucket"),
+        (["evaluate", ":act", "--task", "PushCube-v1"], "cannot import :act"),
         (
             ["run", "configs/smoke.yaml", "--set", "ray.address=127.0.0.1:1"],
             "Ray could not be reached",
@@ -198,3 +202,43 @@ def test_exit_codes_tell_whether_all_some_or_no_policies_were_measured(tmp_path,
             assert result.returncode == code, result.stdout
             assert ("not measured: overflowing" in result.stdout) == (code > 0)
     assert "1 of 2 measured" in nnit("evaluate", tmp_path / "some", "--episodes", 1).stdout
+
+
+@pytest.mark.parametrize(
+    "text", ["def act(o:", "raise SystemExit(3)", "missing_name", "import nowhere"]
+)
+def test_a_module_that_cannot_be_run_is_named(text, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_module.py").write_text(text)
+    monkeypatch.delitem(sys.modules, "own_module", raising=False)
+    result = nnit("evaluate", "own_module:act", "--task", "PushCube-v1", cwd=tmp_path)
+    assert (result.returncode, "cannot import own_module:act: " in result.stdout) == (1, True)
+    result = nnit("tune", tmp_path / "own_module.py", ROOT / "configs/smoke.yaml", cwd=tmp_path)
+    assert (result.returncode, "own_module.py cannot be run: " in result.stdout) == (1, True)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"policies": "abc"}', '{"policies": [{"id": 1}]}'])
+def test_results_that_are_none_are_refused(text, tmp_path):
+    (tmp_path / "results.json").write_text(text)
+    result = nnit("compare", tmp_path, tmp_path)
+    assert result.returncode == 1
+    assert "does not hold results" in " ".join(result.stdout.split())
+
+
+def test_policies_are_refined_by_teachers_of_their_control_mode_alone(tmp_path):
+    policy = next(iter(shipped("PushCube-v1").zoo().members())).policy
+    save_policies([replace(policy, control_mode="pd_joint_pos")], tmp_path / "in")
+    result = nnit("refine", tmp_path / "in", "--steps", 1, "--out", tmp_path / "out")
+    assert result.returncode == 1
+    assert "act in pd_joint_delta_pos, and the policies in pd_joint_pos" in " ".join(
+        result.stdout.split()
+    )
+
+
+def test_samples_are_written_a_few_at_a_time(tmp_path, small_run):
+    words = ("generate", "--hidden", "16", "--model", small_run.path, "--steps", 1)
+    assert nnit(*words, "--samples", 70, "--out", tmp_path / "many").returncode == 0
+    assert nnit(*words, "--samples", 1, "--out", tmp_path / "one").returncode == 0
+    assert len(load_policies(tmp_path / "many")) == 70
+    (one,) = (tmp_path / "one").iterdir()
+    assert (tmp_path / "many" / one.name).read_bytes() == one.read_bytes()

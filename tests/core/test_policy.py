@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -213,3 +214,21 @@ def test_a_policy_acts_as_torchs_own_modules(activation, dtype, tmp_path):
 def test_the_same_weights_with_another_activation_are_another_policy():
     prints = {random_policy(activation=name).fingerprint() for name in ACTIVATIONS}
     assert len(prints) == len(ACTIVATIONS)
+
+
+def test_what_is_no_policy_is_refused_when_it_is_made(tmp_path):
+    policy = random_policy()
+    for layers in ([], [(3, 4), (5, 6), (7, 8)]):
+        with pytest.raises(NnitError, match="has layers of shapes") as error:
+            replace(policy, layers=layers)
+        assert "transposed" not in str(error.value)
+    with pytest.raises(NnitError, match="transposed"):
+        replace(policy, layers=[(weight.T, bias) for weight, bias in policy.layers])
+    for strange in (1j, "1"):
+        layers = [(np.full(w.shape, strange), b) for w, b in policy.layers]
+        with pytest.raises(NnitError, match="must be real numbers"):
+            replace(policy, layers=layers)
+    for name in ("id", "task"):
+        with pytest.raises(NnitError, match="cannot be a name"):
+            save_policy(replace(policy, **{name: "../x"}), tmp_path / "p.safetensors")
+    assert list(tmp_path.iterdir()) == []

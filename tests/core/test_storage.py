@@ -26,7 +26,7 @@ from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.rollout.episodes import Rollouts
 from nnit_dist.rollout.evaluable import read_evaluables
 from nnit_dist.rollout.store import EpisodeStore
-from nnit_dist.stages.config import load_config
+from nnit_dist.stages.config_file import load_config
 from nnit_dist.training.state import read_metrics
 
 

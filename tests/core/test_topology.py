@@ -1,5 +1,6 @@
 """Topologies: their shapes, and how they are written."""
 
+import numpy as np
 import pytest
 
 from nnit_dist.core.errors import NnitError
@@ -38,3 +39,16 @@ def test_unreadable_architectures(text):
 def test_an_unknown_activation_names_those_there_are():
     with pytest.raises(NnitError, match="use tanh, relu, elu, silu. Did you mean relu or elu"):
         Topology(35, (8,), 8, "rleu")
+
+
+def test_equal_topologies_are_equal_whatever_numbers_they_are_made_of():
+    plain = Topology(35, (16, 8), 8)
+    for hidden in ([16, 8], np.array([16, 8]), (np.int32(16), np.int64(8))):
+        assert Topology(np.int64(35), hidden, 8) == plain
+        assert repr(Topology(35, hidden, 8)) == repr(plain)
+    for wrong in ((16.5,), ("16",), (float("nan"),), (None,)):
+        with pytest.raises(NnitError, match="whole numbers"):
+            Topology(35, wrong, 8)
+    for wrong in (None, 3):
+        with pytest.raises(NnitError, match="no activation"):
+            Topology(35, (8,), 8, wrong)

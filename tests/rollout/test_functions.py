@@ -1,6 +1,8 @@
 """Functions as policies: the units of their actions, their state, and where results are kept."""
 
+import functools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +96,7 @@ def test_no_state_goes_from_an_episode_to_the_next(ray_local):
     """However many episodes a simulator runs, one after the other."""
     functions = [Counting(), Resetting(), Seedless(), Counting, Resetting, Owner().action]
     functions.append(functions[0].__call__)
+    functions.append(functools.partial(Seedless()))
     one, two = (
         Evaluator(actors=actors).evaluate(functions, 12, task=TASK, returns=True)
         for actors in (1, 2)
@@ -101,7 +104,7 @@ def test_no_state_goes_from_an_episode_to_the_next(ray_local):
     returns = [result.scores.returns for result in (one, two)]
     assert np.array_equal(*returns)
     count, reset, *_ = returns[0]
-    for i in (2, 3, 5, 6):  # all of these begin at 0
+    for i in (2, 3, 5, 6, 7):  # all of these begin at 0
         assert np.array_equal(returns[0][i], count)
     assert np.array_equal(returns[0][4], reset)
     assert not np.array_equal(reset, count)
@@ -126,6 +129,32 @@ def test_options_that_contradict_a_policy_are_refused(options, expected, tmp_pat
         with pytest.raises(NnitError, match=expected):
             evaluate(source, 1, **options)
     assert read_evaluables(policy, TASK, "pd_joint_delta_pos") == [policy]
+
+
+class Later:
+    """Returns something else in its fifth step."""
+
+    def __init__(self, value: Any) -> None:
+        self.value, self.calls = value, 0
+
+    def __call__(self, obs: np.ndarray) -> Any:
+        self.calls += 1
+        return np.zeros(8) if self.calls < 5 else self.value
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.5, "has shape [], expected [8]"),
+        (np.zeros((1, 8)), "has shape [1, 8], expected [8]"),
+        (np.zeros(8, complex), "must be real numbers"),
+        (["1"] * 8, "must be real numbers"),
+        (None, "must be real numbers"),
+    ],
+)
+def test_what_is_no_action_fails_its_function_in_any_step(value, expected, ray_local):
+    result = Evaluator(actors=1).evaluate([Later(value)], 1, task=TASK)
+    assert expected in next(iter(result.failures.values()))
 
 
 def still(obs: np.ndarray) -> np.ndarray:

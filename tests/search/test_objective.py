@@ -8,7 +8,8 @@ from nnit_dist.artifacts.shipped import shipped
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.search.objective import NNiTObjective, work
 from nnit_dist.search.results import RUNGS
-from nnit_dist.stages.config import load_config, with_values
+from nnit_dist.stages.config import with_values
+from nnit_dist.stages.config_file import load_config
 
 
 def test_a_larger_network_trains_fewer_steps(tmp_path):

@@ -7,7 +7,7 @@ from support.searches import CONFIG, SPACE, space_file
 from nnit_dist.core.errors import NnitError
 from nnit_dist.search.schedule import Halving, Population, asha, check_pbt, first_ones
 from nnit_dist.search.space import load_space
-from nnit_dist.stages.config import load_config
+from nnit_dist.stages.config_file import load_config
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ from nnit_dist.search.results import RUNGS, TRIAL, read_trials, rung_file, sched
 from nnit_dist.search.run import Search
 from nnit_dist.search.space import load_space
 from nnit_dist.search.validation import validation_topologies
-from nnit_dist.stages.config import load_config, with_values
+from nnit_dist.stages.config import with_values
+from nnit_dist.stages.config_file import load_config
 
 
 def test_widths_with_nothing_between_them_leave_no_topologies_of_validation():

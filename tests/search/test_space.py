@@ -7,7 +7,8 @@ from support.searches import CONFIG, ROOT, SPACE, space_file
 
 from nnit_dist.core.errors import NnitError
 from nnit_dist.search.space import load_space
-from nnit_dist.stages.config import load_config, with_values
+from nnit_dist.stages.config import with_values
+from nnit_dist.stages.config_file import load_config
 
 
 def test_a_space_is_read_with_the_defaults_of_a_configuration(tmp_path):

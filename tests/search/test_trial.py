@@ -17,7 +17,8 @@ from nnit_dist.search.config import SearchConfig
 from nnit_dist.search.results import read_trials
 from nnit_dist.search.run import Search
 from nnit_dist.search.space import load_space
-from nnit_dist.stages.config import load_config, with_values
+from nnit_dist.stages.config import with_values
+from nnit_dist.stages.config_file import load_config
 
 
 @pytest.mark.long

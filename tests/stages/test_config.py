@@ -4,7 +4,11 @@ from pathlib import Path
 import pytest
 
 from nnit_dist.core.errors import NnitError
-from nnit_dist.stages.config import known_keys, load_config, value_of
+from nnit_dist.stages.config import known_keys, value_of
+from nnit_dist.stages.config_file import load_config
+from nnit_dist.stages.pipeline import Pipeline
+
+SMOKE = Path(__file__).parents[2] / "configs/smoke.yaml"
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -148,3 +152,52 @@ def test_files_that_are_no_configuration_say_why(text, expected, tmp_path):
         load_config(path)
     with pytest.raises(NnitError, match="cannot read"):
         load_config(tmp_path)
+
+
+NAN_AND_INFINITE = (
+    *("nnit.lr=.inf", "nnit.logit_mean=.nan", "generate.guidance=.inf", "population.cpus=.inf"),
+    *("population.recipe.lr=.inf", "align.distill.weight_noise=.inf"),
+)
+SENSELESS = {
+    "topologies.depths=[0]": "greater than 0",
+    "topologies.depths=[-1]": "greater than 0",
+    "topologies.depths=[1, 1]": "has a value twice",
+    "topologies.depths=[30]": "more than 5,000,000 topologies",
+    "topologies.depths=[1000]": "less than or equal to 32",
+    "topologies.widths=[1000000]": "less than or equal to 8192",
+    "topologies.unseen={combination: -3}": "greater than or equal to 0",
+    "topologies.unseen={combination: 1000000}": "asks for 1000000 topologies",
+    "topologies.unseen={width: 5}": "give only 0",
+    "name=../escaped": "the name of a run '../escaped' cannot be a name",
+    "name=.": "cannot be a name",
+    "population.seeds=[0, 0]": "is there twice",
+    "population.architectures=[[16, 8], 16x8-tanh]": "is there twice",
+    "population.architectures_by_task={PushCube-v1: []}": "at least 1 item",
+    "ray.address=''": "at least 1 character",
+    "ray.actors=1000000": "less than or equal to 100000",
+    f"seed=0x{'F' * 5000}": "a very large number",
+}
+
+
+@pytest.mark.parametrize("override", NAN_AND_INFINITE)
+def test_no_value_is_infinite_or_no_number(override):
+    with pytest.raises(NnitError, match="finite"):
+        load_config(SMOKE, [override])
+
+
+@pytest.mark.parametrize("override", SENSELESS)
+def test_senseless_values_are_refused_before_anything_is_trained(override):
+    with pytest.raises(NnitError, match=SENSELESS[override]):
+        load_config(SMOKE, [override])
+
+
+def test_guidance_without_dropped_conditions_is_refused():
+    with pytest.raises(NnitError, match="needs some nnit.condition_dropout"):
+        load_config(SMOKE, ["generate.guidance=3", "nnit.condition_dropout=0"])
+
+
+@pytest.mark.parametrize("key", ["population.cpus", "training.cpus"])
+def test_cpus_that_a_local_ray_never_has_are_refused(key, tmp_path):
+    pipeline = Pipeline(load_config(SMOKE, [f"{key}=1000"]), tmp_path)
+    with pytest.raises(NnitError, match=f"{key} asks for 1000 CPUs"):
+        pipeline.do("population")

@@ -12,7 +12,7 @@ from nnit_dist.hypernet.latents import TeacherLatents
 from nnit_dist.hypernet.model import HypernetModel
 from nnit_dist.nnit.dataset import AlignedDataset
 from nnit_dist.nnit.trainer import Trainer
-from nnit_dist.stages.config import load_config
+from nnit_dist.stages.config_file import load_config
 from nnit_dist.training.sampling import TrainingDistribution
 
 PAPER = Path(__file__).parents[2] / "configs" / "paper.yaml"

@@ -18,7 +18,7 @@ from support.commands import ROOT, nnit
 from nnit_dist.core.files import content_hash
 from nnit_dist.core.storage import path_of
 from nnit_dist.nnit.model import NNiTModel
-from nnit_dist.stages.config import load_config
+from nnit_dist.stages.config_file import load_config
 from nnit_dist.stages.pipeline import Pipeline
 from nnit_dist.training.state import read_metrics
 
