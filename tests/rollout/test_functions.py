@@ -1,7 +1,6 @@
 """Functions as policies: the units of their actions, their state, and where results are kept."""
 
 import functools
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from support.commands import nnit_process
 from support.networks import TASK, random_policy
 
 from nnit_dist.core.errors import NnitError
+from nnit_dist.core.files import write_json
 from nnit_dist.core.policy import save_policy
 from nnit_dist.envs.actions import ActionBounds
 from nnit_dist.envs.sim import TEST_SEED, SimEnv, check_for_networks
@@ -18,6 +18,7 @@ from nnit_dist.rollout.comparison import compare_evaluations
 from nnit_dist.rollout.episodes import Part, run_part
 from nnit_dist.rollout.evaluable import FunctionPolicy, read_evaluables
 from nnit_dist.rollout.evaluation import Evaluator, evaluate
+from nnit_dist.rollout.results import PolicyResult
 from nnit_dist.rollout.store import EpisodeStore
 
 SEEDS = tuple(range(TEST_SEED, TEST_SEED + 10))
@@ -203,12 +204,19 @@ def test_a_strange_observation_fails_its_policy_and_not_the_simulator(ray_local)
     assert "NaN or infinite" in result.failures["blind"]
 
 
-def test_evaluations_of_two_tasks_are_not_compared(tmp_path):
-    from nnit_dist.core.files import write_json
-
-    policy = replace(random_policy(), id="p")
-    for task in (TASK, "PullCube-v1"):
-        row = {"policy_id": "p", "fingerprint": policy.fingerprint(), "episodes": 1}
-        write_json(tmp_path / task / "results.json", {"task": task, "policies": [row]})
-    with pytest.raises(NnitError, match="PushCube-v1 and .* of PullCube-v1"):
-        compare_evaluations(tmp_path / TASK, tmp_path / "PullCube-v1")
+@pytest.mark.parametrize(
+    ("subject", "expected"),
+    [
+        ({"task": "PullCube-v1"}, "of the task PushCube-v1 and .* of PullCube-v1"),
+        ({"control_mode": "pd_joint_pos"}, "of the control mode a and .* of pd_joint_pos"),
+        ({"robot": "fetch"}, "of the robot panda and .* of fetch"),
+    ],
+)
+def test_evaluations_of_other_subjects_are_not_compared(subject, expected, tmp_path):
+    row = dict.fromkeys(PolicyResult.__required_keys__, 0.5)
+    row |= {"policy_id": "p", "fingerprint": "f", "episodes": 1, "hidden": [8]}
+    known = {"task": TASK, "control_mode": "a", "robot": "panda", "policies": [row]}
+    write_json(tmp_path / "a" / "results.json", known)
+    write_json(tmp_path / "b" / "results.json", known | subject)
+    with pytest.raises(NnitError, match=expected):
+        compare_evaluations(tmp_path / "a", tmp_path / "b")
