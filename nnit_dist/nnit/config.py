@@ -26,8 +26,8 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         if min(self.width, self.depth, self.heads) < 1 or self.width % self.heads:
             raise ValueError("width, depth and heads are positive, and heads divide width")
-        if self.width > 65536 or self.depth > 1024:
-            raise ValueError("width is at most 65536, depth at most 1024")
+        if self.width > 2**20 or self.depth > 1024:
+            raise ValueError("width is at most 2**20, depth at most 1024")
 
 
 class NNiTConfig(BaseModel):
