@@ -58,7 +58,7 @@ class Pipeline:
             _say_done(stage, f"already done: {manifest.directory}")
             return self.run.manifest(stage)
         plan.check()
-        self._check_cpus()
+        self._check_cpus(stage)
         manifest.begin()
         console.print(styled(("•", "bold"), f" {stage}"))
         finished = manifest.finish(self._work(plan, manifest.directory))
@@ -89,22 +89,20 @@ class Pipeline:
                 "this machine. Set training.gpu=false, or ray.address to a cluster that has some."
             )
 
-    def _check_cpus(self) -> None:
-        """Raise NnitError if a local Ray would wait forever for the CPUs of a trial or a worker."""
-        config = self.config
-        if config.ray.address:
+    def _check_cpus(self, stage: str) -> None:
+        """Raise NnitError if a local Ray would wait forever for the CPUs that `stage` needs."""
+        where, training = self.config.ray, self.config.training
+        if where.address or stage not in ("population", *_TRAINING):
             return
-        cpus = config.ray.num_cpus or os.cpu_count() or 1
-        training = config.training
-        for key, wanted in (
-            ("population.cpus", config.population.cpus),
-            ("training.cpus", training.cpus * (training.min_workers or training.workers)),
-        ):
-            if wanted > max(cpus, 2):
-                raise NnitError(
-                    f"{key} asks for {wanted:g} CPUs, all workers together, and a local Ray has "
-                    f"{cpus} here. Ask for fewer, or name a cluster with ray.address."
-                )
+        key, wanted = "population.cpus", self.config.population.cpus
+        if stage in _TRAINING:
+            key = "training.cpus"
+            wanted = training.cpus * (training.min_workers or training.workers)
+        if wanted > max(cpus := where.num_cpus or os.cpu_count() or 1, 2):
+            raise NnitError(
+                f"{key} asks for {wanted:g} CPUs, all workers together, and a local Ray has {cpus} "
+                "here. Ask for fewer, or name a cluster with ray.address."
+            )
 
     def _log(self, stage: str, figures: Figures) -> None:
         """Log curves and figures to Weights & Biases, grouped by run, if it is switched on."""

@@ -196,8 +196,12 @@ def test_guidance_without_dropped_conditions_is_refused():
         load_config(SMOKE, ["generate.guidance=3", "nnit.condition_dropout=0"])
 
 
-@pytest.mark.parametrize("key", ["population.cpus", "training.cpus"])
-def test_cpus_that_a_local_ray_never_has_are_refused(key, tmp_path):
-    pipeline = Pipeline(load_config(SMOKE, [f"{key}=1000"]), tmp_path)
-    with pytest.raises(NnitError, match=f"{key} asks for 1000 CPUs"):
+def test_cpus_that_a_local_ray_never_has_are_refused(tmp_path):
+    pipeline = Pipeline(load_config(SMOKE, ["population.cpus=1000"]), tmp_path)
+    with pytest.raises(NnitError, match="population.cpus asks for 1000 CPUs"):
         pipeline.do("population")
+    pipeline = Pipeline(load_config(SMOKE, ["training.cpus=500", "training.workers=2"]), tmp_path)
+    for stage in ("align", "train"):
+        with pytest.raises(NnitError, match="training.cpus asks for 1000 CPUs"):
+            pipeline._check_cpus(stage)
+    pipeline._check_cpus("report")  # can be written anywhere
