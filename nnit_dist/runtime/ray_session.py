@@ -180,7 +180,8 @@ def _current_cluster() -> str:
     if named := os.environ.get("RAY_ADDRESS"):
         return named
     # (The files for `ray up` keep Ray's files in the private directory.)
-    places = (Path(os.environ.get("RAY_TMPDIR", "/tmp")), private_directory())
+    named_place = os.environ.get("RAY_TMPDIR")
+    places = [Path(named_place)] if named_place else [Path("/tmp"), private_directory()]
     files = [place / "ray" / "ray_current_cluster" for place in places]
     address = next((file.read_text().strip() for file in files if file.is_file()), "")
     if not address:
