@@ -8,11 +8,16 @@ from pathlib import Path
 import imageio.v2 as imageio
 import numpy as np
 import pytest
+import typer
 from support.commands import ROOT, nnit, nnit_process
 from support.networks import random_policy
 
 from nnit_dist.artifacts.shipped import shipped
+from nnit_dist.cli.main import _summary
+from nnit_dist.core.files import write_json
 from nnit_dist.core.policy import load_policies, save_policies, save_policy
+from nnit_dist.stages.config_file import load_config
+from nnit_dist.stages.pipeline import Pipeline
 
 ZOO = shipped("PushCube-v1").population.zoo.path
 
@@ -242,3 +247,17 @@ def test_samples_are_written_a_few_at_a_time(tmp_path, small_run):
     assert len(load_policies(tmp_path / "many")) == 70
     (one,) = (tmp_path / "one").iterdir()
     assert (tmp_path / "many" / one.name).read_bytes() == one.read_bytes()
+
+
+def test_a_runs_summary_names_the_failures_of_every_task(tmp_path, capsys):
+    summary = {"kind": "teacher", "method": "teachers", "low": 0.0, "high": 1.0}
+    figures = {"failures": {"nnit_8_0_0": "why"}, "summaries": [summary | {"success_once": 0.5}]}
+    pipeline = Pipeline(load_config(ROOT / "configs/smoke.yaml"), tmp_path)
+    manifest = {"key": {"config": {}}, "figures": {"tasks": {}}}
+    for task in pipeline.config.tasks:
+        manifest["figures"]["tasks"][task] = figures
+    write_json(tmp_path / "evaluate" / "manifest.json", manifest)
+    with pytest.raises(typer.Exit) as end:
+        _summary(pipeline)
+    assert end.value.exit_code == 3
+    assert capsys.readouterr().out.count("not measured: nnit_8_0_0: why") == 2
