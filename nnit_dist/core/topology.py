@@ -31,17 +31,23 @@ class Topology:
 
     def __post_init__(self) -> None:
         check_activation(self.activation)
-        try:
-            sizes = [index(size) for size in (self.obs_dim, *self.hidden, self.act_dim)]
-        except TypeError:
-            raise NnitError(f"sizes of layers are whole numbers; got {self}.") from None
-        # (Lists and numpy's integers would make equal topologies differ.)
-        for name, value in zip(
-            ("obs_dim", "hidden", "act_dim"), (sizes[0], tuple(sizes[1:-1]), sizes[-1]), strict=True
-        ):
-            object.__setattr__(self, name, value)
+        if type(self.hidden) is not tuple or {*map(type, self.dims)} != {int}:
+            self._make_plain()
         if not self.hidden or min(self.hidden) < 1 or self.obs_dim < 1 or self.act_dim < 1:
             raise NnitError(f"a topology needs a hidden layer and positive sizes; got {self}.")
+
+    def _make_plain(self) -> None:
+        """Replace lists and numpy's integers, which would make equal topologies differ."""
+        try:
+            obs_dim, *hidden, act_dim = map(index, (self.obs_dim, *self.hidden, self.act_dim))
+        except TypeError:
+            raise NnitError(f"sizes of layers are whole numbers; got {self}.") from None
+        for name, value in {
+            "obs_dim": obs_dim,
+            "hidden": tuple(hidden),
+            "act_dim": act_dim,
+        }.items():
+            object.__setattr__(self, name, value)
 
     @property
     def dims(self) -> tuple[int, ...]:
